@@ -1,0 +1,1 @@
+"""Repeatable measurements: ratios against a baseline in the same run, never asserted in tests."""

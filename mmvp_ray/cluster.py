@@ -1,0 +1,224 @@
+"""The Ray session: the one place that calls ray.init, started only when there is work for it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from mmvp_ray.errors import ConfigError, MmvpError, ResourceError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+log = logging.getLogger(__name__)
+
+NUM_START_ATTEMPTS = 2
+"""Ray's start is slow on a busy machine and its own time limit cannot be set: it is tried again once."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resources:
+    """What the cluster has.
+
+    Attributes:
+        num_cpus: Logical CPUs.
+        num_gpus: Logical GPUs.
+        num_nodes: Nodes that are alive.
+        smallest_node_cpus: CPUs of the smallest node that has any.
+        memory_bytes: Memory for tasks.
+        object_store_bytes: Memory for shared objects.
+    """
+
+    num_cpus: float
+    num_gpus: float
+    num_nodes: int
+    smallest_node_cpus: float
+    memory_bytes: int
+    object_store_bytes: int
+
+
+class Session:
+    """A connection to Ray that is made on first use and closed with the `with` block if it was made here.
+
+    Args:
+        address: A running cluster ("auto", "host:port", "ray://..."); None means RAY_ADDRESS if it is set (`ray job submit` sets
+            it), else a cluster of its own on this machine, never one that happens to run here.
+    """
+
+    def __init__(self, address: str | None = None) -> None:
+        self._address = address or os.environ.get("RAY_ADDRESS") or None
+        self._is_ours = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._is_ours:
+            import ray
+
+            ray.shutdown()
+            self._is_ours = False
+
+    @property
+    def joins_cluster(self) -> bool:
+        """True when this session belongs to a cluster that somebody else started."""
+        return self._address is not None and self._address != "local"
+
+    @property
+    def is_started(self) -> bool:
+        """True when Ray is connected already, so that a task costs no start."""
+        return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
+
+    def start(self) -> None:
+        """Connect to the cluster, or start one here; nothing if that is done.
+
+        Raises:
+            ResourceError: Ray did not start. ConfigError: no cluster answers at the address.
+        """
+        if self.is_started:
+            return
+        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+        if not self.joins_cluster:
+            # Ray 2.60 would turn token authentication on for a cluster that only this process can reach.
+            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+            # Ray's C++ core writes to this terminal what concerns its own developers; errors of tasks come as exceptions.
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        import ray
+
+        options: dict[str, Any] = {
+            "logging_level": logging.WARNING,
+            "log_to_driver": self.joins_cluster,
+        }
+        if not self.joins_cluster:
+            options |= {"include_dashboard": False}
+        for attempt in range(NUM_START_ATTEMPTS):
+            try:
+                with contextlib.nullcontext() if self.joins_cluster else _silent_terminal():
+                    ray.init(address=self._address or "local", **options)
+                self._is_ours = True
+                return
+            except ConnectionError as error:
+                where = self._address or "this machine"
+                raise ConfigError(
+                    f"expected a Ray cluster at {where}, found none ({' '.join(str(error).split())}); check --address and RAY_ADDRESS"
+                ) from error
+            except Exception as error:
+                ray.shutdown()
+                if attempt == NUM_START_ATTEMPTS - 1:
+                    raise ResourceError(
+                        f"Ray did not start on this machine ({' '.join(str(error).split())[:300]}); it may be too busy: try again"
+                    ) from error
+                log.warning("Ray did not start (%s); trying once more", error)
+
+    def resources(self) -> Resources:
+        """What the cluster has now; starts Ray if need be."""
+        self.start()
+        import ray
+
+        total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        nodes: list[dict[str, Any]] = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        node_cpus = [float(node["Resources"].get("CPU", 0.0)) for node in nodes]
+        return Resources(
+            num_cpus=total.get("CPU", 0.0),
+            num_gpus=total.get("GPU", 0.0),
+            num_nodes=len(nodes),
+            smallest_node_cpus=min((cpus for cpus in node_cpus if cpus > 0), default=1.0),
+            memory_bytes=int(total.get("memory", 0)),
+            object_store_bytes=int(total.get("object_store_memory", 0)),
+        )
+
+    def run_tasks(
+        self,
+        work: Callable[[T], R],
+        items: Sequence[T],
+        *,
+        num_cpus: float = 1.0,
+        num_gpus: float = 0.0,
+        inline: bool = False,
+    ) -> Iterator[R]:
+        """Yield `work(item)` for every item, as they come to an end; at most a few tasks for each CPU wait at a time.
+
+        Args:
+            work: A pure function of its item that any process can import; it may run again after a crash.
+            items: Light, picklable descriptions of the work.
+            num_cpus: Logical CPUs of one task.
+            num_gpus: Logical GPUs of one task.
+            inline: Run here, one after the other, without Ray.
+
+        Raises:
+            MmvpError: What the task raised, as it raised it.
+        """
+        if inline:
+            yield from map(work, items)
+            return
+        have = self.resources()
+        import ray
+
+        task = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=3)(work)
+        slots = have.num_gpus / num_gpus if num_gpus else have.num_cpus / max(num_cpus, 0.01)
+        limit = max(2, int(2 * slots))
+        waiting: list[Any] = []
+        try:
+            for item in items:
+                if len(waiting) >= limit:
+                    done, waiting = ray.wait(waiting, num_returns=1)
+                    yield from _results(done)
+                waiting.append(task.remote(item))
+            while waiting:
+                done, waiting = ray.wait(waiting, num_returns=1)
+                yield from _results(done)
+        finally:
+            for ref in waiting:
+                ray.cancel(ref, force=True)
+
+
+@contextlib.contextmanager
+def _silent_terminal() -> Iterator[None]:
+    # Ray's C++ core announces its log level past Python, straight to the terminal; a failed start raises all the same.
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _results(refs: list[Any]) -> Iterator[Any]:
+    import ray
+
+    try:
+        yield from ray.get(refs)
+    except ray.exceptions.RayError as error:
+        raise own_error(error) from error
+
+
+def own_error(error: BaseException) -> BaseException:
+    """The MmvpError inside the wrappers that Ray puts around what a task raised; `error` itself if there is none."""
+    seen: set[int] = set()
+    queue: list[BaseException | None] = [error]
+    while queue:
+        found = queue.pop()
+        if found is None or id(found) in seen:
+            continue
+        seen.add(id(found))
+        # Ray makes one class out of its own and the task's; the plain one is in `cause`.
+        if isinstance(found, MmvpError) and not hasattr(found, "cause"):
+            # Ray Data appends advice of its own; our messages are one line.
+            return type(found)(str(found).split("\n", 1)[0])
+        queue += [found.__cause__, found.__context__, getattr(found, "cause", None)]
+    return error

@@ -1,0 +1,38 @@
+"""How the embedding pass runs: batch size, threads and actors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mmvp_ray.errors import ConfigError
+
+DEFAULT_BATCH_SIZE = {"cuda": 256, "cpu": 32}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbedConfig:
+    """Options of the embedding pass. Batch size and threads are fixed by it, so that tables are bit-equal on the same hardware."""
+
+    batch_size: int | None = None
+    """Images in a batch; 256 on a GPU, 32 on a CPU unless given."""
+    num_threads: int = 2
+    """CPU threads of an encoder actor; matters where the encoder runs on a CPU."""
+    num_actors: int | None = None
+    """Encoder actors; as many as the GPUs (or the CPU threads) allow unless given."""
+    gpus_per_actor: float = 1.0
+    """GPUs of an encoder actor; a fraction lets several share one."""
+
+    def check(self) -> None:
+        """Raise ConfigError for a value out of range."""
+        for name in ("batch_size", "num_threads", "num_actors"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(
+                    f"expected at least 1, found {value} in --{name.replace('_', '-')}; give a positive number"
+                )
+        if not 0 < self.gpus_per_actor <= 64 or (
+            self.gpus_per_actor > 1 and self.gpus_per_actor != int(self.gpus_per_actor)
+        ):
+            raise ConfigError(
+                f"expected a fraction up to 1 or a whole number, found {self.gpus_per_actor} in --gpus-per-actor; Ray shares one GPU or gives several"
+            )

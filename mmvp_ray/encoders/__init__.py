@@ -1,0 +1,16 @@
+"""Vision encoders: a spec string resolves to a fingerprinted EncoderSpec, which a worker loads as an Encoder."""
+
+from __future__ import annotations
+
+from mmvp_ray.encoders.backends import load_encoder, resolve_encoder
+from mmvp_ray.encoders.protocol import Encoder, PatchEncoder, TextEncoder
+from mmvp_ray.encoders.spec import EncoderSpec
+
+__all__ = [
+    "Encoder",
+    "EncoderSpec",
+    "PatchEncoder",
+    "TextEncoder",
+    "load_encoder",
+    "resolve_encoder",
+]

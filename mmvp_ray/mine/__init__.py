@@ -1,0 +1,27 @@
+"""From near pairs to blind pairs to a selection: the rule, copies and hubs, and the choice of what people look at."""
+
+from __future__ import annotations
+
+from mmvp_ray.mine.blind import Tally, keep_representatives, near_degrees
+from mmvp_ray.mine.copies import CopyGroups, find_copies
+from mmvp_ray.mine.random_pairs import RandomSample, sample_random_pairs
+from mmvp_ray.mine.rule import Rule, RuleConfig, settle_rule
+from mmvp_ray.mine.select import Candidates, SelectConfig, clean, cluster_pairs, select
+
+__all__ = [
+    "Candidates",
+    "CopyGroups",
+    "RandomSample",
+    "Rule",
+    "RuleConfig",
+    "SelectConfig",
+    "Tally",
+    "clean",
+    "cluster_pairs",
+    "find_copies",
+    "keep_representatives",
+    "near_degrees",
+    "sample_random_pairs",
+    "select",
+    "settle_rule",
+]

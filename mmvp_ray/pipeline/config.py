@@ -1,0 +1,98 @@
+"""MineConfig: all that a mining run depends on; jobs/mine.py turns its fields into flags."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mmvp_ray import storage
+from mmvp_ray.embed import EmbedConfig
+from mmvp_ray.errors import ConfigError
+from mmvp_ray.mine import RuleConfig, SelectConfig
+from mmvp_ray.sources import parse_corpus
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MineConfig:
+    """A mining run: which images, which two encoders, which rule, and where the results go."""
+
+    corpus: tuple[str, ...] = ("miniature=miniature:4096",)
+    """NAME=PATH_OR_URL of images: a folder, globs or {a..b} braces of tars or Parquet, any fsspec URL. Repeat it for several corpora."""
+    near: str = "miniature:clip"
+    """Encoder whose near pairs are looked for, such as open_clip:ViT-L-14/openai or a local directory (docs/encoders.md)."""
+    far: str = "miniature:dino"
+    """Encoder that must tell the two images apart, such as hf:facebook/dinov2-large."""
+    rule: RuleConfig = field(default_factory=RuleConfig)
+    """When a pair counts."""
+    collapse: Literal["none", "near"] = "none"
+    """near: join one representative of each group of near-copies (near >= 0.985 and far >= 0.95) instead of every image."""
+    select: int = 150
+    """Pairs in pairs.parquet and in the report; the paper's benchmark has 150."""
+    selection: SelectConfig = field(default_factory=SelectConfig)
+    """How they are chosen."""
+    out: str | None = None
+    """Folder of the results (path or URL); runs/<name of the recipe> unless given."""
+    store: str | None = None
+    """Folder of embeddings and near pairs, shared by runs; OUT/store unless given."""
+    name: str | None = None
+    """Name of the recipe."""
+    engine: Literal["auto", "exact"] = "auto"
+    """How near pairs are found; exact compares all of them, and auto is exact."""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """Where encoders and the join run; auto takes GPUs if there are any."""
+    dtype: Literal["float16", "bfloat16", "float32"] | None = None
+    """Arithmetic of the encoders; float16 on GPUs and float32 on CPUs unless given."""
+    embed: EmbedConfig = field(default_factory=EmbedConfig)
+    """Batches, threads and actors."""
+    max_images: int | None = None
+    """Use at most so many images of each corpus, spread evenly over its shards."""
+    max_reject_fraction: float = 0.05
+    """Fail when a larger share of the images cannot be used."""
+    address: str | None = None
+    """A running Ray cluster to use (auto, host:port, ray://...); a cluster of its own on this machine unless given or RAY_ADDRESS is set."""
+    trust_remote_code: bool = False
+    """Let code that comes with Hugging Face weights run."""
+    plan: bool = False
+    """Stop after the preflight: check everything, print what is to be done, do nothing."""
+
+    def check(self) -> None:
+        """Raise ConfigError for a value out of range, before anything is opened."""
+        if not self.corpus:
+            raise ConfigError(
+                "expected at least one --corpus NAME=PATH_OR_URL, found none; for example --corpus photos=./photos"
+            )
+        names = [parse_corpus(text)[0] for text in self.corpus]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"expected different names of corpora, found {', '.join(names)} in --corpus; rename one")
+        if self.near == self.far:
+            raise ConfigError(
+                f"expected two different encoders, found {self.near!r} in both --near and --far; choose another --far"
+            )
+        if self.select < 1:
+            raise ConfigError(
+                f"expected at least 1, found {self.select} in --select; the paper's benchmark has 150 pairs"
+            )
+        if self.max_images is not None and self.max_images < 1:
+            raise ConfigError(f"expected at least 1, found {self.max_images} in --max-images; give a positive number")
+        if not 0.0 <= self.max_reject_fraction <= 1.0:
+            raise ConfigError(
+                f"expected a fraction between 0 and 1, found {self.max_reject_fraction} in --max-reject-fraction; the default is 0.05"
+            )
+        self.rule.check()
+        self.selection.check()
+        self.embed.check()
+
+    @property
+    def recipe(self) -> str:
+        """Name of the recipe: the one given, else the names of the corpora."""
+        return self.name or "-".join(parse_corpus(text)[0] for text in self.corpus)
+
+    @property
+    def out_url(self) -> str:
+        """Folder of the results, absolute."""
+        return storage.normalise(self.out or f"runs/{self.recipe}")
+
+    @property
+    def store_url(self) -> str:
+        """Folder of the store, absolute."""
+        return storage.normalise(self.store) if self.store else storage.join(self.out_url, "store")

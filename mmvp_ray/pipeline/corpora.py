@@ -1,0 +1,66 @@
+"""The corpora of a run as shards; a `miniature:` corpus is rendered into the run's folder first."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmvp_ray import storage
+from mmvp_ray.errors import ConfigError
+from mmvp_ray.pipeline.config import MineConfig
+from mmvp_ray.pipeline.progress import Progress
+from mmvp_ray.sources import Shard, list_shards, parse_corpus
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Corpus:
+    """A corpus of the run: its name, its URL as given, and its shards."""
+
+    name: str
+    url: str
+    shards: tuple[Shard, ...]
+
+
+def open_corpora(config: MineConfig, progress: Progress) -> list[Corpus]:
+    """List the shards of every corpus of the run.
+
+    Raises:
+        ConfigError: nothing is there, or a miniature corpus is misspelt.
+    """
+    found: list[Corpus] = []
+    for text in config.corpus:
+        name, url = parse_corpus(text)
+        where = _render(name, url, config.out_url, progress) if url.startswith("miniature:") else url
+        found.append(
+            Corpus(
+                name=name,
+                url=url,
+                shards=tuple(list_shards(name, where, max_images=config.max_images)),
+            )
+        )
+    return found
+
+
+def _render(name: str, url: str, out: str, progress: Progress) -> str:
+    match = re.fullmatch(r"miniature:(\d+)?(?:\?seed=(\d+))?", url)
+    if match is None:
+        raise ConfigError(
+            f"expected miniature:NUM_IMAGES or miniature:NUM_IMAGES?seed=N, found {url!r} in --corpus; for example miniature:4096"
+        )
+    from mmvp_ray.miniature.shards import WorldConfig, write_shards
+
+    world = WorldConfig(num_images=int(match[1] or 4096), seed=int(match[2] or 0))
+    folder = storage.join(out, "miniature-world", name)
+    with progress.stage("render", total=world.num_images, unit="images") as stage:
+        if storage.is_local(folder):
+            write_shards(Path(folder), world)
+        else:
+            with tempfile.TemporaryDirectory() as temporary:
+                for path in write_shards(Path(temporary), world).paths:
+                    target = storage.join(folder, path.name)
+                    if not storage.exists(target):
+                        storage.write_bytes(target, path.read_bytes())
+        stage.advance(world.num_images)
+    return storage.join(folder, "*.tar")

@@ -1,0 +1,310 @@
+"""A run's counts, pairs and pictures put together as its report."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmvp_ray import config as configs
+from mmvp_ray.encoders import EncoderSpec
+from mmvp_ray.errors import MmvpError
+from mmvp_ray.images.decode import Decoded, decode
+from mmvp_ray.mine import Candidates, RandomSample, Rule, Tally
+from mmvp_ray.pipeline.config import MineConfig
+from mmvp_ray.pipeline.corpora import Corpus
+from mmvp_ray.pipeline.funnel import ImageCounts
+from mmvp_ray.pipeline.places import read_again
+from mmvp_ray.pipeline.progress import Stage
+from mmvp_ray.pipeline.provenance import git_commit, versions
+from mmvp_ray.report.data import (
+    Blindness,
+    CorpusCard,
+    EncoderCard,
+    FunnelStep,
+    HubCard,
+    JointHistogram,
+    MiningReport,
+    PairCard,
+    RandomPairs,
+    RejectCount,
+    RuleCard,
+    Sensitivity,
+    StageTime,
+)
+from mmvp_ray.report.html import MAX_GALLERY_PAIRS, MAX_NEAREST_MISSES
+from mmvp_ray.report.thumbnails import thumbnail
+from mmvp_ray.search import Census
+
+log = logging.getLogger(__name__)
+
+PAPER_NEAR = (
+    "open_clip:ViT-L-14/openai",
+    "open_clip:ViT-L-14-quickgelu/openai",
+    "hf:openai/clip-vit-large-patch14",
+)
+PAPER_FAR = ("hf:facebook/dinov2-large", "timm:vit_large_patch14_dinov2.lvd142m")
+QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999, 0.9999)
+NUM_HIST_BINS = 100
+MAX_HUBS = 100
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Findings:
+    """Everything that a run found, before it is laid out."""
+
+    config: MineConfig
+    near: EncoderSpec
+    far: EncoderSpec
+    rule: Rule
+    corpora: Sequence[Corpus]
+    census: Census
+    counts: ImageCounts
+    sample: RandomSample
+    tally: Tally
+    candidates: Candidates
+    selected: Sequence[dict[str, Any]]
+    misses: Sequence[dict[str, Any]]
+    hubs: Sequence[tuple[str, int]]
+    stages: Sequence[Stage]
+    warnings: Sequence[str]
+
+
+def is_stand_in(near: EncoderSpec, far: EncoderSpec) -> bool:
+    """True unless the encoders are known, by name, to be the paper's: then finds are not called CLIP-blind pairs."""
+    return near.name not in PAPER_NEAR or far.name not in PAPER_FAR
+
+
+def make_report(found: Findings) -> MiningReport:
+    """Lay out the findings of a run."""
+    config, tally, counts = found.config, found.tally, found.counts
+    num_clean, num_selected = (
+        len(found.candidates.pairs.cos_near_P),
+        len(found.selected),
+    )
+    stand_in = is_stand_in(found.near, found.far)
+    cleaned = found.candidates
+    hygiene = f"{cleaned.num_copies_out:,} of copies, {cleaned.num_hubs_out:,} of hubs, {cleaned.num_capped_out:,} beyond an image's best {config.selection.best_per_image} taken out"
+    return MiningReport(
+        title=f"{'CLIP-blind' if not stand_in else 'Blind'} pairs: {config.recipe}",
+        recipe=config.recipe,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        stand_in=stand_in,
+        near=_encoder(found.near),
+        far=_encoder(found.far),
+        rule=RuleCard(
+            near_above=found.rule.near_above,
+            far_below=found.rule.far_below,
+            near_source=found.rule.near_source,
+            far_source=found.rule.far_source,
+            floor=found.rule.floor,
+            collapse=config.collapse,
+        ),
+        corpora=_corpora(found),
+        funnel=[
+            FunnelStep(stage="read", count=counts.num_read, unit="images"),
+            FunnelStep(stage="decoded", count=counts.num_decoded, unit="images"),
+            FunnelStep(
+                stage="rejected",
+                count=counts.num_rejected,
+                unit="images",
+                note="reasons below" if counts.num_rejected else "",
+            ),
+            FunnelStep(
+                stage="embedded",
+                count=len(found.census.ids_N16),
+                unit="images",
+                note="distinct images, exact copies counted once",
+            ),
+            FunnelStep(
+                stage="near",
+                count=tally.num_near,
+                unit="pairs",
+                note=f"near cosine > {found.rule.near_above:.4g}",
+            ),
+            FunnelStep(
+                stage="blind",
+                count=tally.num_blind,
+                unit="pairs",
+                note=f"and far cosine < {found.rule.far_below:.4g}",
+            ),
+            FunnelStep(stage="after hygiene", count=num_clean, unit="pairs", note=hygiene),
+            FunnelStep(
+                stage="selected",
+                count=num_selected,
+                unit="pairs",
+                note=f"at most {config.selection.max_pairs_per_image} of one image, spread over clusters",
+            ),
+        ],
+        blindness=Blindness.of(num_blind=tally.num_blind, num_near=tally.num_near),
+        joint=JointHistogram(
+            near_edges=tally.near_edges.tolist(),
+            far_edges=tally.far_edges.tolist(),
+            counts=tally.joint.tolist(),
+        ),
+        random=_random(found.sample),
+        sensitivity=Sensitivity(
+            near_thresholds=tally.near_thresholds,
+            far_thresholds=tally.far_thresholds,
+            counts=tally.sensitivity.tolist(),
+        ),
+        pairs=[_pair(row) for row in found.selected],
+        nearest_misses=[_pair(row) for row in found.misses],
+        rejects=[
+            RejectCount(reason=reason, count=count, example=example)
+            for reason, (count, example) in counts.reasons.items()
+        ],
+        hubs=[HubCard(image_id=image_id, degree=degree) for image_id, degree in found.hubs[:MAX_HUBS]],
+        throughput=[_time(stage) for stage in found.stages],
+        advice=advise(found),
+        warnings=list(found.warnings),
+        config=configs.to_mapping(config),
+        versions=versions(),
+        git_commit=git_commit(),
+    )
+
+
+def advise(found: Findings) -> list[str]:
+    """What the user may want to do next, from the counts."""
+    tally, rule = found.tally, found.rule
+    advice: list[str] = []
+    if is_stand_in(found.near, found.far) and rule.near_source == "given":
+        advice.append(
+            "The thresholds 0.95 and 0.6 belong to CLIP ViT-L/14 and DINOv2 ViT-L/14. For other encoders compare them with the distributions of "
+            "random pairs below, or set them as quantiles: --near-quantile 0.9999 --far-quantile 0.5."
+        )
+    if tally.num_blind == 0:
+        if tally.num_near == 0:
+            highest = float(np.max(found.sample.cos_near_P, initial=-1.0))
+            advice.append(
+                f"No pair is near: the highest cosine among {len(found.sample.cos_near_P):,} random pairs is {highest:.3f}. Mine more images, or lower --near-above."
+            )
+        else:
+            advice.append(
+                "Pairs are near, but the far encoder sees them as alike too. Raise --far-below to the count you want in the sensitivity table, or mine more images."
+            )
+        advice.append("The nearest misses below are the pairs that came closest to the rule.")
+    if found.hubs:
+        advice.append(
+            f"{len(found.hubs):,} images are near to more than {found.config.selection.hub_degree:,} others each: placeholders or blank pictures, as a rule. They are not selected."
+        )
+    if len(found.selected) < found.config.select and tally.num_blind:
+        advice.append(
+            f"{len(found.selected):,} of the {found.config.select:,} pairs asked for could be selected; more images, or a larger --max-pairs-per-image, give more."
+        )
+    return advice
+
+
+def thumbnails(rows: Sequence[dict[str, Any]], places: dict[bytes, dict[str, Any]]) -> dict[str, bytes]:
+    """Small pictures of the images of some pairs, by id in hex digits; one that cannot be read again is left out with a warning."""
+    pictures: dict[str, bytes] = {}
+    for row in rows:
+        for key in (row["image_id_a"], row["image_id_b"]):
+            place = places[key]
+            if key.hex() in pictures:
+                continue
+            try:
+                data = read_again(place)
+                found = decode(data)
+            except MmvpError as error:
+                log.warning("no thumbnail of %s: %s", key.hex(), error)
+                continue
+            if isinstance(found, Decoded):
+                pictures[key.hex()] = thumbnail(found.image_HWC)
+    return pictures
+
+
+def shown_rows(selected: Sequence[dict[str, Any]], misses: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The pairs whose pictures the page shows."""
+    return [*selected[:MAX_GALLERY_PAIRS], *misses[:MAX_NEAREST_MISSES]]
+
+
+def _encoder(spec: EncoderSpec) -> EncoderCard:
+    return EncoderCard(
+        name=spec.name,
+        slug=spec.slug,
+        fingerprint=spec.fingerprint,
+        dim=spec.dim,
+        dtype=spec.dtype,
+        num_parameters=spec.num_parameters,
+        feature=spec.feature,
+        input_px=list(spec.geometry.shape_px),
+    )
+
+
+def _corpora(found: Findings) -> list[CorpusCard]:
+    images = np.bincount(found.census.piece_N, minlength=len(found.census.pieces))
+    cards = []
+    for corpus in found.corpora:
+        mine = [index for index, piece in enumerate(found.census.pieces) if piece.corpus == corpus.name]
+        cards.append(
+            CorpusCard(
+                name=corpus.name,
+                url=corpus.url,
+                num_shards=len(corpus.shards),
+                num_pieces=len(mine),
+                num_images=int(images[mine].sum()),
+            )
+        )
+    return cards
+
+
+def _random(sample: RandomSample) -> RandomPairs:
+    def histogram(
+        cos_P: NDArray[np.float64],
+    ) -> tuple[list[float], list[int], dict[str, float]]:
+        finite = cos_P[np.isfinite(cos_P)]
+        counts, edges = np.histogram(
+            finite,
+            bins=NUM_HIST_BINS,
+            range=(min(-0.2, float(np.min(finite, initial=0.0))), 1.0),
+        )
+        quantiles = {f"{q:g}": float(np.quantile(finite, q)) for q in QUANTILES} if len(finite) else {}
+        return edges.tolist(), counts.tolist(), quantiles
+
+    near_edges, near_counts, near_quantiles = histogram(sample.cos_near_P)
+    far_edges, far_counts, far_quantiles = histogram(sample.cos_far_P)
+    return RandomPairs(
+        num_pairs=len(sample.cos_near_P),
+        near_edges=near_edges,
+        near_counts=near_counts,
+        far_edges=far_edges,
+        far_counts=far_counts,
+        near_quantiles=near_quantiles,
+        far_quantiles=far_quantiles,
+    )
+
+
+def _pair(row: dict[str, Any]) -> PairCard:
+    texts = {
+        f"{name}_{side}": row[f"{name}_{side}"] or ""
+        for name in ("caption", "label", "url", "license", "uri", "member")
+        for side in ("a", "b")
+    }
+    return PairCard(
+        rank=row["rank"],
+        image_id_a=row["image_id_a"].hex(),
+        image_id_b=row["image_id_b"].hex(),
+        cos_near=row["cos_near"],
+        cos_far=row["cos_far"],
+        num_copies_a=row["num_copies_a"],
+        num_copies_b=row["num_copies_b"],
+        **texts,
+    )
+
+
+def _time(stage: Stage) -> StageTime:
+    rate = stage.count / stage.seconds if stage.count and stage.seconds > 0 else None
+    return StageTime(
+        stage=stage.name,
+        unit=stage.unit,
+        count=stage.count,
+        seconds=stage.seconds,
+        per_second=rate,
+        note=stage.note,
+    )

@@ -1,0 +1,157 @@
+"""A finished run as Python sees it: open_run(url).pairs(), .blind_pairs(), .image(image_id), CSV export, verification."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from mmvp_ray import storage
+from mmvp_ray.errors import ConfigError, DataError
+from mmvp_ray.images.decode import Decoded, decode
+from mmvp_ray.pipeline.places import first_places, read_again
+from mmvp_ray.pipeline.results import (
+    MANIFEST,
+    PIECES,
+    REPORT_JSON,
+    SELECTION,
+    blind_folder,
+)
+from mmvp_ray.schema import BLIND_PAIRS, SCHEMA_VERSION
+from mmvp_ray.search import PieceRef
+from mmvp_ray.store import Store, Verdict, open_store, read_table, verify
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A finished mining run. Tables are pyarrow's; `.to_pandas()` and `.to_pylist()` turn them into what you like.
+
+    Attributes:
+        url: The run's folder.
+        manifest: Config, encoders, rule, counts, timings and versions.
+    """
+
+    url: str
+    manifest: dict[str, Any]
+
+    def pairs(self) -> pa.Table:
+        """The selection, best first, with places and captions (schema.PAIRS)."""
+        return read_table(storage.join(self.url, SELECTION))
+
+    def blind_pairs(self) -> pa.Table:
+        """Every pair that meets the rule, sorted by ids (schema.BLIND_PAIRS)."""
+        encoders = self.manifest["encoders"]
+        folder = blind_folder(self.url, encoders["near"]["slug"], encoders["far"]["slug"])
+        parts = [
+            read_table(storage.join(folder, name)) for name in storage.list_names(folder) if name.endswith(".parquet")
+        ]
+        return pa.concat_tables(parts) if parts else BLIND_PAIRS.empty_table()
+
+    def report(self) -> dict[str, Any]:
+        """The numbers of report.html."""
+        found: dict[str, Any] = storage.read_json(storage.join(self.url, REPORT_JSON))
+        return found
+
+    def place(self, image_id: str | bytes) -> dict[str, Any]:
+        """The row of the images table where an image was seen first.
+
+        Args:
+            image_id: 16 bytes, or 32 hex digits.
+
+        Raises:
+            ConfigError: no image id, or an image that is not in this run.
+        """
+        key = _key(image_id)
+        pieces = [
+            PieceRef(row["corpus"], row["piece"]) for row in read_table(storage.join(self.url, PIECES)).to_pylist()
+        ]
+        found = first_places(self._store(), pieces, [key])
+        if key not in found:
+            raise ConfigError(
+                f"expected an image of the run {self.url}, found none with id {key.hex()}; ids are in pairs() and blind_pairs()"
+            )
+        return found[key]
+
+    def image_bytes(self, image_id: str | bytes) -> bytes:
+        """The encoded bytes of an image, read again from its shard.
+
+        Raises:
+            ConfigError: an image that is not in this run. DataError: the shard changed or is gone.
+        """
+        return read_again(self.place(image_id))
+
+    def image(self, image_id: str | bytes) -> Image:
+        """An image as the encoders saw it before resizing: RGB, upright.
+
+        Raises:
+            ConfigError: an image that is not in this run. DataError: the shard changed or is gone.
+        """
+        from PIL import Image
+
+        found = decode(self.image_bytes(image_id))
+        if not isinstance(found, Decoded):
+            raise DataError(
+                f"expected a decodable image {_key(image_id).hex()} in {self.url}, found {found.reason}: {found.detail}; the shard changed since it was mined"
+            )
+        return Image.fromarray(found.image_HWC)
+
+    def to_csv(self, url: str) -> None:
+        """Write the selection as CSV, ids as hex digits."""
+        import pyarrow.csv
+
+        table = self.pairs()
+        for name in ("image_id_a", "image_id_b"):
+            hexed = pa.array(
+                [value.hex() for value in table.column(name).to_pylist()],
+                type=pa.string(),
+            )
+            table = table.set_column(table.schema.get_field_index(name), name, hexed)
+        sink = pa.BufferOutputStream()
+        pyarrow.csv.write_csv(table, sink)
+        storage.write_bytes(url, sink.getvalue().to_pybytes())
+
+    def verify(self) -> Verdict:
+        """Recount and re-hash the run's store."""
+        return verify(self.manifest["store"])
+
+    def _store(self) -> Store:
+        return open_store(self.manifest["store"], create=False)
+
+
+def open_run(url: str) -> Run:
+    """Open the finished run in a folder.
+
+    Raises:
+        ConfigError: there is no finished run. DataError: it is of another schema version.
+    """
+    url = storage.normalise(url)
+    uri = storage.join(url, MANIFEST)
+    if not storage.exists(uri):
+        raise ConfigError(
+            f"expected a finished run with a {MANIFEST} at {url}, found none; run jobs/mine.py --out {url}, which goes on where it stopped"
+        )
+    manifest = storage.read_json(uri)
+    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
+    if version != SCHEMA_VERSION:
+        raise DataError(
+            f"expected a run of schema version {SCHEMA_VERSION}, found {version} in {uri}; open it with the mmvp-ray that wrote it"
+        )
+    return Run(url, manifest)
+
+
+def _key(image_id: str | bytes) -> bytes:
+    try:
+        key = bytes.fromhex(image_id) if isinstance(image_id, str) else bytes(image_id)
+    except ValueError as error:
+        raise ConfigError(
+            f"expected an image id of 32 hex digits, found {image_id!r}; ids are in pairs() and blind_pairs()"
+        ) from error
+    if len(key) != 16:
+        raise ConfigError(
+            f"expected an image id of 16 bytes, found {len(key)} in {image_id!r}; ids are in pairs() and blind_pairs()"
+        )
+    return key

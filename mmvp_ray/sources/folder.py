@@ -1,0 +1,95 @@
+"""Folders of image files: each directory is a shard, and its name is the label of its images."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from mmvp_ray import storage
+from mmvp_ray.errors import DataError
+from mmvp_ray.images import reasons
+from mmvp_ray.images.limits import MAX_ENCODED_BYTES
+from mmvp_ray.sources.fields import MAX_SIDECAR_BYTES, fields_of, text_of, utf8
+from mmvp_ray.sources.piece import PIECE_MEMBERS, Reject, Sample, Shard
+from mmvp_ray.storage import FileInfo
+
+SIDECAR_EXTENSIONS = frozenset(
+    ["txt", "json", "jsonl", "cls", "csv", "tsv", "md", "html", "xml", "yaml", "yml", "npy", "npz", "parquet"]
+)
+
+
+def folder_shards(corpus: str, files: Iterable[FileInfo]) -> list[Shard]:
+    """One shard for each directory that directly holds files other than side files, sorted by path."""
+    folders: dict[str, list[FileInfo]] = {}
+    for info in files:
+        folder, _, name = info.uri.rpartition("/")
+        if _extension(name) not in SIDECAR_EXTENSIONS:
+            folders.setdefault(folder, []).append(info)
+    return [
+        _shard(corpus, folder, sorted(inside, key=lambda info: info.uri)) for folder, inside in sorted(folders.items())
+    ]
+
+
+def _shard(corpus: str, folder: str, files: list[FileInfo]) -> Shard:
+    listing = "\n".join(f"{info.uri}\t{info.num_bytes}\t{info.etag}" for info in files)
+    return Shard(
+        corpus=corpus,
+        kind="folder",
+        uri=folder,
+        num_bytes=sum(info.num_bytes for info in files),
+        etag=hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()[:32],
+        files=tuple(files),
+    )
+
+
+def read_folder(shard: Shard, skip: frozenset[int]) -> Iterator[Sample | Reject | None]:
+    """Yield the images of a directory in the order of their names; None for each one of a piece in `skip`.
+
+    `<name>.txt` beside an image is its caption, `<name>.json` its record. Without a label there, the directory's name is the label.
+    """
+    beside = set(storage.list_names(shard.uri))
+    for index, info in enumerate(shard.files):
+        yield None if index // PIECE_MEMBERS in skip else _member(shard, info, beside)
+
+
+def _member(shard: Shard, info: FileInfo, beside: set[str]) -> Sample | Reject:
+    name = info.uri.rsplit("/", 1)[-1]
+    if info.num_bytes > MAX_ENCODED_BYTES:
+        detail = f"{info.num_bytes} bytes, more than {MAX_ENCODED_BYTES}"
+        return _reject(info, reasons.RejectReason.TOO_MANY_BYTES, detail)
+    if utf8(info.uri) != info.uri:
+        return _reject(info, reasons.RejectReason.UNREADABLE_MEMBER, "its path is no UTF-8; rename it")
+    stem = name.rsplit(".", 1)[0]
+    record: dict[str, Any] = {}
+    caption = None
+    try:
+        if f"{stem}.json" in beside:
+            text = _side_file(shard, f"{stem}.json")
+            try:
+                loaded = json.loads(text)
+            except (ValueError, RecursionError):
+                loaded = None
+            record = loaded if isinstance(loaded, dict) else {"unparsed_json": text_of(text)}
+        if f"{stem}.txt" in beside:
+            caption = text_of(_side_file(shard, f"{stem}.txt")) or None
+    except DataError as error:
+        return _reject(info, reasons.RejectReason.UNREADABLE_MEMBER, str(error)[:300])
+    fields = fields_of(record)
+    fields["caption"] = caption or fields["caption"]
+    fields["label"] = fields["label"] or shard.uri.rsplit("/", 1)[-1]
+    return Sample(uri=info.uri, member=name, offset=0, data=None, **fields)
+
+
+def _side_file(shard: Shard, name: str) -> bytes:
+    return storage.read_bytes(storage.join(shard.uri, name), start=0, end=MAX_SIDECAR_BYTES)
+
+
+def _reject(info: FileInfo, reason: str, detail: str) -> Reject:
+    uri = utf8(info.uri)
+    return Reject(uri=uri, member=uri.rsplit("/", 1)[-1], reason=reason, detail=utf8(detail))
+
+
+def _extension(name: str) -> str:
+    return name.rsplit(".", 1)[-1].lower() if "." in name else ""

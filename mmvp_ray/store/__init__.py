@@ -1,0 +1,56 @@
+"""The embedding store: whole-piece commits, resume by marker, readers that open only what markers name."""
+
+from __future__ import annotations
+
+from mmvp_ray.store.layout import (
+    DONE,
+    FileEntry,
+    Store,
+    done_names,
+    open_store,
+    read_marker,
+    write_marker,
+)
+from mmvp_ray.store.pieces import (
+    ShardState,
+    commit_embeddings,
+    commit_images,
+    committed_pieces,
+    shard_states,
+)
+from mmvp_ray.store.tables import (
+    embeddings_table,
+    id_array,
+    id_keys,
+    id_matrix,
+    key_bytes,
+    read_embeddings,
+    read_table,
+    write_table,
+)
+from mmvp_ray.store.verify import Verdict, verify
+
+__all__ = [
+    "DONE",
+    "FileEntry",
+    "ShardState",
+    "Store",
+    "Verdict",
+    "commit_embeddings",
+    "commit_images",
+    "committed_pieces",
+    "done_names",
+    "embeddings_table",
+    "id_array",
+    "id_keys",
+    "id_matrix",
+    "key_bytes",
+    "open_store",
+    "read_embeddings",
+    "read_marker",
+    "read_table",
+    "shard_states",
+    "verify",
+    "write_marker",
+    "write_table",
+]

@@ -1,0 +1,94 @@
+"""Recount and re-hash every file that a marker names: `python -m mmvp_ray.store.verify STORE`."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mmvp_ray import storage
+from mmvp_ray.errors import DataError
+from mmvp_ray.job import run
+from mmvp_ray.schema import check_version
+from mmvp_ray.store.layout import DONE, FileEntry, Store, open_store, read_marker
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What a verification found; `problems` is empty for a sound store.
+
+    `unmarked` are files without a marker: left by a run that was killed, never read, overwritten when their piece is done again.
+    """
+
+    num_markers: int = 0
+    num_files: int = 0
+    num_rows: int = 0
+    num_bytes: int = 0
+    problems: list[str] = field(default_factory=list)
+    unmarked: list[str] = field(default_factory=list)
+
+
+def verify(root: str) -> Verdict:
+    """Check every marker below `root`: its files exist, have its bytes, SHA-256 and rows, and this schema version.
+
+    Raises:
+        ConfigError: there is no store at `root`. DataError: it is of another schema version.
+    """
+    store = open_store(root, create=False)
+    verdict = Verdict()
+    marked: set[str] = set()
+    uris = [info.uri for info in storage.find_files(store.root)]
+    for uri in uris:
+        if uri.endswith(DONE):
+            verdict.num_markers += 1
+            try:
+                files, _ = read_marker(uri)
+            except DataError as error:
+                verdict.problems.append(str(error))
+                continue
+            for entry in files:
+                marked.add(entry.path)
+                verdict.problems.extend(_problems(store, entry))
+                verdict.num_files += 1
+                verdict.num_rows += entry.num_rows
+                verdict.num_bytes += entry.num_bytes
+    verdict.unmarked = [uri for uri in uris if uri.endswith(".parquet") and store.relative(uri) not in marked]
+    return verdict
+
+
+def _problems(store: Store, entry: FileEntry) -> Iterator[str]:
+    uri = storage.join(store.root, entry.path)
+    try:
+        data = storage.read_bytes(uri)
+        if hashlib.sha256(data).hexdigest() != entry.sha256:
+            yield f"expected SHA-256 {entry.sha256[:12]} and {entry.num_bytes} bytes, found other content ({len(data)} bytes) in {uri}"
+            return
+        parquet = pq.ParquetFile(pa.BufferReader(data))
+        check_version(parquet.schema_arrow, where=uri)
+        if parquet.metadata.num_rows != entry.num_rows:
+            yield f"expected {entry.num_rows} rows, found {parquet.metadata.num_rows} in {uri}"
+    except (DataError, pa.ArrowInvalid) as error:
+        yield str(error)
+
+
+def main() -> int:
+    """Print the verdict on the store named on the command line; 1 if it has problems."""
+    if len(sys.argv) != 2:
+        print("usage: python -m mmvp_ray.store.verify STORE", file=sys.stderr)
+        return 2
+    verdict = verify(sys.argv[1])
+    print(
+        f"{verdict.num_markers} markers, {verdict.num_files} files, {verdict.num_rows} rows, {verdict.num_bytes} bytes"
+    )
+    print(f"{len(verdict.unmarked)} files without a marker (not read by anything)")
+    for problem in verdict.problems:
+        print(f"problem: {problem}")
+    return 1 if verdict.problems else 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,135 @@
+"""Clusters of their own, each in a process of its own: logical GPUs, the loss of a node, several nodes, and `ray job submit`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from mmvp_ray import open_run
+from mmvp_ray.miniature.shards import WorldConfig, write_shards
+from mmvp_ray.store import verify
+from tests.conftest import free_port
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parents[1]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    write_shards(folder, WorldConfig(num_images=400, seed=4, images_per_shard=40))
+    return folder
+
+
+def run_scenario(name: str, world: Path, out: Path) -> dict[str, object]:
+    """Run a scenario of scenarios.py in a fresh process; its last line is JSON."""
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.cluster.scenarios", name, str(world), str(out)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+    found: dict[str, object] = json.loads(result.stdout.strip().splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize("share", ["whole", "half"])
+def test_logical_gpus(world: Path, tmp_path: Path, share: str) -> None:
+    found = run_scenario(f"gpus_{share}", world, tmp_path)
+    assert found["num_read"] == 404
+    assert found["max_gpus_claimed"] >= {"whole": 1.0, "half": 0.5}[share]  # type: ignore[operator]
+    assert verify(str(tmp_path)).problems == []
+
+
+def test_the_loss_of_a_node_costs_only_time(world: Path, tmp_path: Path) -> None:
+    found = run_scenario("node_loss", world, tmp_path)
+    assert found["nodes_before"] == 2
+    assert found["nodes_after"] == 1
+    assert found["pieces_at_loss"] < 20  # type: ignore[operator]
+    assert found["num_complete_shards"] == 10
+    assert verify(str(tmp_path)).problems == []
+
+
+def test_a_folder_on_one_nodes_disk_is_refused(world: Path, tmp_path: Path) -> None:
+    found = run_scenario("own_disk", world, tmp_path)
+    assert str(found["error"]).startswith("ConfigError: expected a place that all 2 nodes see, found ")
+
+
+def test_ray_job_submit(world: Path, tmp_path: Path) -> None:
+    port, dashboard = free_port(), free_port()
+    tools = Path(sys.executable).parent
+    environment = {**os.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled"}
+    # The job must find the package in the working directory it was sent with, not in this test's path.
+    environment.pop("PYTHONPATH", None)
+    head = subprocess.Popen(
+        [
+            tools / "ray",
+            "start",
+            "--head",
+            "--block",
+            "--num-cpus=2",
+            f"--port={port}",
+            f"--dashboard-port={dashboard}",
+            "--object-store-memory=300000000",
+        ],
+        env=environment,
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    address = f"http://127.0.0.1:{dashboard}"
+    try:
+        wait_for_http(f"{address}/api/version", head)
+        out = tmp_path / "out"
+        job = [
+            "python",
+            "jobs/mine.py",
+            "--corpus",
+            f"w={world}",
+            "--out",
+            str(out),
+            "--device",
+            "cpu",
+            "--max-images",
+            "80",
+        ]
+        submit = [str(tools / "ray"), "job", "submit", "--address", address, "--working-dir", ".", "--", *job]
+        good = subprocess.run(submit, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=400)
+        assert good.returncode == 0, good.stdout[-3000:] + good.stderr[-3000:]
+        assert "report: " in good.stdout
+        assert open_run(str(out)).manifest["counts"]["read"] == 80
+        bad = subprocess.run(
+            [*submit, "--near", "nonsense:x"],
+            cwd=REPOSITORY,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert bad.returncode == 1
+        assert "ConfigError: " in bad.stdout
+    finally:
+        head.terminate()
+        head.wait(60)
+
+
+def wait_for_http(url: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while True:
+        assert process.poll() is None, "ray start ended"
+        assert time.monotonic() < deadline, "the dashboard did not answer in time"
+        try:
+            urllib.request.urlopen(url, timeout=5).read()
+            return
+        except OSError:
+            time.sleep(0.2)

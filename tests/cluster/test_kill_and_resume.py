@@ -1,0 +1,127 @@
+"""Kill -9 of the driver or of a worker in the middle of a run: the same tables as an undisturbed run, nothing finished done again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mmvp_ray import MineConfig, mine_pairs
+from mmvp_ray.embed import EmbedConfig
+from mmvp_ray.miniature.shards import WorldConfig, write_shards
+from mmvp_ray.pipeline import Progress
+from mmvp_ray.store import DONE, verify
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+REPOSITORY = Path(__file__).resolve().parents[2]
+PATIENCE_SECONDS = 300
+
+
+def digest(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.endswith(".tmp")
+    }
+
+
+def markers(store: Path) -> set[Path]:
+    return set(store.rglob(f"embeddings/**/*{DONE}"))
+
+
+def wait_for_markers(store: Path, num: int, alive: subprocess.Popen[bytes] | threading.Thread) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while len(markers(store)) < num:
+        running = alive.poll() is None if isinstance(alive, subprocess.Popen) else alive.is_alive()
+        assert running, "the run ended before it could be killed"
+        assert time.monotonic() < deadline, "no piece was finished in time"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    write_shards(folder, WorldConfig(num_images=900, seed=3, images_per_shard=60))
+    return folder
+
+
+def config(world: Path, out: Path) -> MineConfig:
+    return MineConfig(
+        corpus=(f"w={world}",), out=str(out), device="cpu", embed=EmbedConfig(num_threads=1, batch_size=4)
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(world: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> dict[str, str]:
+    out = tmp_path_factory.mktemp("undisturbed")
+    mine_pairs(config(world, out), progress=Progress(stream=None))
+    return digest(out / "store")
+
+
+def test_killed_driver(world: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        str(REPOSITORY / "jobs/mine.py"),
+        "--corpus",
+        f"w={world}",
+        "--out",
+        str(tmp_path),
+        "--device",
+        "cpu",
+    ]
+    command += ["--num-threads", "1", "--batch-size", "4"]
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        wait_for_markers(tmp_path / "store", 3, driver)
+    finally:
+        family = [psutil.Process(driver.pid), *psutil.Process(driver.pid).children(recursive=True)]
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait()
+        # What Ray leaves behind when its driver is killed must not go on writing while the next run is compared.
+        for process in family[1:]:
+            if process.is_running():
+                process.kill()
+        psutil.wait_procs(family[1:], timeout=30)
+    assert not (tmp_path / "manifest.json").exists()
+    finished = {path: path.stat().st_mtime_ns for path in markers(tmp_path / "store")}
+    assert 3 <= len(finished) < 30, "the kill must fall into the middle of the run"
+
+    mine_pairs(config(world, tmp_path), progress=Progress(stream=None))
+    assert digest(tmp_path / "store") == undisturbed
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    assert verify(str(tmp_path / "store")).problems == []
+
+
+def test_killed_worker(world: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
+    errors: list[BaseException] = []
+
+    def mine() -> None:
+        try:
+            mine_pairs(config(world, tmp_path), progress=Progress(stream=None))
+        except BaseException as error:
+            errors.append(error)
+
+    run = threading.Thread(target=mine)
+    run.start()
+    wait_for_markers(tmp_path / "store", 2, run)
+    # An idle worker calls itself ray::IDLE; only the actor that holds the encoders has their class in its title.
+    victims = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if "EmbedActor" in " ".join(process.info["cmdline"] or [])
+    ]
+    assert victims, "no encoder actor was found to kill"
+    for victim in victims:
+        victim.kill()
+    run.join(PATIENCE_SECONDS)
+    assert not run.is_alive()
+    assert errors == []
+    assert digest(tmp_path / "store") == undisturbed

@@ -1,0 +1,117 @@
+"""What tests share: where real data lies, small worlds, and one Ray for the whole run."""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+# Set before anything imports Ray or a hub client: workers inherit them. Ray workers must not build an environment of their own when
+# pytest runs under `uv run`, tests never reach a hub, and Ray's workers are not to starve beside the test process.
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_worker_niceness", "0")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Ray workers import encoders that tests define.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+# Ray's workers inherit the environment of the session's start, so the S3 server's address is settled before anyone needs the server.
+S3_PORT = free_port()
+os.environ.update(
+    AWS_ENDPOINT_URL=f"http://127.0.0.1:{S3_PORT}",
+    AWS_ACCESS_KEY_ID="test",
+    AWS_SECRET_ACCESS_KEY="test",
+    AWS_DEFAULT_REGION="us-east-1",
+)
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real images; tests that need it skip where it is absent."""
+    folder = Path(os.environ.get("MMVP_RAY_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real images at {folder} (set MMVP_RAY_TEST_DATA)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One local Ray of two CPUs for every test that needs one; its start is tried twice, as the product does."""
+    import ray
+
+    for attempt in range(2):
+        try:
+            ray.init(
+                address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=512 << 20
+            )
+            break
+        except Exception:
+            ray.shutdown()
+            if attempt:
+                raise
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3_bucket() -> Iterator[str]:
+    """A bucket on moto's S3 server, as s3://name; a new one for each session."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=S3_PORT, verbose=False)
+    server.start()
+    boto3.client("s3").create_bucket(Bucket="mmvp-ray-tests")
+    yield "s3://mmvp-ray-tests"
+    server.stop()
+
+
+def jpeg(seed: int, *, width_px: int = 48, height_px: int = 40) -> bytes:
+    """A small picture that no other seed gives."""
+    from PIL import Image
+
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+    out = io.BytesIO()
+    coarse.resize((width_px, height_px), Image.Resampling.BICUBIC).save(out, "JPEG", quality=90)
+    return out.getvalue()
+
+
+def write_tar(path: Path, members: Sequence[tuple[str, bytes]]) -> None:
+    """A plain tar of named members."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+@pytest.fixture
+def make_tar() -> Callable[[Path, Sequence[tuple[str, bytes]]], None]:
+    """Writes a plain tar of named members."""
+    return write_tar
+
+
+@pytest.fixture
+def make_jpeg() -> Callable[..., bytes]:
+    """Makes a small picture that no other seed gives."""
+    return jpeg

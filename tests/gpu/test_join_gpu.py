@@ -1,0 +1,26 @@
+"""The join on a GPU gives the very pairs and cosines that it gives on a CPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mmvp_ray.search.kernel import join_block
+
+torch = pytest.importorskip("torch")
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")]
+
+
+@pytest.mark.parametrize("dim", [64, 768])
+def test_join_block_on_a_gpu_equals_the_cpu(dim: int) -> None:
+    rng = np.random.default_rng(dim)
+    vectors = rng.normal(size=(50, dim))[rng.integers(0, 50, 20_000)] + 0.25 * rng.normal(size=(20_000, dim))
+    unit = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
+    there, here = join_block(unit, None, 0.95, device="cuda"), join_block(unit, None, 0.95, device="cpu")
+    assert len(here.cos_P) > 1000
+    np.testing.assert_array_equal(there.rows_a_P, here.rows_a_P)
+    np.testing.assert_array_equal(there.rows_b_P, here.rows_b_P)
+    np.testing.assert_array_equal(there.cos_P, here.cos_P)
+    across = join_block(unit[:7000], unit[7000:], 0.95, device="cuda")
+    plain = join_block(unit[:7000], unit[7000:], 0.95, device="cpu")
+    np.testing.assert_array_equal(across.cos_P, plain.cos_P)

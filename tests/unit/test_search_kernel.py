@@ -1,0 +1,116 @@
+"""join_block against brute force, and the exactness of the deciding cosine."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmvp_ray.errors import ResourceError
+from mmvp_ray.search import kernel
+from mmvp_ray.search.decide import exact_cosines, squared_lengths
+from mmvp_ray.search.kernel import join_block
+
+
+def unit_vectors(seed: int, num: int, dim: int, *, num_centres: int = 5, spread: float = 0.4) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(num_centres, dim))
+    vectors = centres[rng.integers(0, num_centres, num)] + spread * rng.normal(size=(num, dim))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
+
+
+def brute_force(a: np.ndarray, b: np.ndarray, tau: float, *, within: bool) -> dict[tuple[int, int], float]:
+    a64, b64 = a.astype(np.float64), b.astype(np.float64)
+    found = {}
+    for i in range(len(a)):
+        for j in range(i + 1 if within else 0, len(b)):
+            cos = (a64[i] * b64[j]).sum() / np.sqrt((a64[i] ** 2).sum() * (b64[j] ** 2).sum())
+            if min(1.0, max(-1.0, cos)) > tau:
+                found[i, j] = cos
+    return found
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    num_a=st.integers(0, 70),
+    num_b=st.integers(0, 70),
+    dim=st.sampled_from([1, 2, 7, 33]),
+    tau=st.sampled_from([-1.0, 0.0, 0.5, 0.9, 0.95, 0.999, 1.0]),
+    within=st.booleans(),
+)
+def test_join_block_equals_brute_force(seed: int, num_a: int, num_b: int, dim: int, tau: float, within: bool) -> None:
+    a = unit_vectors(seed, num_a, dim)
+    b = a if within else unit_vectors(seed + 1, num_b, dim)
+    found = join_block(a, None if within else b, tau)
+    expected = brute_force(a, b, tau, within=within)
+    assert dict(
+        zip(zip(found.rows_a_P.tolist(), found.rows_b_P.tolist(), strict=True), found.cos_P, strict=True)
+    ) == pytest.approx(expected, abs=1e-15)
+    assert list(zip(found.rows_a_P, found.rows_b_P, strict=True)) == sorted(expected)
+
+
+def test_tiles_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = unit_vectors(3, 500, 24)
+    whole = join_block(vectors, None, 0.8)
+    monkeypatch.setitem(kernel.TILE_ROWS, "cpu", 37)
+    monkeypatch.setitem(kernel.TILE_COLUMNS, "cpu", 61)
+    tiled = join_block(vectors, None, 0.8)
+    assert len(whole.cos_P) > 1000
+    for name in ("rows_a_P", "rows_b_P", "cos_P"):
+        np.testing.assert_array_equal(getattr(whole, name), getattr(tiled, name))
+
+
+def test_join_is_symmetric() -> None:
+    a, b = unit_vectors(1, 60, 16), unit_vectors(1, 90, 16)
+    there, back = join_block(a, b, 0.7), join_block(b, a, 0.7)
+    assert set(zip(there.rows_a_P, there.rows_b_P, there.cos_P, strict=True)) == {
+        (j, i, cos) for i, j, cos in zip(back.rows_a_P, back.rows_b_P, back.cos_P, strict=True)
+    }
+
+
+def test_vectors_that_are_far_from_unit_length_are_not_missed() -> None:
+    vectors = unit_vectors(5, 80, 16).astype(np.float32)
+    scaled = (vectors * np.linspace(0.4, 2.5, 80)[:, None]).astype(np.float16)
+    found = join_block(scaled, None, 0.9)
+    assert dict.fromkeys(zip(found.rows_a_P.tolist(), found.rows_b_P.tolist(), strict=True)) == dict.fromkeys(
+        brute_force(scaled, scaled, 0.9, within=True)
+    )
+
+
+def test_nan_and_zero_vectors_join_with_nothing() -> None:
+    vectors = unit_vectors(2, 30, 8)
+    vectors[3], vectors[7] = np.nan, 0.0
+    found = join_block(vectors, None, -1.0)
+    assert not ({3, 7} & set(found.rows_a_P.tolist()) | {3, 7} & set(found.rows_b_P.tolist()))
+    assert len(found.rows_a_P) == 28 * 27 // 2
+
+
+def test_too_many_pairs_are_refused_with_advice() -> None:
+    same = np.repeat(unit_vectors(1, 1, 8), 100, axis=0)
+    with pytest.raises(ResourceError, match="raise --near-above"):
+        join_block(same, None, 0.9, max_pairs=1000)
+
+
+def test_exact_cosine_is_the_rational_number_rounded() -> None:
+    """The dot products of unit fp16 vectors are exact in float64, so the cosine does not depend on the order of addition."""
+    vectors = unit_vectors(11, 40, 1024)
+    rng = np.random.default_rng(0)
+    order = rng.permutation(1024)
+    rows_a, rows_b = np.triu_indices(40, 1)
+    straight = exact_cosines(vectors, vectors, rows_a, rows_b)
+    shuffled = exact_cosines(vectors[:, order], vectors[:, order], rows_a, rows_b)
+    np.testing.assert_array_equal(straight, shuffled)
+    exact_dot = sum(Fraction(float(x)) * Fraction(float(y)) for x, y in zip(vectors[0], vectors[1], strict=True))
+    assert Fraction(float(np.dot(vectors[0].astype(np.float64), vectors[1].astype(np.float64)))) == exact_dot
+    exact_square = sum(Fraction(float(x)) ** 2 for x in vectors[0])
+    assert Fraction(float(squared_lengths(vectors[:1])[0])) == exact_square
+
+
+def test_equal_vectors_have_cosine_one_and_no_threshold_above_it() -> None:
+    vectors = np.repeat(unit_vectors(4, 1, 32), 3, axis=0)
+    assert join_block(vectors, None, 0.999999).cos_P.tolist() == [1.0, 1.0, 1.0]
+    assert len(join_block(vectors, None, 1.0).cos_P) == 0
