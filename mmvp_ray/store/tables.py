@@ -50,7 +50,9 @@ def read_table(uri: str, *, columns: list[str] | None = None) -> pa.Table:
     """
     data = storage.read_bytes(uri)
     try:
-        table = pq.read_table(pa.BufferReader(data), columns=columns)
+        # pq.read_table would leave the bytes with Arrow's threads, which abort the process when they let go of them after Python's end.
+        with pq.ParquetFile(pa.BufferReader(data)) as file:
+            table = file.read(columns=columns, use_threads=False)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(
             f"expected a Parquet table, found something else in {uri} ({' '.join(str(error).split())}); run verify on the store"
