@@ -140,27 +140,63 @@ class Session:
 
     def run_tasks(
         self,
-        work: Callable[[T], R],
+        work: Callable[..., R],
         items: Sequence[T],
         *,
         num_cpus: float = 1.0,
         num_gpus: float = 0.0,
-        inline: bool = False,
+        shared: Sequence[Any] = (),
     ) -> Iterator[R]:
-        """Yield `work(item)` for every item, as they come to an end; at most a few tasks for each CPU wait at a time.
+        """Yield `work(item, *shared)` for every item, as they come to an end; at most a few tasks for each CPU wait at a time.
 
         Args:
-            work: A pure function of its item that any process can import; it may run again after a crash.
+            work: A pure function of its arguments that any process can import; it may run again after a crash.
             items: Light, picklable descriptions of the work.
             num_cpus: Logical CPUs of one task.
             num_gpus: Logical GPUs of one task.
-            inline: Run here, one after the other, without Ray.
+            shared: What `share` or `keep` gave: further arguments, the same for all tasks.
 
         Raises:
             MmvpError: What the task raised, as it raised it.
         """
-        if inline:
-            yield from map(work, items)
+        for ref in self._submit(work, items, num_cpus=num_cpus, num_gpus=num_gpus, shared=shared):
+            yield from _results([ref])
+
+    def keep(
+        self,
+        work: Callable[..., Any],
+        items: Sequence[T],
+        *,
+        num_cpus: float = 1.0,
+        shared: Sequence[Any] = (),
+    ) -> list[Any]:
+        """The results of `work(item, *shared)` in the order of `items`, left where they were made: for `shared` of later tasks.
+
+        Raises:
+            MmvpError: What the task raised, as it raised it.
+        """
+        if not items:
+            return []
+        return list(self._submit(work, items, num_cpus=num_cpus, num_gpus=0.0, shared=shared, in_order=True))
+
+    def share(self, value: Any) -> Any:
+        """Put a value once where all tasks find it; arrays are mapped there, not copied."""
+        self.start()
+        import ray
+
+        return ray.put(value)
+
+    def _submit(
+        self,
+        work: Callable[..., Any],
+        items: Sequence[Any],
+        *,
+        num_cpus: float,
+        num_gpus: float,
+        shared: Sequence[Any],
+        in_order: bool = False,
+    ) -> Iterator[Any]:
+        if not items:
             return
         have = self.resources()
         import ray
@@ -169,18 +205,52 @@ class Session:
         slots = have.num_gpus / num_gpus if num_gpus else have.num_cpus / max(num_cpus, 0.01)
         limit = max(2, int(2 * slots))
         waiting: list[Any] = []
+        kept: list[Any] = []
         try:
             for item in items:
                 if len(waiting) >= limit:
-                    done, waiting = ray.wait(waiting, num_returns=1)
-                    yield from _results(done)
-                waiting.append(task.remote(item))
+                    done, waiting = ray.wait(waiting, num_returns=1, fetch_local=not in_order)
+                    if not in_order:
+                        yield from done
+                ref = task.remote(item, *shared)
+                waiting.append(ref)
+                if in_order:
+                    kept.append(ref)
             while waiting:
-                done, waiting = ray.wait(waiting, num_returns=1)
-                yield from _results(done)
+                done, waiting = ray.wait(waiting, num_returns=1, fetch_local=not in_order)
+                if not in_order:
+                    yield from done
         finally:
             for ref in waiting:
                 ray.cancel(ref, force=True)
+        yield from kept
+
+
+class Inline(Session):
+    """A session without Ray: every task runs in this process, one after the other. For work too small to start Ray for."""
+
+    def run_tasks(
+        self,
+        work: Callable[..., R],
+        items: Sequence[T],
+        *,
+        num_cpus: float = 1.0,
+        num_gpus: float = 0.0,
+        shared: Sequence[Any] = (),
+    ) -> Iterator[R]:
+        """Yield `work(item, *shared)` for every item, in order."""
+        for item in items:
+            yield work(item, *shared)
+
+    def keep(
+        self, work: Callable[..., Any], items: Sequence[T], *, num_cpus: float = 1.0, shared: Sequence[Any] = ()
+    ) -> list[Any]:
+        """The results of `work(item, *shared)` in the order of `items`."""
+        return [work(item, *shared) for item in items]
+
+    def share(self, value: Any) -> Any:
+        """The value itself."""
+        return value
 
 
 @contextlib.contextmanager

@@ -64,6 +64,9 @@ REJECTS = _table(
 )
 """One row for every member that could not be used, with a reason from the closed list in images/reasons.py."""
 
+PIECES = _table("pieces", [_required("corpus", pa.string()), _required("piece", pa.string())])
+"""A set of committed pieces: those of a run, or those that a table of near pairs joins."""
+
 _PAIR = [_required("image_id_a", IMAGE_ID), _required("image_id_b", IMAGE_ID)]
 
 NEAR_PAIRS = _table("near_pairs", [*_PAIR, _required("cos_near", pa.float64())])

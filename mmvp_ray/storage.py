@@ -185,9 +185,32 @@ def remove(uri: str) -> None:
     with_retries("removing", uri, delete)
 
 
+def remove_folder(uri: str) -> None:
+    """Remove the folder at `uri` with everything in it; none there is no error."""
+
+    def delete() -> None:
+        system, path = file_system(uri)
+        system.invalidate_cache()
+        try:
+            system.rm(path, recursive=True)
+        except FileNotFoundError:
+            return
+
+    with_retries("removing", uri, delete)
+
+
 def list_names(folder: str) -> list[str]:
     """Names of the files directly in `folder`, sorted; none if the folder does not exist. Unfinished writes are left out."""
+    names = _list(folder, "file")
+    return [name for name in names if not (name.startswith(".") and name.endswith(".tmp"))]
 
+
+def list_folders(folder: str) -> list[str]:
+    """Names of the folders directly in `folder`, sorted; none if it does not exist."""
+    return _list(folder, "directory")
+
+
+def _list(folder: str, kind: str) -> list[str]:
     def ls() -> list[str]:
         system, path = file_system(folder)
         system.invalidate_cache()
@@ -195,8 +218,10 @@ def list_names(folder: str) -> list[str]:
             entries = system.ls(path, detail=True)
         except FileNotFoundError:
             return []
-        names = (entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file")
-        return sorted(name for name in names if name and not (name.startswith(".") and name.endswith(".tmp")))
+        # Object stores list the folder's own marker among its content.
+        own = path.rstrip("/")
+        names = [entry["name"].rstrip("/") for entry in entries if entry["type"] == kind]
+        return sorted(name.rsplit("/", 1)[-1] for name in names if name != own and name)
 
     return with_retries("listing", folder, ls)
 

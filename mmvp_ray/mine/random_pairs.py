@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mmvp_ray.search.blocks import Block, load_vectors
-from mmvp_ray.search.census import Census
+from mmvp_ray.search import Census, Space, load_vectors
 from mmvp_ray.search.decide import squared_lengths
-from mmvp_ray.store import Store, id_keys
+from mmvp_ray.store import Store
 
 # Shapes: S sampled images, D numbers in a vector, P pairs, T tiles.
 
@@ -65,36 +64,26 @@ def tile_cosines(vectors_SD: NDArray[np.float16], tiles_T2: NDArray[np.int64]) -
 def sample_random_pairs(
     store: Store,
     census: Census,
-    near: str,
-    far: str,
-    dims: tuple[int, int],
+    near: Space,
+    far: Space,
     *,
     num_pairs: int = NUM_PAIRS,
     num_images: int = NUM_IMAGES,
 ) -> RandomSample:
     """Draw pairs of images and compute both cosines from the stored vectors.
 
-    Ids are hashes, so that the images with the smallest ids are a random sample in random order; the pairs are a function of the set of ids
-    alone, whatever the shards and their order.
+    The pairs are a function of the set of ids alone, whatever the shards and their order.
 
     Args:
         store: Holds the vectors.
-        census: The distinct images.
-        near: Slug of the near encoder.
-        far: Slug of the far encoder.
-        dims: Length of a near and of a far vector.
+        census: The distinct images, with its draw.
+        near: One space.
+        far: The other.
         num_pairs: Pairs to draw, to the next whole tile.
         num_images: Images to draw from.
     """
-    chosen = np.argsort(id_keys(census.ids_N16), kind="stable")[:num_images]
-    ids_S16 = census.ids_N16[chosen]
-    pieces = np.unique(census.piece_N[chosen])
-    block = Block(
-        pieces=tuple(census.pieces[piece] for piece in pieces), kept=(None,) * len(pieces), num_rows=len(chosen)
-    )
-    tiles_T2 = draw_tiles(len(chosen), num_pairs)
-
-    def cosines(encoder: str, dim: int) -> NDArray[np.float64]:
-        return tile_cosines(load_vectors(store, encoder, block, ids_S16, dim), tiles_T2)
-
-    return RandomSample(cos_near_P=cosines(near, dims[0]), cos_far_P=cosines(far, dims[1]))
+    drawn = census.draw.slice(0, num_images)
+    pieces = [census.pieces[piece] for piece in np.unique(drawn.piece_S)]
+    tiles_T2 = draw_tiles(len(drawn), num_pairs)
+    near_P, far_P = (tile_cosines(load_vectors(store, space, pieces, drawn.ids_S16), tiles_T2) for space in (near, far))
+    return RandomSample(cos_near_P=near_P, cos_far_P=far_P)

@@ -9,6 +9,7 @@ from mmvp_ray import storage
 from mmvp_ray.embed import EmbedConfig
 from mmvp_ray.errors import ConfigError
 from mmvp_ray.mine import RuleConfig, SelectConfig
+from mmvp_ray.search import SearchConfig
 from mmvp_ray.sources import parse_corpus
 
 
@@ -36,8 +37,8 @@ class MineConfig:
     """Folder of embeddings and near pairs, shared by runs; OUT/store unless given."""
     name: str | None = None
     """Name of the recipe."""
-    engine: Literal["auto", "exact"] = "auto"
-    """How near pairs are found; exact compares all of them, and auto is exact."""
+    search: SearchConfig = field(default_factory=SearchConfig)
+    """How near pairs are looked for."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """Where encoders and the join run; auto takes GPUs if there are any."""
     dtype: Literal["float16", "bfloat16", "float32"] | None = None
@@ -79,6 +80,7 @@ class MineConfig:
                 f"expected a fraction between 0 and 1, found {self.max_reject_fraction} in --max-reject-fraction; the default is 0.05"
             )
         self.rule.check()
+        self.search.check()
         self.selection.check()
         self.embed.check()
 

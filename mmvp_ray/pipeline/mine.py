@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mmvp_ray import config as configs
 from mmvp_ray import storage
-from mmvp_ray.cluster import Session
+from mmvp_ray.cluster import Inline, Session
 from mmvp_ray.embed import embed_corpora
 from mmvp_ray.encoders import EncoderSpec
 from mmvp_ray.mine import (
@@ -44,12 +44,23 @@ from mmvp_ray.pipeline.reporting import (
 from mmvp_ray.pipeline.run import Run, open_run
 from mmvp_ray.report.html import render_html
 from mmvp_ray.schema import COPIES, HUBS
-from mmvp_ray.search import Census, PairBatch, exact_join, take_census
-from mmvp_ray.search.blocks import Block, load_vectors
+from mmvp_ray.search import (
+    Census,
+    PairBatch,
+    PairTable,
+    Space,
+    choose_method,
+    find_near_pairs,
+    load_vectors,
+    score_pairs,
+    take_census,
+)
 from mmvp_ray.store import Store, id_array, key_bytes, write_table
 
 log = logging.getLogger(__name__)
 
+INLINE_IMAGES = 16_384
+"""Images that this process joins itself on a CPU: sooner done than Ray is started."""
 MAX_CANDIDATES = 1_000_000
 """Blind pairs that hygiene and selection look at: those with the largest near minus far cosine."""
 MAX_CLUSTERED = 20_000
@@ -89,26 +100,33 @@ def _mine(config: MineConfig, ready: Preflight, session: Session, progress: Prog
     pieces = run_pieces(store, ready.corpora)
     counts = count_images(store, pieces, [near.slug, far.slug])
     check_rejects(counts, config.max_reject_fraction)
+    near_space, far_space = Space(near.slug, near.dim), Space(far.slug, far.dim)
     census = take_census(store, near.slug, pieces)
 
     with progress.stage("sample", total=None, unit="random pairs") as stage:
-        sample = sample_random_pairs(store, census, near.slug, far.slug, (near.dim, far.dim))
+        sample = sample_random_pairs(store, census, near_space, far_space)
         stage.advance(len(sample.cos_near_P))
     rule = settle_rule(config.rule, sample)
 
-    num_images = len(census.ids_N16)
+    method = choose_method(config.search, num_images=census.num_images, device=ready.device)
+    is_small = census.num_images <= INLINE_IMAGES and ready.device == "cpu" and not session.joins_cluster
+    workers = Inline() if is_small else session
+    num_images = census.num_images
     with progress.stage("join", total=num_images * (num_images - 1) // 2, unit="pairs") as stage:
-        stage.note = "pairs compared by the exact engine"
-        table = exact_join(
+        stage.note = f"pairs compared by the {method.engine} engine ({method.reason})"
+        near_table, census = find_near_pairs(
             store,
-            census,
-            near,
-            far,
+            near_space,
+            pieces,
             floor=rule.floor,
+            method=method,
             device=ready.device,
-            session=session,
+            session=workers,
             on_part=stage.advance,
         )
+    with progress.stage("score", total=None, unit="pairs") as stage:
+        score_pairs(near_table, far_space, pieces, session=workers, on_part=stage.advance)
+    table = PairTable(near=near_table, far=far_space)
 
     with progress.stage("mine", total=None, unit="near pairs") as stage:
         copies = find_copies(table.batches(), floor=rule.floor)
@@ -218,12 +236,8 @@ def _choose(
     config: MineConfig,
 ) -> tuple[PairBatch, NDArray[np.int64]]:
     head = candidates.take(np.arange(min(MAX_CLUSTERED, len(candidates.cos_near_P))))
-    block = Block(
-        pieces=census.pieces,
-        kept=(None,) * len(census.pieces),
-        num_rows=len(census.ids_N16),
-    )
-    near_a, near_b = (load_vectors(store, near.slug, block, ids, near.dim) for ids in (head.ids_a_P16, head.ids_b_P16))
+    space = Space(near.slug, near.dim)
+    near_a, near_b = (load_vectors(store, space, census.pieces, ids) for ids in (head.ids_a_P16, head.ids_b_P16))
     clusters = cluster_pairs(near_a, near_b, config.selection.num_clusters or max(1, config.select // 2))
     rows = select(
         head,

@@ -117,7 +117,7 @@ def make_report(found: Findings) -> MiningReport:
             ),
             FunnelStep(
                 stage="embedded",
-                count=len(found.census.ids_N16),
+                count=found.census.num_images,
                 unit="images",
                 note="distinct images, exact copies counted once",
             ),
@@ -238,7 +238,7 @@ def _encoder(spec: EncoderSpec) -> EncoderCard:
 
 
 def _corpora(found: Findings) -> list[CorpusCard]:
-    images = np.bincount(found.census.piece_N, minlength=len(found.census.pieces))
+    images = found.census.images_of_pieces()
     cards = []
     for corpus in found.corpora:
         mine = [index for index, piece in enumerate(found.census.pieces) if piece.corpus == corpus.name]

@@ -13,24 +13,16 @@ from mmvp_ray import storage
 from mmvp_ray.mine import CopyGroups, Rule
 from mmvp_ray.mine.select import best_first
 from mmvp_ray.pipeline.places import count_places, first_places
-from mmvp_ray.schema import BLIND_PAIRS, PAIRS
+from mmvp_ray.schema import BLIND_PAIRS, PAIRS, PIECES
 from mmvp_ray.search import PairBatch, PieceRef
 from mmvp_ray.store import Store, id_array, id_keys, key_bytes, write_table
 
 PAIRS_PER_FILE = 1 << 20
 MANIFEST = "manifest.json"
-PIECES = "pieces.parquet"
+PIECES_FILE = "pieces.parquet"
 SELECTION = "pairs.parquet"
 REPORT_HTML = "report.html"
 REPORT_JSON = "report.json"
-
-PIECES_SCHEMA = pa.schema(
-    [
-        pa.field("corpus", pa.string(), nullable=False),
-        pa.field("piece", pa.string(), nullable=False),
-    ],
-    metadata=PAIRS.metadata,
-)
 
 
 def blind_folder(out: str, near: str, far: str) -> str:
@@ -134,9 +126,9 @@ def write_pieces(out: str, pieces: Sequence[PieceRef]) -> None:
             "corpus": [piece.corpus for piece in pieces],
             "piece": [piece.name for piece in pieces],
         },
-        schema=PIECES_SCHEMA,
+        schema=PIECES,
     )
-    write_table(Store(out), storage.join(out, PIECES), table)
+    write_table(Store(out), storage.join(out, PIECES_FILE), table)
 
 
 def describe_pairs(

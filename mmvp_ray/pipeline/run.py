@@ -13,7 +13,7 @@ from mmvp_ray.images.decode import Decoded, decode
 from mmvp_ray.pipeline.places import first_places, read_again
 from mmvp_ray.pipeline.results import (
     MANIFEST,
-    PIECES,
+    PIECES_FILE,
     REPORT_JSON,
     SELECTION,
     blind_folder,
@@ -67,7 +67,7 @@ class Run:
         """
         key = _key(image_id)
         pieces = [
-            PieceRef(row["corpus"], row["piece"]) for row in read_table(storage.join(self.url, PIECES)).to_pylist()
+            PieceRef(row["corpus"], row["piece"]) for row in read_table(storage.join(self.url, PIECES_FILE)).to_pylist()
         ]
         found = first_places(self._store(), pieces, [key])
         if key not in found:

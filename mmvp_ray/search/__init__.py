@@ -1,19 +1,35 @@
-"""The join: every pair that is near in one encoder, with its cosine in the other."""
+"""The join: every pair that is near in one encoder, with its cosine in the others."""
 
 from __future__ import annotations
 
-from mmvp_ray.search.census import Census, PieceRef, read_ids, take_census
-from mmvp_ray.search.exact import PairBatch, PairTable, exact_join
+from mmvp_ray.search.blocks import load_vectors
+from mmvp_ray.search.census import Census, Draw, read_ids, take_census
+from mmvp_ray.search.config import SearchConfig
+from mmvp_ray.search.engines import Method, choose_method
+from mmvp_ray.search.join import Collapse, find_near_pairs
 from mmvp_ray.search.kernel import JoinedPairs, join_block
+from mmvp_ray.search.score import score_pairs
+from mmvp_ray.search.space import Space
+from mmvp_ray.search.table import NearTable, PairBatch, PairTable
+from mmvp_ray.store import PieceRef
 
 __all__ = [
     "Census",
+    "Collapse",
+    "Draw",
     "JoinedPairs",
+    "Method",
+    "NearTable",
     "PairBatch",
     "PairTable",
     "PieceRef",
-    "exact_join",
+    "SearchConfig",
+    "Space",
+    "choose_method",
+    "find_near_pairs",
     "join_block",
+    "load_vectors",
     "read_ids",
+    "score_pairs",
     "take_census",
 ]

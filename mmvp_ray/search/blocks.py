@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmvp_ray import storage
-from mmvp_ray.search.census import Census, PieceRef
-from mmvp_ray.store import Store, id_keys, read_embeddings
+from mmvp_ray.search.census import Census
+from mmvp_ray.search.space import Space, read_vectors
+from mmvp_ray.store import PieceRef, Store, id_keys
 
 # Shapes: N vectors of a block, D numbers in each.
 
@@ -19,58 +21,100 @@ class Block:
     """Some pieces and, for each, the rows that count (None: all of them); light and picklable."""
 
     pieces: tuple[PieceRef, ...]
-    kept: tuple[tuple[int, ...] | None, ...]
+    kept: tuple[NDArray[np.int32] | None, ...]
     num_rows: int
 
 
-def cut_blocks(census: Census, block_rows: int) -> list[Block]:
+def cut_blocks(census: Census, block_rows: int, which: Literal["all", "old", "new"] = "all") -> list[Block]:
     """Group the pieces of a census, in order, into blocks of at most `block_rows` vectors (or one piece, if it is larger).
 
     The cut depends on the census and on `block_rows` alone, so that a restarted run finds the blocks of the one before.
+
+    Args:
+        census: The distinct images.
+        block_rows: Vectors of a block.
+        which: All images; or those joined earlier; or the others.
     """
-    sizes = np.bincount(census.piece_N, minlength=len(census.pieces))
-    starts = np.concatenate([[0], np.cumsum(sizes)])
-    groups: list[list[int]] = []
+    groups: list[list[tuple[PieceRef, NDArray[np.int32] | None, int]]] = []
     num_rows = 0
-    for piece, size in enumerate(sizes):
+    for index, piece in enumerate(census.pieces):
+        kept = _kept(census, index, which)
+        size = int(census.piece_rows[index]) if kept is None else len(kept)
+        if not size:
+            continue
         if not groups or num_rows + size > block_rows:
             groups.append([])
             num_rows = 0
-        groups[-1].append(piece)
-        num_rows += int(size)
-
-    def kept(piece: int) -> tuple[int, ...] | None:
-        if sizes[piece] == census.piece_rows[piece]:
-            return None
-        return tuple(census.row_N[starts[piece] : starts[piece + 1]].tolist())
-
+        groups[-1].append((piece, kept, size))
+        num_rows += size
     return [
         Block(
-            pieces=tuple(census.pieces[piece] for piece in group),
-            kept=tuple(kept(piece) for piece in group),
-            num_rows=int(sizes[group].sum()),
+            pieces=tuple(piece for piece, _, _ in group),
+            kept=tuple(kept for _, kept, _ in group),
+            num_rows=sum(size for _, _, size in group),
         )
         for group in groups
     ]
 
 
-def load_block(store: Store, encoder: str, block: Block) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
+def _kept(census: Census, index: int, which: str) -> NDArray[np.int32] | None:
+    none = np.empty(0, dtype=np.int32)
+    is_old = index < census.num_earlier
+    dropped, late = census.dropped.get(index, none), census.late.get(index, none)
+    if which == "new" and is_old:
+        return late
+    if which == "old" and not is_old:
+        return none
+    out = np.union1d(dropped, late) if which == "old" else dropped
+    if not len(out):
+        return None
+    return np.setdiff1d(np.arange(census.piece_rows[index], dtype=np.int32), out, assume_unique=True)
+
+
+def load_block(store: Store, space: Space, block: Block) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
     """The ids, (N, 16) uint8, and vectors, (N, D) float16, of a block."""
-    parts = []
+    ids_N16 = np.empty((block.num_rows, 16), dtype=np.uint8)
+    vectors_ND = np.empty((block.num_rows, space.dim), dtype=np.float16)
+    first = 0
     for piece, kept in zip(block.pieces, block.kept, strict=True):
-        ids, vectors = read_embeddings(storage.join(store.embeddings(encoder, piece.corpus), f"{piece.name}.parquet"))
-        parts.append((ids, vectors) if kept is None else (ids[list(kept)], vectors[list(kept)]))
-    return np.concatenate([ids for ids, _ in parts]), np.concatenate([vectors for _, vectors in parts])
+        ids, vectors = read_vectors(store, space, piece)
+        if kept is not None:
+            ids, vectors = ids[kept], vectors[kept]
+        ids_N16[first : first + len(ids)], vectors_ND[first : first + len(ids)] = ids, vectors
+        first += len(ids)
+    return ids_N16, vectors_ND
 
 
-def load_vectors(store: Store, encoder: str, block: Block, ids_P16: NDArray[np.uint8], dim: int) -> NDArray[np.float16]:
-    """The vectors, (P, D) float16, of the images `ids_P16` that lie in a block; NaN where this encoder has none for an image."""
-    wanted, where = np.unique(id_keys(ids_P16), return_inverse=True)
-    found = np.full((len(wanted), dim), np.nan, dtype=np.float16)
-    for piece in block.pieces:
-        ids, vectors = read_embeddings(storage.join(store.embeddings(encoder, piece.corpus), f"{piece.name}.parquet"))
-        keys = id_keys(ids)
-        at = np.minimum(np.searchsorted(wanted, keys), max(0, len(wanted) - 1))
-        hit = wanted[at] == keys if len(wanted) else np.zeros(len(keys), dtype=bool)
-        found[at[hit]] = vectors[hit]
-    return found[where]
+def pick_vectors(
+    store: Store, space: Space, pieces: Sequence[PieceRef], wanted_M: NDArray[np.bytes_]
+) -> tuple[NDArray[np.bytes_], NDArray[np.float16]]:
+    """Those of the wanted images that lie in `pieces`: their ids, sorted, and their vectors, (M, D) float16.
+
+    Args:
+        store: Holds the embeddings.
+        space: Which vectors.
+        pieces: Where to look.
+        wanted_M: Ids, sorted and distinct.
+    """
+    keys: list[NDArray[np.bytes_]] = [np.empty(0, dtype="S16")]
+    vectors = [np.empty((0, space.dim), dtype=np.float16)]
+    for piece in pieces:
+        ids_N16, vectors_ND = read_vectors(store, space, piece)
+        keys_N = id_keys(ids_N16)
+        at = np.minimum(np.searchsorted(wanted_M, keys_N), max(0, len(wanted_M) - 1))
+        hit = wanted_M[at] == keys_N if len(wanted_M) else np.zeros(len(keys_N), dtype=bool)
+        keys.append(keys_N[hit])
+        vectors.append(vectors_ND[hit])
+    found, first = np.unique(np.concatenate(keys), return_index=True)
+    return found, np.concatenate(vectors)[first]
+
+
+def load_vectors(
+    store: Store, space: Space, pieces: Sequence[PieceRef], ids_P16: NDArray[np.uint8]
+) -> NDArray[np.float16]:
+    """The vectors, (P, D) float16, of the images `ids_P16`, in their order; NaN where `pieces` have none for an image."""
+    wanted_M, where_P = np.unique(id_keys(ids_P16), return_inverse=True)
+    keys_F, vectors_FD = pick_vectors(store, space, pieces, wanted_M)
+    vectors_MD = np.full((len(wanted_M), space.dim), np.nan, dtype=np.float16)
+    vectors_MD[np.searchsorted(wanted_M, keys_F)] = vectors_FD
+    return vectors_MD[where_P]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mmvp_ray.store.layout import (
     DONE,
     FileEntry,
+    PieceRef,
     Store,
     done_names,
     open_store,
@@ -33,6 +34,7 @@ from mmvp_ray.store.verify import Verdict, verify
 __all__ = [
     "DONE",
     "FileEntry",
+    "PieceRef",
     "ShardState",
     "Store",
     "Verdict",

@@ -22,6 +22,14 @@ from mmvp_ray.schema import SCHEMA_VERSION
 DONE = ".done.json"
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class PieceRef:
+    """A committed piece: its corpus and its name."""
+
+    corpus: str
+    name: str
+
+
 @dataclass(frozen=True, slots=True)
 class Store:
     """The root of a store; every path in it is made here."""

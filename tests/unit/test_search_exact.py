@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mmvp_ray.cluster import Session
-from mmvp_ray.search import PieceRef, exact_join, take_census
-from mmvp_ray.search.blocks import cut_blocks, load_block, load_vectors
+from mmvp_ray.cluster import Inline
+from mmvp_ray.search import NearTable, PairTable, PieceRef, Space, load_vectors, score_pairs, take_census
+from mmvp_ray.search.blocks import cut_blocks, load_block
+from mmvp_ray.search.exact import exact_join
+from mmvp_ray.search.table import Part
 from mmvp_ray.sources.piece import Piece, Shard
 from mmvp_ray.store import Store, commit_embeddings, id_keys, open_store
 
-
-@dataclass(frozen=True)
-class FakeSpec:
-    slug: str
-    dim: int
-
-
-NEAR, FAR = FakeSpec("near-x", 12), FakeSpec("far-y", 20)
-
-
-class InlineSession(Session):
-    """Runs tasks here, so that unit tests need no Ray."""
-
-    def run_tasks(self, work, items, *, num_cpus=1.0, num_gpus=0.0, inline=False):  # type: ignore[no-untyped-def]
-        yield from map(work, items)
+NEAR, FAR = Space("near-x", 12), Space("far-y", 20)
 
 
 def world(num: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -52,13 +39,37 @@ def fill(store: Store, rows: list[np.ndarray], ids: np.ndarray, near: np.ndarray
     return pieces
 
 
+def joined(
+    store: Store,
+    pieces: list[PieceRef],
+    far: Space,
+    *,
+    floor: float,
+    block_rows: int,
+    compared: list[int] | None = None,
+    scored: list[int] | None = None,
+) -> PairTable:
+    folder = store.near_pairs(NEAR.name, "k")
+    parts = exact_join(
+        store,
+        take_census(store, NEAR.slug, pieces),
+        NEAR,
+        folder,
+        floor=floor,
+        device="cpu",
+        session=Inline(),
+        block_rows=block_rows,
+        on_part=(compared if compared is not None else []).append,
+    )
+    near = NearTable(store=store, space=NEAR, key="k", parts=tuple(Part("k", name) for name in parts), floor=floor)
+    score_pairs(near, far, pieces, session=Inline(), on_part=(scored if scored is not None else []).append)
+    return PairTable(near=near, far=far)
+
+
 def pairs_of(
     store: Store, pieces: list[PieceRef], *, floor: float, block_rows: int
 ) -> dict[tuple[bytes, bytes], tuple[float, float]]:
-    census = take_census(store, NEAR.slug, pieces)
-    table = exact_join(
-        store, census, NEAR, FAR, floor=floor, device="cpu", session=InlineSession(), block_rows=block_rows
-    )  # type: ignore[arg-type]
+    table = joined(store, pieces, FAR, floor=floor, block_rows=block_rows)
     found = {}
     for batch in table.batches():
         for a, b, cos_near, cos_far in zip(
@@ -124,10 +135,10 @@ def test_exact_copies_are_joined_once(tmp_path: Path) -> None:
         store, [np.arange(0, 40), np.arange(20, 60), np.array([5, 25, 59]), np.array([], dtype=int)], ids, near, far
     )
     census = take_census(store, NEAR.slug, pieces)
-    assert len(census.ids_N16) == 60
-    blocks = cut_blocks(census, 30)
-    loaded = np.concatenate([load_block(store, NEAR.slug, block)[0] for block in blocks])
-    np.testing.assert_array_equal(loaded, census.ids_N16)
+    assert census.num_images == 60
+    loaded = np.concatenate([load_block(store, NEAR, block)[0] for block in cut_blocks(census, 30)])
+    assert set(id_keys(loaded)) == set(id_keys(ids)) and len(loaded) == 60
+    np.testing.assert_array_equal(np.sort(id_keys(census.draw.ids_S16)), np.sort(id_keys(ids)))
     assert_same(pairs_of(store, pieces, floor=0.6, block_rows=30), brute_force(ids, near, far, 0.6))
 
 
@@ -146,44 +157,33 @@ def test_a_missing_far_vector_gives_nan(tmp_path: Path) -> None:
 
 
 def test_finished_parts_are_kept_and_a_new_far_encoder_only_rescores(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     ids, near, far = world(90, seed=6)
     store = open_store(str(tmp_path))
     pieces = fill(store, np.array_split(np.arange(90), 3), ids, near, far)
-    census = take_census(store, NEAR.slug, pieces)
 
-    def join(far_spec: FakeSpec) -> dict[bytes, int]:
-        compared = []
-        exact_join(
-            store,
-            census,
-            NEAR,
-            far_spec,
-            floor=0.7,
-            device="cpu",
-            session=InlineSession(),
-            block_rows=30,
-            on_part=compared.append,
-        )  # type: ignore[arg-type]
-        return compared  # type: ignore[return-value]
+    def work(far: Space) -> tuple[int, int]:
+        compared: list[int] = []
+        scored: list[int] = []
+        joined(store, pieces, far, floor=0.7, block_rows=30, compared=compared, scored=scored)
+        return sum(compared), sum(scored)
 
-    assert sum(join(FAR)) == 90 * 89 // 2  # type: ignore[arg-type]
-    assert join(FAR) == []
-    assert sum(join(NEAR)) == 0  # type: ignore[arg-type]
-    assert len(join(NEAR)) == 0
+    expected = len(brute_force(ids, near, far, 0.7))
+    assert expected
+    assert work(FAR) == (90 * 89 // 2, expected)
+    assert work(FAR) == (0, 0)
+    assert work(NEAR) == (0, expected)
 
 
 def test_load_vectors_finds_rows_by_id_in_any_order(tmp_path: Path) -> None:
     ids, near, far = world(50, seed=8)
     store = open_store(str(tmp_path))
     pieces = fill(store, np.array_split(np.arange(50), 4), ids, near, far)
-    census = take_census(store, NEAR.slug, pieces)
-    (block,) = cut_blocks(census, 1000)
     order = np.random.default_rng(0).permutation(50)
-    np.testing.assert_array_equal(load_vectors(store, FAR.slug, block, ids[order], FAR.dim), far[order])
+    np.testing.assert_array_equal(load_vectors(store, FAR, pieces, ids[order]), far[order])
     unknown = np.zeros((1, 16), dtype=np.uint8)
-    assert np.isnan(load_vectors(store, FAR.slug, block, unknown, FAR.dim)).all()
+    assert np.isnan(load_vectors(store, FAR, pieces, unknown)).all()
 
 
 def test_an_empty_corpus_and_one_image_have_no_pairs(tmp_path: Path) -> None:
