@@ -138,6 +138,21 @@ def embeddings_schema(dim: int) -> pa.Schema:
     return _table("embeddings", [_required("image_id", IMAGE_ID), _required("vector", vector)])
 
 
+def routed_schema(dim: int) -> pa.Schema:
+    """Schema of routed vectors: a row for the home of each image and for every cell that it visits; `visits` is listed at home alone."""
+    vector = pa.list_(pa.field("item", pa.float16(), nullable=False), dim)
+    return _table(
+        "routed",
+        [
+            _required("image_id", IMAGE_ID),
+            _required("cell", pa.int32()),
+            _required("home", pa.int32()),
+            _required("visits", pa.list_(pa.field("item", pa.int32(), nullable=False))),
+            _required("vector", vector),
+        ],
+    )
+
+
 def check_version(schema: pa.Schema, *, where: str) -> None:
     """Raise DataError unless the file's schema says that it was written by this schema version."""
     found = (schema.metadata or {}).get(_VERSION_KEY)

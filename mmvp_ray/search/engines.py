@@ -8,7 +8,7 @@ from typing import Any
 
 from mmvp_ray.cluster import Session
 from mmvp_ray.config import fingerprint
-from mmvp_ray.search import exact
+from mmvp_ray.search import exact, routed
 from mmvp_ray.search.census import Census
 from mmvp_ray.search.config import EngineName, SearchConfig
 from mmvp_ray.search.space import Space
@@ -121,4 +121,19 @@ def _exact(work: JoinWork, method: Method, session: Session, on_part: OnPart) ->
     return names, {}
 
 
-ENGINES: dict[str, Engine] = {"exact": _exact}
+def _routed(work: JoinWork, method: Method, session: Session, on_part: OnPart) -> tuple[list[str], dict[str, Any]]:
+    return routed.routed_join(
+        work.store,
+        work.census,
+        work.space,
+        work.folder,
+        floor=work.floor,
+        config=method.config,
+        device=work.device,
+        session=session,
+        parent=work.parent,
+        on_part=on_part,
+    )
+
+
+ENGINES: dict[str, Engine] = {"exact": _exact, "routed": _routed}

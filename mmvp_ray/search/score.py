@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from mmvp_ray import storage
 from mmvp_ray.cluster import Session
 from mmvp_ray.schema import SCORES
-from mmvp_ray.search.blocks import pick_vectors
 from mmvp_ray.search.decide import exact_cosines
+from mmvp_ray.search.gather import Chunk, gather_chunks, lay_out
 from mmvp_ray.search.space import Space
 from mmvp_ray.search.table import NearTable, record_batches
 from mmvp_ray.store import (
@@ -37,11 +37,6 @@ from mmvp_ray.store import (
 
 WAVE_BYTES = 512 << 20
 """Vectors of a wave, unless the cluster's shared memory allows more."""
-PIECES_PER_GATHER = 64
-"""Pieces that one task looks through: some 130,000 images."""
-
-Chunk = tuple[NDArray[np.bytes_], NDArray[np.float16]]
-"""Ids, sorted, and their vectors: what one task gathered."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,15 +48,6 @@ class ScoreTask:
     folder: str
     name: str
     dim: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GatherTask:
-    """Pieces to look through for the vectors of a wave. Light and picklable."""
-
-    store: Store
-    space: Space
-    pieces: tuple[PieceRef, ...]
 
 
 def score_pairs(
@@ -100,12 +86,7 @@ def score_pairs(
         if part.name not in done[part.key]
     ]
     for tasks, wanted_M in _waves(left, max(1, wave_bytes // (2 * far.dim + 16))):
-        shared = session.share(wanted_M)
-        gathers = [
-            GatherTask(store=store, space=far, pieces=tuple(pieces[first : first + PIECES_PER_GATHER]))
-            for first in range(0, len(pieces), PIECES_PER_GATHER)
-        ]
-        chunks = session.keep(gather, gathers if len(wanted_M) else [], shared=[shared])
+        chunks = gather_chunks(store, far, pieces, wanted_M, session=session)
         for num_pairs in session.run_tasks(score_part, tasks, shared=chunks):
             on_part(num_pairs)
 
@@ -134,11 +115,6 @@ def part_images(near_uri: str) -> NDArray[np.bytes_]:
     return keys
 
 
-def gather(task: GatherTask, wanted_M: NDArray[np.bytes_]) -> Chunk:
-    """The vectors of the wanted images that lie in some pieces."""
-    return pick_vectors(task.store, task.space, task.pieces, wanted_M)
-
-
 def score_part(task: ScoreTask, *chunks: Chunk) -> int:
     """Write the cosines of one part; gives its number of pairs."""
     near = read_table(task.near_uri, columns=["image_id_a", "image_id_b"])
@@ -150,16 +126,3 @@ def score_part(task: ScoreTask, *chunks: Chunk) -> int:
     entry = write_table(task.store, storage.join(task.folder, f"{task.name}.parquet"), scores)
     write_marker(storage.join(task.folder, task.name + DONE), files=[entry])
     return len(ids_a)
-
-
-def lay_out(wanted_M: NDArray[np.bytes_], chunks: Sequence[Chunk], dim: int) -> NDArray[np.float16]:
-    """The vectors of the wanted images in their order, (M, D) float16; NaN where no chunk has one."""
-    vectors_MD = np.full((len(wanted_M), dim), np.nan, dtype=np.float16)
-    # Backwards, so that of several rows with one id the first counts.
-    for keys, vectors in reversed(chunks):
-        if not len(keys) or not len(wanted_M):
-            continue
-        at = np.minimum(np.searchsorted(keys, wanted_M), len(keys) - 1)
-        hit = keys[at] == wanted_M
-        vectors_MD[hit] = vectors[at[hit]]
-    return vectors_MD

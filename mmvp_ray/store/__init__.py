@@ -28,6 +28,7 @@ from mmvp_ray.store.tables import (
     read_embeddings,
     read_table,
     write_table,
+    write_written,
 )
 from mmvp_ray.store.verify import Verdict, verify
 
@@ -55,4 +56,5 @@ __all__ = [
     "verify",
     "write_marker",
     "write_table",
+    "write_written",
 ]

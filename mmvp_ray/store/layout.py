@@ -6,6 +6,7 @@
     ROOT/embeddings/<encoder>/<corpus>/<piece>.parquet      image_id, vector
     ROOT/near_pairs/<near>/<key>/<block pair>.parquet       every pair above the floor
     ROOT/scores/<far>/<near>/<key>/<block pair>.parquet     the far cosine of those pairs
+    ROOT/cells, ROOT/routed, ROOT/indexes                   what engines keep or pass through; may be removed at any time between runs
 
 Beside each table lies <name>.done.json, written last: present means whole.
 """
@@ -55,6 +56,14 @@ class Store:
     def scores(self, far: str, near: str, key: str) -> str:
         """Folder of the far encoder's cosines of those pairs."""
         return storage.join(self.root, "scores", far, near, key)
+
+    def cells(self, space: str) -> str:
+        """Folder of the cells that the routed engine fitted."""
+        return storage.join(self.root, "cells", space)
+
+    def routed(self, space: str) -> str:
+        """Folder of routed vectors, which a join writes, reads and removes."""
+        return storage.join(self.root, "routed", space)
 
     def copies(self, key: str) -> str:
         """Folder of the groups of near-copies."""

@@ -32,11 +32,16 @@ def write_table(store: Store, uri: str, table: pa.Table) -> FileEntry:
         else {"compression": "zstd"}
     )
     pq.write_table(table, sink, **options)
-    data = sink.getvalue().to_pybytes()
+    return write_written(store, uri, sink.getvalue(), table.num_rows)
+
+
+def write_written(store: Store, uri: str, parquet: pa.Buffer, num_rows: int) -> FileEntry:
+    """Write a Parquet file that was made in memory to `uri`, atomically, and describe it for its marker."""
+    data = parquet.to_pybytes()
     storage.write_bytes(uri, data)
     return FileEntry(
         path=store.relative(uri),
-        num_rows=table.num_rows,
+        num_rows=num_rows,
         num_bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
     )

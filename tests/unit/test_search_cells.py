@@ -1,0 +1,151 @@
+"""Cells: the proof of the bisector distance, on any vectors, any centroids and any threshold."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmvp_ray.search.cells import Cells, fit_cells, provable_delta
+from mmvp_ray.search.routed import calibrate, pack_cells
+from tests.unit.search_worlds import unit
+
+
+def close_pairs(rng: np.random.Generator, num: int, dim: int, tau: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    x = unit(rng.normal(size=(num, dim)))
+    y = unit(x.astype(np.float64) + rng.uniform(0, 1.5) / np.sqrt(dim) * rng.normal(size=(num, dim)))
+    cos = (x.astype(float) * y).sum(1) / np.sqrt((x.astype(float) ** 2).sum(1) * (y.astype(float) ** 2).sum(1))
+    near = cos > tau
+    return x[near], y[near], cos[near]
+
+
+@given(
+    st.integers(0, 2**31), st.integers(2, 24), st.integers(1, 60), st.floats(-0.5, 0.999), st.sampled_from([1.0, 0.05])
+)
+def test_a_near_pair_meets_in_a_home(seed: int, dim: int, num_cells: int, tau: float, spread: float) -> None:
+    rng = np.random.default_rng(seed)
+    x, y, _ = close_pairs(rng, 40, dim, tau)
+    # Centroids close together are the hard case: bisector distances divide by how far they are apart.
+    cells = Cells(unit(rng.normal(size=dim) + spread * rng.normal(size=(num_cells, dim))).astype(np.float32))
+    visits_x, visits_y = (cells.visits(vectors, provable_delta(tau)) for vectors in (x, y))
+    goes_x, goes_y = ({*zip(v.row_V.tolist(), v.cell_V.tolist(), strict=True)} for v in (visits_x, visits_y))
+    for row in range(len(x)):
+        home_x, home_y = int(visits_x.home_N[row]), int(visits_y.home_N[row])
+        assert home_x == home_y or (row, home_y) in goes_x or (row, home_x) in goes_y
+
+
+@given(st.integers(0, 2**31), st.integers(2, 40), st.floats(0.0, 0.6))
+def test_visits_are_the_cells_within_delta(seed: int, num_cells: int, delta: float) -> None:
+    rng = np.random.default_rng(seed)
+    x = unit(rng.normal(size=(30, 8)))
+    cells = Cells(unit(rng.normal(size=(num_cells, 8))).astype(np.float32))
+    visits = cells.visits(x, delta)
+    c, exact = cells.centroids_KD.astype(np.float64), x.astype(np.float64)
+    exact /= np.linalg.norm(exact, axis=1, keepdims=True)
+    goes = {*zip(visits.row_V.tolist(), visits.cell_V.tolist(), strict=True)}
+    for row in range(len(x)):
+        home = int(visits.home_N[row])
+        assert exact[row] @ c[home] >= (exact[row] @ c.T).max() - 1e-6
+        for cell in range(num_cells):
+            if cell == home:
+                assert (row, cell) not in goes
+                continue
+            distance = exact[row] @ (c[home] - c[cell]) / np.linalg.norm(c[home] - c[cell])
+            if abs(distance - delta) > 2e-3:
+                assert ((row, cell) in goes) == (distance < delta)
+
+
+@given(st.integers(0, 2**31), st.integers(2, 30))
+def test_needed_delta_is_what_visits_need(seed: int, num_cells: int) -> None:
+    rng = np.random.default_rng(seed)
+    x, y, _ = close_pairs(rng, 30, 6, 0.7)
+    cells = Cells(unit(rng.normal(size=(num_cells, 6))).astype(np.float32))
+    needed = cells.needed_delta(x, y)
+    for row, delta in enumerate(needed):
+        for factor, meets in ((1.02, True), (0.98, delta == 0.0)):
+            if 0 < delta < 0.02:
+                continue
+            one, other = (cells.visits(v[row : row + 1], delta * factor) for v in (x, y))
+            home_x, home_y = one.home_N[0], other.home_N[0]
+            assert (home_x == home_y or home_y in one.cell_V or home_x in other.cell_V) == meets
+
+
+def test_provable_delta() -> None:
+    assert provable_delta(0.95) == pytest.approx(0.158114, abs=1e-6)
+    assert provable_delta(1.0) == 0.0
+    assert provable_delta(-1.0) == 1.0
+
+
+def test_vectors_that_are_not_finite_go_nowhere() -> None:
+    x = unit(np.random.default_rng(0).normal(size=(5, 4)))
+    x[1], x[3] = np.nan, 0.0
+    visits = Cells(np.eye(4, dtype=np.float32)).visits(x, 1.0)
+    assert (visits.home_N == -1).tolist() == [False, True, False, True, False]
+    assert set(visits.row_V.tolist()) == {0, 2, 4}
+
+
+@pytest.mark.parametrize(
+    ("num_vectors", "num_cells"), [(0, 5), (1, 5), (3, 5), (40, 1), (40, 30), (500, 20), (900, 300)]
+)
+def test_fit_cells_of_any_size(num_vectors: int, num_cells: int) -> None:
+    vectors = unit(np.random.default_rng(1).normal(size=(num_vectors, 6)))
+    cells = fit_cells(vectors, num_cells)
+    assert 1 <= len(cells) <= max(1, num_cells)
+    np.testing.assert_allclose(np.linalg.norm(cells.centroids_KD, axis=1), 1.0, atol=1e-5)
+    if num_vectors >= 500:
+        assert len(cells) == num_cells
+
+
+def test_fit_cells_survives_equal_and_missing_vectors() -> None:
+    same = np.repeat(unit(np.ones((1, 6))), 100, axis=0)
+    same[3] = np.nan
+    cells = fit_cells(same, 8)
+    assert np.isfinite(cells.centroids_KD).all()
+    assert fit_cells(np.full((10, 6), np.nan, dtype=np.float16), 3).centroids_KD.shape == (1, 6)
+
+
+def test_fit_cells_finds_clusters() -> None:
+    rng = np.random.default_rng(2)
+    centres = unit(rng.normal(size=(10, 16)))
+    label = rng.integers(0, 10, 2000)
+    vectors = unit(centres[label] + 0.05 * rng.normal(size=(2000, 16)))
+    home = fit_cells(vectors, 10).visits(vectors, 0.0).home_N
+    # k-means may join two clusters and halve a third; by chance a cell would hold a tenth of each.
+    pure = sum(np.bincount(label[home == cell]).max() for cell in np.unique(home))
+    assert pure > 1400
+
+
+@given(st.lists(st.tuples(st.floats(0, 500), st.floats(0, 500)), min_size=1, max_size=50))
+def test_pack_cells_fills_groups_in_order(sizes: list[tuple[float, float]]) -> None:
+    homes, visits = (np.array([one[side] for one in sizes]) for side in (0, 1))
+    groups = pack_cells(homes, visits, max_rows=400, max_comparisons=1e5)
+    assert groups[0] == 0
+    assert set(np.diff(groups)) <= {0, 1}
+    for group in range(groups[-1] + 1):
+        mine = groups == group
+        rows = homes[mine] + visits[mine]
+        comparisons = homes[mine] * (homes[mine] / 2 + visits[mine])
+        assert (rows > 0).sum() <= 1 or (rows.sum() <= 400 and comparisons.sum() <= 1e5)
+
+
+class TestCalibrate:
+    def test_without_pairs_there_is_only_the_proof(self) -> None:
+        assert calibrate(np.empty(0), 0.999, proof=0.158).delta == 0.158
+
+    def test_a_small_sample_takes_more_than_its_largest(self) -> None:
+        found = calibrate(np.linspace(0, 0.1, 500), 0.999, proof=0.158)
+        assert found.delta == pytest.approx(0.115)
+        assert found.num_missed == 0
+
+    def test_a_large_sample_supports_the_target(self) -> None:
+        rng = np.random.default_rng(0)
+        worse = 0
+        for _ in range(40):
+            needed = np.abs(rng.normal(size=10_000)) * 0.03
+            delta = calibrate(needed, 0.99, proof=0.5).delta
+            worse += (np.abs(rng.normal(size=100_000)) * 0.03 <= delta).mean() < 0.99
+        assert worse <= 2
+
+    def test_never_beyond_the_proof(self) -> None:
+        assert calibrate(np.full(10, 0.3), 0.999, proof=0.158).delta == 0.158
