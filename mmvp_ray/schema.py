@@ -138,19 +138,20 @@ def embeddings_schema(dim: int) -> pa.Schema:
     return _table("embeddings", [_required("image_id", IMAGE_ID), _required("vector", vector)])
 
 
-def routed_schema(dim: int) -> pa.Schema:
+def routed_schema(dim: int, *, also_dim: int | None = None) -> pa.Schema:
     """Schema of routed vectors: a row for the home of each image and for every cell that it visits; `visits` is listed at home alone."""
-    vector = pa.list_(pa.field("item", pa.float16(), nullable=False), dim)
-    return _table(
-        "routed",
-        [
-            _required("image_id", IMAGE_ID),
-            _required("cell", pa.int32()),
-            _required("home", pa.int32()),
-            _required("visits", pa.list_(pa.field("item", pa.int32(), nullable=False))),
-            _required("vector", vector),
-        ],
-    )
+
+    def vector(length: int) -> pa.DataType:
+        return pa.list_(pa.field("item", pa.float16(), nullable=False), length)
+
+    fields = [
+        _required("image_id", IMAGE_ID),
+        _required("cell", pa.int32()),
+        _required("home", pa.int32()),
+        _required("visits", pa.list_(pa.field("item", pa.int32(), nullable=False))),
+        _required("vector", vector(dim)),
+    ]
+    return _table("routed", [*fields, *([] if also_dim is None else [_required("also", vector(also_dim))])])
 
 
 def check_version(schema: pa.Schema, *, where: str) -> None:

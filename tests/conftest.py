@@ -11,6 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
+
+# A busy machine is no defect: examples have no time limit of their own.
+settings.register_profile("any-machine", deadline=None)
+settings.load_profile("any-machine")
 
 # Set before anything imports Ray or a hub client: workers inherit them. Ray workers must not build an environment of their own when
 # pytest runs under `uv run`, tests never reach a hub, and Ray's workers are not to starve beside the test process.

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mmvp_ray import retries, storage
 from mmvp_ray.schema import check_version, routed_schema
-from mmvp_ray.search.blocks import Block, load_block
+from mmvp_ray.search.blocks import Block, load_block, load_vectors
 from mmvp_ray.search.cells import Cells
 from mmvp_ray.search.space import Space
 from mmvp_ray.store import DONE, Store, id_array, id_matrix, read_marker, write_marker, write_written
@@ -27,10 +27,11 @@ from mmvp_ray.store import DONE, Store, id_array, id_matrix, read_marker, write_
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RouteTask:
-    """A block of images to be routed. Light and picklable."""
+    """A block of images to be routed by their vectors in `space`; those in `also`, if given, travel with them. Light and picklable."""
 
     store: Store
     space: Space
+    also: Space | None = None
     block: Block
     folder: str
     name: str
@@ -48,6 +49,7 @@ class RoutedRows:
         home_R: The image's home; equal to `cell_R` for a row at home.
         is_new_R: Whether the image takes part in its first join.
         vectors_RD: Stored vectors, float16.
+        also_RE: Vectors in the other space, float16, NaN where there is none; None unless they were routed too.
         visit_starts_R: Row r visits the cells visits_V[visit_starts_R[r] : visit_starts_R[r + 1]]; listed only for rows at home.
         visits_V: Cells, ascending within a row.
     """
@@ -59,6 +61,7 @@ class RoutedRows:
     vectors_RD: NDArray[np.float16]
     visit_starts_R: NDArray[np.int64]
     visits_V: NDArray[np.int32]
+    also_RE: NDArray[np.float16] | None = None
 
 
 def route_block(task: RouteTask, centroids_KD: NDArray[np.float32], group_K: NDArray[np.int32]) -> None:
@@ -70,6 +73,7 @@ def route_block(task: RouteTask, centroids_KD: NDArray[np.float32], group_K: NDA
         group_K: For each cell its group.
     """
     ids_N16, vectors_ND = load_block(task.store, task.space, task.block)
+    also_NE = None if task.also is None else load_vectors(task.store, task.also, task.block.pieces, ids_N16)
     visits = Cells(centroids_KD).visits(vectors_ND, task.delta, device=task.device)
     at_home = np.flatnonzero(visits.home_N >= 0)
     row_R = np.concatenate([at_home, visits.row_V])
@@ -81,7 +85,7 @@ def route_block(task: RouteTask, centroids_KD: NDArray[np.float32], group_K: NDA
     starts_N = np.concatenate([[0], np.cumsum(counts_N)])
     groups, firsts = np.unique(group_K[cell_R], return_index=True)
     lasts = [*firsts[1:].tolist(), len(row_R)]
-    schema = routed_schema(task.space.dim)
+    schema = routed_schema(task.space.dim, also_dim=None if task.also is None else task.also.dim)
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, schema, use_dictionary=False, write_statistics=False, compression="none") as writer:
         for first, last in zip(firsts.tolist(), lasts, strict=True):
@@ -104,10 +108,10 @@ def route_block(task: RouteTask, centroids_KD: NDArray[np.float32], group_K: NDA
                 pa.ListArray.from_arrays(
                     np.concatenate([[0], np.cumsum(listed)]).astype(np.int32), pa.array(cells_listed)
                 ).cast(schema.field("visits").type),
-                pa.FixedSizeListArray.from_arrays(
-                    pa.array(vectors_ND[rows].reshape(-1), type=pa.float16()), type=schema.field("vector").type
-                ),
+                _vector_array(vectors_ND[rows], schema.field("vector").type),
             ]
+            if also_NE is not None:
+                columns.append(_vector_array(also_NE[rows], schema.field("also").type))
             writer.write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=max(1, len(rows)))
     entry = write_written(task.store, storage.join(task.folder, f"{task.name}.parquet"), sink.getvalue(), len(row_R))
     write_marker(
@@ -118,6 +122,10 @@ def route_block(task: RouteTask, centroids_KD: NDArray[np.float32], group_K: NDA
         num_visits=len(visits.row_V),
         num_homes=len(at_home),
     )
+
+
+def _vector_array(vectors_RD: NDArray[np.float16], kind: pa.DataType) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors_RD.reshape(-1), type=pa.float16()), type=kind)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,39 +160,34 @@ def read_routed_marker(folder: str, name: str, *, is_new: bool) -> RoutedFile:
     )
 
 
-def read_group(folder: str, slices: Sequence[tuple[str, int, bool]], dim: int) -> RoutedRows:
-    """The rows of one group from some files.
+def read_group(folder: str, slices: Sequence[tuple[str, int, bool]]) -> RoutedRows:
+    """The rows of one group from some files, at least one.
 
     Args:
         folder: Of the routed files.
         slices: (name of the file, row group in it, whether its images are new).
-        dim: Length of a vector.
     """
-    parts = [
-        (_read_row_group(storage.join(folder, f"{name}.parquet"), index), is_new) for name, index, is_new in slices
-    ]
-    tables = [table for table, _ in parts]
+    tables = [_read_row_group(storage.join(folder, f"{name}.parquet"), index) for name, index, _ in slices]
     visits = [table.column("visits").combine_chunks() for table in tables]
-    lengths = np.concatenate(
-        [np.empty(0, dtype=np.int64), *(one.value_lengths().to_numpy(zero_copy_only=False) for one in visits)]
-    )
+    lengths = np.concatenate([one.value_lengths().to_numpy(zero_copy_only=False) for one in visits])
     return RoutedRows(
-        ids_R16=np.concatenate([np.empty((0, 16), dtype=np.uint8), *(id_matrix(t.column("image_id")) for t in tables)]),
-        cell_R=np.concatenate([np.empty(0, dtype=np.int32), *(t.column("cell").to_numpy() for t in tables)]),
-        home_R=np.concatenate([np.empty(0, dtype=np.int32), *(t.column("home").to_numpy() for t in tables)]),
-        is_new_R=np.concatenate([np.empty(0, dtype=bool), *(np.full(t.num_rows, is_new) for t, is_new in parts)]),
-        vectors_RD=np.concatenate([np.empty((0, dim), dtype=np.float16), *(_vectors(t, dim) for t in tables)]),
+        ids_R16=np.concatenate([id_matrix(table.column("image_id")) for table in tables]),
+        cell_R=np.concatenate([table.column("cell").to_numpy() for table in tables]),
+        home_R=np.concatenate([table.column("home").to_numpy() for table in tables]),
+        is_new_R=np.repeat([is_new for _, _, is_new in slices], [table.num_rows for table in tables]),
+        vectors_RD=np.concatenate([_vectors(table, "vector") for table in tables]),
+        also_RE=np.concatenate([_vectors(table, "also") for table in tables])
+        if "also" in tables[0].column_names
+        else None,
         visit_starts_R=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        visits_V=np.concatenate(
-            [np.empty(0, dtype=np.int32), *(one.flatten().to_numpy(zero_copy_only=False) for one in visits)]
-        ),
+        visits_V=np.concatenate([one.flatten().to_numpy(zero_copy_only=False) for one in visits]),
     )
 
 
-def _vectors(table: pa.Table, dim: int) -> NDArray[np.float16]:
-    flat = table.column("vector").combine_chunks()
-    numbers: NDArray[np.float16] = flat.flatten().to_numpy(zero_copy_only=False)
-    return numbers.reshape(-1, dim)
+def _vectors(table: pa.Table, name: str) -> NDArray[np.float16]:
+    column = table.column(name).combine_chunks()
+    numbers: NDArray[np.float16] = column.flatten().to_numpy(zero_copy_only=False)
+    return numbers.reshape(-1, table.schema.field(name).type.list_size)
 
 
 def _read_row_group(uri: str, index: int) -> pa.Table:

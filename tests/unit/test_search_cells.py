@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmvp_ray.search.calibration import calibrate
 from mmvp_ray.search.cells import Cells, fit_cells, provable_delta
-from mmvp_ray.search.routed import calibrate, pack_cells
+from mmvp_ray.search.routing import pack_cells
 from tests.unit.search_worlds import unit
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mmvp_ray import storage
 from mmvp_ray.cluster import Inline
-from mmvp_ray.search import SearchConfig, choose_method, find_near_pairs, routed
+from mmvp_ray.search import SearchConfig, choose_method, find_near_pairs, routed, routing
 from mmvp_ray.search.cells import Cells
 from mmvp_ray.search.meet import meet
 from mmvp_ray.search.route import RoutedRows
@@ -100,16 +100,16 @@ def test_a_giant_group_is_joined_in_bundles(tmp_path: Path, monkeypatch: pytest.
     ids, near, far = clustered(300, seed=5, num_clusters=2)
     store = open_store(str(tmp_path))
     pieces = fill(store, np.array_split(np.arange(300), 6), ids, near, far)
-    monkeypatch.setattr(routed, "GROUP_BYTES", {"cpu": 24 * 60})
-    monkeypatch.setattr(routed, "ROUTED_BYTES", {"cpu": 1})
-    monkeypatch.setattr(routed, "cut_blocks", lambda census, rows, which: _cut(census, 40, which))
+    monkeypatch.setattr(routing, "GROUP_BYTES", {"cpu": 24 * 60})
+    monkeypatch.setattr(routing, "ROUTED_BYTES", {"cpu": 1})
+    monkeypatch.setattr(routing, "cut_blocks", lambda census, rows, which: _cut(census, 40, which))
     method = choose_method(PROVABLE, num_images=0, device="cpu")
     table, _ = find_near_pairs(store, NEAR, pieces, floor=0.6, method=method, device="cpu", session=Inline())
     assert sum(part.name.count("-") == 2 for part in table.parts) > 3
     assert_same(near_pairs(store, pieces, PROVABLE, floor=0.6), brute_force(ids, near, 0.6))
 
 
-_cut = routed.cut_blocks
+_cut = routing.cut_blocks
 
 
 def test_calibrated_finds_nearly_all_and_says_what_it_rests_on(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_calibrated_finds_nearly_all_and_says_what_it_rests_on(tmp_path: Path) -
 class TestResume:
     def test_a_killed_join_goes_on(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ids, near, far = clustered(200, seed=8)
-        monkeypatch.setattr(routed, "GROUP_BYTES", {"cpu": 24 * 100})
+        monkeypatch.setattr(routing, "GROUP_BYTES", {"cpu": 24 * 100})
         whole = open_store(str(tmp_path / "whole"))
         expected = near_pairs(
             whole, fill(whole, np.array_split(np.arange(200), 4), ids, near, far), PROVABLE, floor=0.7

@@ -1,0 +1,154 @@
+"""The audit: what share of the true near pairs a table holds, measured on random images that were compared with all others exactly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmvp_ray.cluster import Session
+from mmvp_ray.intervals import bootstrap_ratio, trials_needed, wilson_interval
+from mmvp_ray.search.anchors import AnchorPairs, scan_until
+from mmvp_ray.search.census import Census
+from mmvp_ray.search.config import SearchConfig
+from mmvp_ray.search.table import NearTable, record_batches
+from mmvp_ray.store import id_keys, id_matrix
+
+# Shapes: S anchors, P pairs.
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Audit:
+    """The recall of a table of near pairs.
+
+    Attributes:
+        num_anchors: Random images that were compared with all others.
+        num_images: Images of the join.
+        num_true_pairs: Pairs above the floor that they have, each counted once for every anchor in it.
+        num_found: How many of them the table holds.
+        recall: Their share; None without a pair.
+        low: Lower end of its 95 % interval: bootstrap over anchors, but never above Wilson's for independent pairs.
+        high: Upper end.
+        floor: The cosine above which this holds.
+        target_recall: The recall that the run claims.
+        num_needed: True pairs that support it if none is missed.
+    """
+
+    num_anchors: int
+    num_images: int
+    num_true_pairs: int
+    num_found: int
+    recall: float | None
+    low: float
+    high: float
+    floor: float
+    target_recall: float
+    num_needed: int
+
+    @property
+    def is_supported(self) -> bool:
+        """Whether there were pairs enough to support the claim at all."""
+        return self.num_true_pairs >= self.num_needed
+
+    def warning(self) -> str:
+        """One line where the audit does not bear the claim out; empty where it does."""
+        if not self.is_supported:
+            return (
+                f"the recall of the search rests on {self.num_true_pairs:,} true pairs of {self.num_anchors:,} images; "
+                f"a recall of {self.target_recall:g} needs {self.num_needed:,} without a miss: raise --audit-share, or take the interval for what it is"
+            )
+        if self.high < self.target_recall:
+            return (
+                f"the search found {self.recall:.4f} of the near pairs ({self.low:.4f} to {self.high:.4f}), fewer than {self.target_recall:g}: "
+                f"use --provable, or --refit-cells"
+            )
+        return ""
+
+
+def audit_table(
+    table: NearTable, census: Census, *, config: SearchConfig, target_recall: float, device: str, session: Session
+) -> Audit:
+    """Measure the recall of a table above its floor.
+
+    Args:
+        table: The near pairs.
+        census: The images that were joined.
+        config: How many true pairs are wanted, and what share of an exact join they may cost.
+        target_recall: The recall that the run claims.
+        device: "cuda" or "cpu".
+        session: Where tasks run.
+    """
+    anchors, pairs = scan_until(
+        table.store,
+        census,
+        table.space,
+        from_end=False,
+        num_pairs=config.audit_pairs,
+        share=config.audit_share,
+        floor=table.floor,
+        device=device,
+        session=session,
+    )
+    held_P = _held(table, anchors.ids_S16, pairs, session=session)
+    true_S = np.bincount(pairs.anchor_P, minlength=len(anchors))
+    found_S = np.bincount(pairs.anchor_P[held_P], minlength=len(anchors))
+    num_true, num_found = len(pairs), int(held_P.sum())
+    low, high = bootstrap_ratio(found_S, true_S)
+    return Audit(
+        num_anchors=len(anchors),
+        num_images=census.num_images,
+        num_true_pairs=num_true,
+        num_found=num_found,
+        recall=num_found / num_true if num_true else None,
+        low=min(low, wilson_interval(num_found, num_true)[0]),
+        high=high,
+        floor=table.floor,
+        target_recall=target_recall,
+        num_needed=trials_needed(target_recall),
+    )
+
+
+def _held(table: NearTable, ids_S16: NDArray[np.uint8], pairs: AnchorPairs, *, session: Session) -> NDArray[np.bool_]:
+    """Which of the anchors' true pairs the table holds."""
+    order = np.argsort(id_keys(ids_S16), kind="stable")
+    anchor_keys_S = id_keys(ids_S16)[order]
+    uris = [table.near_uri(part) for part in table.parts]
+    shared = [session.share(anchor_keys_S)]
+    wanted_P = _pair_keys(id_keys(ids_S16)[pairs.anchor_P], id_keys(pairs.ids_P16))
+    held_P = np.zeros(len(pairs), dtype=bool)
+    by_key = np.argsort(wanted_P, kind="stable")
+    sorted_P = wanted_P[by_key]
+    for found in session.run_tasks(pairs_of_anchors, uris, shared=shared):
+        if not len(found) or not len(sorted_P):
+            continue
+        # A pair of two anchors is wanted twice, once from each side.
+        first, last = np.searchsorted(sorted_P, found, "left"), np.searchsorted(sorted_P, found, "right")
+        for offset in range(2):
+            at = first + offset
+            held_P[by_key[at[at < last]]] = True
+    return held_P
+
+
+def pairs_of_anchors(uri: str, anchor_keys_S: NDArray[np.bytes_]) -> NDArray[np.bytes_]:
+    """The pairs of one part with an anchor in them, as sorted texts of 32 bytes: the smaller id, then the larger."""
+    found: list[NDArray[np.bytes_]] = [np.empty(0, dtype="S32")]
+    for batch in record_batches(uri, columns=["image_id_a", "image_id_b"]):
+        keys_a, keys_b = (id_keys(id_matrix(batch.column(index))) for index in range(2))
+        hit = _among(keys_a, anchor_keys_S) | _among(keys_b, anchor_keys_S)
+        found.append(_pair_keys(keys_a[hit], keys_b[hit]))
+    return np.sort(np.concatenate(found))
+
+
+def _among(keys_P: NDArray[np.bytes_], sorted_S: NDArray[np.bytes_]) -> NDArray[np.bool_]:
+    if not len(sorted_S):
+        return np.zeros(len(keys_P), dtype=bool)
+    at = np.minimum(np.searchsorted(sorted_S, keys_P), len(sorted_S) - 1)
+    hit: NDArray[np.bool_] = sorted_S[at] == keys_P
+    return hit
+
+
+def _pair_keys(keys_a: NDArray[np.bytes_], keys_b: NDArray[np.bytes_]) -> NDArray[np.bytes_]:
+    swap = keys_a > keys_b
+    both = np.stack([np.where(swap, keys_b, keys_a), np.where(swap, keys_a, keys_b)], axis=1)
+    return np.ascontiguousarray(both).view("S32").reshape(-1)
