@@ -119,6 +119,8 @@ def _convert(kind: Any, value: Any, *, where: str) -> Any:
     if origin is tuple:
         if isinstance(value, Mapping):
             value = [f"{name}={_convert(str, item, where=f'{where}: {name}')}" for name, item in value.items()]
+        if isinstance(value, str):
+            value = [value]
         if not isinstance(value, list):
             raise ConfigError(f"expected a list, found {_shown(value)} in {where}; write it as a YAML list")
         return tuple(_convert(typing.get_args(kind)[0], item, where=where) for item in value)

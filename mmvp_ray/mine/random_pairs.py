@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mmvp_ray.search import Census, Space, load_vectors
+from mmvp_ray.cluster import Session
+from mmvp_ray.search import Census, Space
 from mmvp_ray.search.decide import squared_lengths
+from mmvp_ray.search.gather import gather_vectors
 from mmvp_ray.store import Store
 
 # Shapes: S sampled images, D numbers in a vector, P pairs, T tiles.
@@ -67,6 +69,7 @@ def sample_random_pairs(
     near: Space,
     far: Space,
     *,
+    session: Session,
     num_pairs: int = NUM_PAIRS,
     num_images: int = NUM_IMAGES,
 ) -> RandomSample:
@@ -79,11 +82,15 @@ def sample_random_pairs(
         census: The distinct images, with its draw.
         near: One space.
         far: The other.
+        session: Where tasks run.
         num_pairs: Pairs to draw, to the next whole tile.
         num_images: Images to draw from.
     """
     drawn = census.draw.slice(0, num_images)
     pieces = [census.pieces[piece] for piece in np.unique(drawn.piece_S)]
     tiles_T2 = draw_tiles(len(drawn), num_pairs)
-    near_P, far_P = (tile_cosines(load_vectors(store, space, pieces, drawn.ids_S16), tiles_T2) for space in (near, far))
+    near_P, far_P = (
+        tile_cosines(gather_vectors(store, space, pieces, drawn.ids_S16, session=session), tiles_T2)
+        for space in (near, far)
+    )
     return RandomSample(cos_near_P=near_P, cos_far_P=far_P)

@@ -34,6 +34,10 @@ class RuleConfig:
     """Take the far threshold from this quantile of random pairs (such as 0.5) instead of --far-below."""
     floor: float | None = None
     """Keep near pairs above this cosine; 0.02 below the near threshold unless given."""
+    centred: bool = False
+    """Measure cosines after taking off the mean of the corpus: encoders whose vectors lie in a narrow cone become comparable. The centre is kept in the manifest."""
+    centre_of: str | None = None
+    """Folder of an earlier run whose centres are taken instead of this corpus' own, so that its near pairs can be built upon."""
 
     def check(self) -> None:
         """Raise ConfigError for a value out of range."""

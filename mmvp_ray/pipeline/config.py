@@ -15,18 +15,18 @@ from mmvp_ray.sources import parse_corpus
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MineConfig:
-    """A mining run: which images, which two encoders, which rule, and where the results go."""
+    """A mining run: which images, which encoders, which rule, and where the results go."""
 
     corpus: tuple[str, ...] = ("miniature=miniature:4096",)
     """NAME=PATH_OR_URL of images: a folder, globs or {a..b} braces of tars or Parquet, any fsspec URL. Repeat it for several corpora."""
-    near: str = "miniature:clip"
-    """Encoder whose near pairs are looked for, such as open_clip:ViT-L-14/openai or a local directory (docs/encoders.md)."""
-    far: str = "miniature:dino"
-    """Encoder that must tell the two images apart, such as hf:facebook/dinov2-large."""
+    near: tuple[str, ...] = ("miniature:clip",)
+    """Encoder whose near pairs are looked for, such as open_clip:ViT-L-14/openai or a local directory (docs/encoders.md). Repeat it to compare several; the selection is the first one's."""
+    far: tuple[str, ...] = ("miniature:dino",)
+    """Encoder that must tell the two images apart, such as hf:facebook/dinov2-large. Repeat it to compare several."""
     rule: RuleConfig = field(default_factory=RuleConfig)
     """When a pair counts."""
     collapse: Literal["none", "near"] = "none"
-    """near: join one representative of each group of near-copies (near >= 0.985 and far >= 0.95) instead of every image."""
+    """near: join one representative of each group of near-copies (near >= 0.985 and first far >= 0.95) instead of every image."""
     select: int = 150
     """Pairs in pairs.parquet and in the report; the paper's benchmark has 150."""
     selection: SelectConfig = field(default_factory=SelectConfig)
@@ -53,6 +53,10 @@ class MineConfig:
     """A running Ray cluster to use (auto, host:port, ray://...); a cluster of its own on this machine unless given or RAY_ADDRESS is set."""
     trust_remote_code: bool = False
     """Let code that comes with Hugging Face weights run."""
+    compare_with: str | None = None
+    """Folder of an earlier run: also write what was fixed, is still blind and is new since then (OUT/diff.html)."""
+    takedown: str | None = None
+    """File of image ids or URLs, one a line, to be removed from the store for good before the run."""
     plan: bool = False
     """Stop after the preflight: check everything, print what is to be done, do nothing."""
 
@@ -65,9 +69,14 @@ class MineConfig:
         names = [parse_corpus(text)[0] for text in self.corpus]
         if len(set(names)) < len(names):
             raise ConfigError(f"expected different names of corpora, found {', '.join(names)} in --corpus; rename one")
-        if self.near == self.far:
+        for flag, encoders in (("--near", self.near), ("--far", self.far)):
+            if not encoders:
+                raise ConfigError(f"expected at least one encoder, found none in {flag}; see docs/encoders.md")
+            if len(set(encoders)) < len(encoders):
+                raise ConfigError(f"expected different encoders, found {', '.join(encoders)} in {flag}; name each once")
+        if not self.combinations:
             raise ConfigError(
-                f"expected two different encoders, found {self.near!r} in both --near and --far; choose another --far"
+                f"expected two different encoders, found {self.near[0]!r} in both --near and --far; choose another --far"
             )
         if self.select < 1:
             raise ConfigError(
@@ -83,6 +92,18 @@ class MineConfig:
         self.search.check()
         self.selection.check()
         self.embed.check()
+
+    def __post_init__(self) -> None:
+        """Take one name where a tuple of names is expected."""
+        for name in ("near", "far", "corpus"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                object.__setattr__(self, name, (value,))
+
+    @property
+    def combinations(self) -> list[tuple[str, str]]:
+        """Every near encoder with every far one that is another, by name, the first near one's first."""
+        return [(near, far) for near in self.near for far in self.far if near != far]
 
     @property
     def recipe(self) -> str:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
 from mmvp_ray import config as configs
 from mmvp_ray import storage
-from mmvp_ray.mine import Rule
+from mmvp_ray.encoders import EncoderSpec
+from mmvp_ray.pipeline.centres import centre_text
 from mmvp_ray.pipeline.config import MineConfig
+from mmvp_ray.pipeline.judge import Judgement
 from mmvp_ray.pipeline.prepare import Preflight
 from mmvp_ray.pipeline.progress import Progress
 from mmvp_ray.pipeline.provenance import git_commit, versions
@@ -17,7 +23,7 @@ from mmvp_ray.schema import SCHEMA_VERSION
 def write_manifest(
     config: MineConfig,
     ready: Preflight,
-    rule: Rule,
+    judged: Sequence[Judgement],
     created_at: str,
     counts: dict[str, int],
     progress: Progress,
@@ -27,38 +33,40 @@ def write_manifest(
     Args:
         config: The run's config, resolved.
         ready: What the preflight found.
-        rule: The rule in absolute numbers.
+        judged: What came out for each near and far encoder; the first is what the run is about.
         created_at: ISO time in UTC, as in the report.
         counts: The funnel by stage.
         progress: The stages, for their seconds.
     """
-    near, far = ready.specs
-    cards = {
-        role: {
-            "name": spec.name,
-            "slug": spec.slug,
-            "fingerprint": spec.fingerprint,
-            "weights_sha256": spec.weights_sha256,
-            "dtype": spec.dtype,
-            "dim": spec.dim,
-            "feature": spec.feature,
-        }
-        for role, spec in (("near", near), ("far", far))
-    }
+    first = judged[0]
+    near, far = first.near.spec, first.far.spec
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "recipe": config.recipe,
         "created_at": created_at,
         "config": configs.to_mapping(config),
         "store": ready.store.root,
-        "encoders": cards,
+        "encoders": {"near": _card(near), "far": _card(far)},
         "stand_in": is_stand_in(near, far),
-        "rule": {
-            "near_above": rule.near_above,
-            "far_below": rule.far_below,
-            "floor": rule.floor,
-            "near_source": rule.near_source,
-            "far_source": rule.far_source,
+        "rule": asdict(first.far.rule),
+        "combinations": [
+            {
+                "near": _card(one.near.spec),
+                "far": _card(one.far.spec),
+                "rule": asdict(one.far.rule),
+                "near_pairs": one.near.table.key,
+                "engine": one.near.table.facts,
+                "audit": asdict(one.near.audit),
+                "num_near": one.tally.num_near,
+                "num_blind": one.tally.num_blind,
+            }
+            for one in judged
+        ],
+        "centres": {
+            space.slug: centre_text(space)
+            for one in judged
+            for space in (one.near.space, one.far.space)
+            if space.centre is not None
         },
         "counts": counts,
         "seconds": {stage.name: round(stage.seconds, 3) for stage in progress.stages},
@@ -67,3 +75,15 @@ def write_manifest(
         "git_commit": git_commit(),
     }
     storage.write_json(storage.join(config.out_url, MANIFEST), manifest)
+
+
+def _card(spec: EncoderSpec) -> dict[str, Any]:
+    return {
+        "name": spec.name,
+        "slug": spec.slug,
+        "fingerprint": spec.fingerprint,
+        "weights_sha256": spec.weights_sha256,
+        "dtype": spec.dtype,
+        "dim": spec.dim,
+        "feature": spec.feature,
+    }

@@ -2,67 +2,33 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from mmvp_ray import config as configs
 from mmvp_ray import storage
 from mmvp_ray.cluster import Inline, Session
 from mmvp_ray.embed import embed_corpora
-from mmvp_ray.encoders import EncoderSpec
-from mmvp_ray.mine import (
-    CopyGroups,
-    Rule,
-    SelectConfig,
-    Tally,
-    clean,
-    cluster_pairs,
-    find_copies,
-    keep_representatives,
-    near_degrees,
-    sample_random_pairs,
-    select,
-    settle_rule,
-)
+from mmvp_ray.mine import cluster_pairs, select
 from mmvp_ray.pipeline import results
 from mmvp_ray.pipeline.config import MineConfig
 from mmvp_ray.pipeline.funnel import check_rejects, count_images, run_pieces
+from mmvp_ray.pipeline.judge import MAX_CANDIDATES, Judgement, judge
 from mmvp_ray.pipeline.manifest import write_manifest
+from mmvp_ray.pipeline.near import search_near
 from mmvp_ray.pipeline.places import first_places
 from mmvp_ray.pipeline.prepare import Preflight, prepare
 from mmvp_ray.pipeline.progress import Progress
-from mmvp_ray.pipeline.reporting import (
-    Findings,
-    make_report,
-    shown_rows,
-    thumbnails,
-)
+from mmvp_ray.pipeline.reporting import Findings, make_report, shown_rows, thumbnails
 from mmvp_ray.pipeline.run import Run, open_run
 from mmvp_ray.report.html import render_html
-from mmvp_ray.schema import COPIES, HUBS
-from mmvp_ray.search import (
-    Census,
-    PairBatch,
-    PairTable,
-    Space,
-    choose_method,
-    find_near_pairs,
-    load_vectors,
-    score_pairs,
-    take_census,
-)
-from mmvp_ray.store import Store, id_array, key_bytes, write_table
-
-log = logging.getLogger(__name__)
+from mmvp_ray.search import PairBatch
+from mmvp_ray.search.gather import gather_vectors
+from mmvp_ray.store import Store
 
 INLINE_IMAGES = 16_384
 """Images that this process joins itself on a CPU: sooner done than Ray is started."""
-MAX_CANDIDATES = 1_000_000
-"""Blind pairs that hygiene and selection look at: those with the largest near minus far cosine."""
 MAX_CLUSTERED = 20_000
 """Candidates that are clustered: far more than people look at, few enough for their vectors to fit in memory."""
 
@@ -93,94 +59,45 @@ def mine_pairs(config: MineConfig | None = None, *, progress: Progress | None = 
 
 
 def _mine(config: MineConfig, ready: Preflight, session: Session, progress: Progress) -> Run:
-    store, (near, far), out = ready.store, ready.specs, config.out_url
-    results.clear(out, near.slug, far.slug)
+    store, out = ready.store, config.out_url
+    results.clear(out)
     _embed(config, ready, session, progress)
 
     pieces = run_pieces(store, ready.corpora)
-    counts = count_images(store, pieces, [near.slug, far.slug])
+    counts = count_images(store, pieces, [spec.slug for spec in ready.specs])
     check_rejects(counts, config.max_reject_fraction)
-    near_space, far_space = Space(near.slug, near.dim), Space(far.slug, far.dim)
-    census = take_census(store, near.slug, pieces)
-
-    with progress.stage("sample", total=None, unit="random pairs") as stage:
-        sample = sample_random_pairs(store, census, near_space, far_space)
-        stage.advance(len(sample.cos_near_P))
-    rule = settle_rule(config.rule, sample)
-
-    method = choose_method(config.search, num_images=census.num_images, device=ready.device)
-    is_small = census.num_images <= INLINE_IMAGES and ready.device == "cpu" and not session.joins_cluster
+    is_small = counts.num_decoded <= INLINE_IMAGES and ready.device == "cpu" and not session.joins_cluster
     workers = Inline() if is_small else session
-    num_images = census.num_images
-    with progress.stage("join", total=num_images * (num_images - 1) // 2, unit="pairs") as stage:
-        stage.note = f"pairs compared by the {method.engine} engine ({method.reason})"
-        near_table, census = find_near_pairs(
-            store,
-            near_space,
-            pieces,
-            floor=rule.floor,
-            method=method,
-            device=ready.device,
-            session=workers,
-            on_part=stage.advance,
-        )
-    with progress.stage("score", total=None, unit="pairs") as stage:
-        score_pairs(near_table, far_space, pieces, session=workers, on_part=stage.advance)
-    table = PairTable(near=near_table, far=far_space)
+    judged: list[Judgement] = []
+    for near in ready.nears:
+        fars = [far for far in ready.fars if far.slug != near.slug]
+        if not fars:
+            continue
+        side = search_near(config, store, pieces, near, fars, device=ready.device, session=workers, progress=progress)
+        for far_side in side.fars:
+            label = _label("mine", near.name, far_side.spec.name, ready)
+            with progress.stage(label, total=None, unit="near pairs") as stage:
+                judged.append(judge(config, store, pieces, side, far_side, stage=stage))
 
-    with progress.stage("mine", total=None, unit="near pairs") as stage:
-        copies = find_copies(table.batches(), floor=rule.floor)
-        collapsed = (
-            copies if config.collapse == "near" else CopyGroups(np.empty(0, dtype="S16"), np.empty(0, dtype="S16"))
-        )
-        tally = Tally(rule)
-        for batch in keep_representatives(table.batches(), collapsed):
-            tally.add(batch)
-            stage.advance(len(batch.cos_near_P))
-        hub_keys, hub_degrees = _hubs(table.batches(), rule, config.selection)
-        key = configs.fingerprint({"pieces": census.content_key, "near": near.slug, "far": far.slug})
-        _write_groups(store, key, copies, hub_keys, hub_degrees)
-        blind = results.write_blind_pairs(
-            store,
-            out,
-            near.slug,
-            far.slug,
-            keep_representatives(table.batches(), collapsed),
-            rule,
-            pieces,
-            collapsed,
-        )
-
+    # The first near encoder and its first far one are what the run is about; the others are compared with them.
+    first = judged[0]
     with progress.stage("select", total=None, unit="pairs") as stage:
-        candidates = clean(
-            results.best_of(blind, MAX_CANDIDATES),
-            copies,
-            np.sort(hub_keys),
-            config.selection,
-        )
-        chosen, clusters = _choose(store, census, near, candidates.pairs, config)
+        chosen, clusters = _choose(store, first, config, workers)
         selected = results.describe_pairs(store, pieces, chosen, clusters)
         results.write_selection(out, selected)
         results.write_pieces(out, pieces)
         stage.advance(len(selected))
 
-    misses = results.describe_pairs(store, pieces, tally.nearest_misses())
+    misses = results.describe_pairs(store, pieces, first.tally.nearest_misses())
     found = Findings(
         config=config,
-        near=near,
-        far=far,
-        rule=rule,
         corpora=ready.corpora,
-        census=census,
         counts=counts,
-        sample=sample,
-        tally=tally,
-        candidates=candidates,
+        judged=judged,
         selected=selected,
         misses=misses,
-        hubs=[(key.hex(), int(degree)) for key, degree in zip(key_bytes(hub_keys), hub_degrees, strict=True)],
         stages=progress.stages,
-        warnings=_warnings(tally),
+        warnings=_warnings(judged),
     )
     report = make_report(found)
     shown = shown_rows(selected, misses)
@@ -193,12 +110,16 @@ def _mine(config: MineConfig, ready: Preflight, session: Session, progress: Prog
     write_manifest(
         config,
         ready,
-        rule,
+        judged,
         report.created_at,
         {step.stage: step.count for step in report.funnel},
         progress,
     )
     return open_run(out)
+
+
+def _label(stage: str, near: str, far: str, ready: Preflight) -> str:
+    return stage if len(ready.combinations) == 1 else f"{stage} {near} / {far}"
 
 
 def _embed(config: MineConfig, ready: Preflight, session: Session, progress: Progress) -> None:
@@ -229,15 +150,14 @@ def _embed(config: MineConfig, ready: Preflight, session: Session, progress: Pro
 
 
 def _choose(
-    store: Store,
-    census: Census,
-    near: EncoderSpec,
-    candidates: PairBatch,
-    config: MineConfig,
+    store: Store, judged: Judgement, config: MineConfig, session: Session
 ) -> tuple[PairBatch, NDArray[np.int64]]:
-    head = candidates.take(np.arange(min(MAX_CLUSTERED, len(candidates.cos_near_P))))
-    space = Space(near.slug, near.dim)
-    near_a, near_b = (load_vectors(store, space, census.pieces, ids) for ids in (head.ids_a_P16, head.ids_b_P16))
+    candidates = judged.candidates.pairs
+    head = candidates.take(np.arange(min(MAX_CLUSTERED, len(candidates))))
+    near_a, near_b = (
+        gather_vectors(store, judged.near.space, judged.near.census.pieces, ids, session=session)
+        for ids in (head.ids_a_P16, head.ids_b_P16)
+    )
     clusters = cluster_pairs(near_a, near_b, config.selection.num_clusters or max(1, config.select // 2))
     rows = select(
         head,
@@ -248,48 +168,16 @@ def _choose(
     return head.take(rows), clusters[rows]
 
 
-def _hubs(batches: Any, rule: Rule, config: SelectConfig) -> tuple[NDArray[np.bytes_], NDArray[np.int64]]:
-    keys, degrees = near_degrees(batches, rule)
-    over = np.flatnonzero(degrees > config.hub_degree)
-    order = over[np.lexsort((keys[over], -degrees[over]))]
-    return keys[order], degrees[order]
-
-
-def _write_groups(
-    store: Store,
-    key: str,
-    copies: CopyGroups,
-    hub_keys: NDArray[np.bytes_],
-    hub_degrees: NDArray[np.int64],
-) -> None:
-    def ids(keys: NDArray[np.bytes_]) -> pa.Array:
-        return id_array(np.ascontiguousarray(keys).view(np.uint8).reshape(-1, 16))
-
-    _, where, sizes = np.unique(copies.group_M, return_inverse=True, return_counts=True)
-    grouped = pa.Table.from_arrays(
-        [
-            ids(copies.keys_M),
-            ids(copies.group_M),
-            pa.array(sizes[where], type=pa.int64()),
-        ],
-        schema=COPIES,
-    )
-    write_table(store, storage.join(store.copies(key), "copies.parquet"), grouped)
-    write_table(
-        store,
-        storage.join(store.hubs(key), "hubs.parquet"),
-        pa.Table.from_arrays([ids(hub_keys), pa.array(hub_degrees, type=pa.int64())], schema=HUBS),
-    )
-
-
-def _warnings(tally: Tally) -> list[str]:
+def _warnings(judged: list[Judgement]) -> list[str]:
     warnings = []
-    if tally.num_without_far:
+    for one in judged:
+        warnings += [text for text in one.near.warnings if text not in warnings]
+        if one.tally.num_without_far:
+            warnings.append(
+                f"{one.tally.num_without_far:,} near pairs have no cosine in {one.far.spec.name}, because a vector was not finite; they do not count as blind"
+            )
+    if judged[0].candidates.num_pairs > MAX_CANDIDATES:
         warnings.append(
-            f"{tally.num_without_far:,} near pairs have no far cosine, because a far vector was not finite; they do not count as blind"
-        )
-    if tally.num_blind > MAX_CANDIDATES:
-        warnings.append(
-            f"the selection was made from the {MAX_CANDIDATES:,} blind pairs with the largest near minus far cosine, of {tally.num_blind:,}"
+            f"the selection was made from the {MAX_CANDIDATES:,} pairs with the largest near minus far cosine, of {judged[0].candidates.num_pairs:,} that hygiene left"
         )
     return warnings

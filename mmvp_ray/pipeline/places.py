@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,17 +14,48 @@ from numpy.typing import NDArray
 
 from mmvp_ray import storage
 from mmvp_ray.errors import DataError
+from mmvp_ray.mine.id_words import IdIndex
 from mmvp_ray.search import PieceRef, read_ids
 from mmvp_ray.sources.piece import image_id
 from mmvp_ray.sources.reread import Place, read_image
-from mmvp_ray.store import Store, id_keys, read_table
+from mmvp_ray.store import Store, id_keys, key_bytes, read_table
+
+# Shapes: M wanted images, N rows of images tables.
 
 NUM_READING_THREADS = 8
+WINDOW_PIECES = 64
+"""Tables that are read ahead: with hundreds of thousands of them, what waits to be looked at must not pile up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where some images were seen.
+
+    Attributes:
+        rows: By id (16 bytes), the first row of the images tables in the order of the pieces.
+        counts: By id, the number of places.
+    """
+
+    rows: Mapping[bytes, dict[str, Any]]
+    counts: Mapping[bytes, int]
 
 
 def images_uri(store: Store, piece: PieceRef) -> str:
     """The images table of a piece."""
     return storage.join(store.images(piece.corpus), f"{piece.name}.parquet")
+
+
+def seen_ids(store: Store, pieces: Sequence[PieceRef]) -> Iterator[tuple[int, list[NDArray[np.uint8]]]]:
+    """The ids of the images tables in the order of `pieces`: the index of a piece, and the ids of it and of those that follow it."""
+    with ThreadPoolExecutor(NUM_READING_THREADS) as pool:
+        waiting = None
+        for first in range(0, len(pieces), WINDOW_PIECES):
+            window = pool.map(read_ids, [images_uri(store, piece) for piece in pieces[first : first + WINDOW_PIECES]])
+            if waiting is not None:
+                yield waiting[0], list(waiting[1])
+            waiting = first, window
+        if waiting is not None:
+            yield waiting[0], list(waiting[1])
 
 
 def count_places(store: Store, pieces: Sequence[PieceRef], keys: NDArray[np.bytes_]) -> NDArray[np.int64]:
@@ -35,38 +67,83 @@ def count_places(store: Store, pieces: Sequence[PieceRef], keys: NDArray[np.byte
         keys: Sorted, distinct ids (as store.id_keys gives).
     """
     counts = np.zeros(len(keys), dtype=np.int64)
-    if not len(keys):
-        return counts
-    with ThreadPoolExecutor(NUM_READING_THREADS) as pool:
-        for ids_N16 in pool.map(read_ids, (images_uri(store, piece) for piece in pieces)):
-            seen = id_keys(ids_N16)
-            at = np.minimum(np.searchsorted(keys, seen), len(keys) - 1)
-            np.add.at(counts, at[keys[at] == seen], 1)
+    index = IdIndex(keys)
+    for _, parts in seen_ids(store, pieces) if len(keys) else ():
+        at = index.find(np.concatenate(parts))
+        counts += np.bincount(at[at >= 0], minlength=len(keys))
     return counts
 
 
-def first_places(store: Store, pieces: Iterable[PieceRef], wanted: Iterable[bytes]) -> dict[bytes, dict[str, Any]]:
+def find_places(store: Store, pieces: Sequence[PieceRef], wanted: Iterable[bytes]) -> Places:
+    """Where the images of some ids (16 bytes) were seen: one look at the ids of every images table, however many ids there are.
+
+    Args:
+        store: Holds the images tables.
+        pieces: Committed pieces.
+        wanted: Ids.
+
+    Raises:
+        DataError: one of them is in no images table.
+    """
+    keys = _keys(wanted)
+    if not len(keys):
+        return Places({}, {})
+    index = IdIndex(keys)
+    counts = np.zeros(len(keys), dtype=np.int64)
+    piece_M = np.full(len(keys), -1, dtype=np.int64)
+    for first, parts in seen_ids(store, pieces):
+        at = index.find(np.concatenate(parts))
+        piece_N = first + np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        hit = np.flatnonzero(at >= 0)
+        new = hit[piece_M[at[hit]] < 0][::-1]
+        # Backwards, so that of several places the first one stays.
+        piece_M[at[new]] = piece_N[new]
+        counts += np.bincount(at[hit], minlength=len(keys))
+    names = key_bytes(keys)
+    if (counts == 0).any():
+        lost = names[int(np.argmin(counts))].hex()
+        raise DataError(
+            f"expected the image {lost} in an images table of the run's {len(pieces):,} pieces in {store.root}, found it in none; run verify on the store"
+        )
+    rows: dict[bytes, dict[str, Any]] = {}
+    for piece in np.unique(piece_M).tolist():
+        rows |= _first_rows(images_uri(store, pieces[piece]), [names[at] for at in np.flatnonzero(piece_M == piece)])
+    return Places(rows, dict(zip(names, counts.tolist(), strict=True)))
+
+
+def first_places(store: Store, pieces: Sequence[PieceRef], wanted: Iterable[bytes]) -> dict[bytes, dict[str, Any]]:
     """The first row of the images tables, in the order of `pieces`, for each image id (16 bytes) that occurs.
 
-    Tables are looked through one after the other until every image is found.
+    Tables are looked through, in order, until every image is found.
     """
-    left = set(wanted)
+    left = _keys(wanted)
+    index = IdIndex(left)
     found: dict[bytes, dict[str, Any]] = {}
-    for piece in pieces:
-        if not left:
+    for first, parts in seen_ids(store, pieces) if len(left) else ():
+        for piece, ids_N16 in enumerate(parts, start=first):
+            at = index.find(ids_N16)
+            here = np.unique(at[at >= 0])
+            if len(here):
+                found |= _first_rows(images_uri(store, pieces[piece]), key_bytes(left[here]))
+                left = np.delete(left, here)
+                index = IdIndex(left)
+        if not len(left):
             break
-        uri = images_uri(store, piece)
-        here = left & {row.tobytes() for row in read_ids(uri)}
-        if not here:
-            continue
-        table = read_table(uri)
-        mask = pa.compute.is_in(
-            table.column("image_id"),
-            value_set=pa.array(sorted(here), type=pa.binary(16)),
-        )
-        for row in table.filter(mask).to_pylist():
-            found.setdefault(row["image_id"], row)
-        left -= here
+    return found
+
+
+def _keys(wanted: Iterable[bytes]) -> NDArray[np.bytes_]:
+    ids = b"".join(sorted(set(wanted)))
+    return id_keys(np.frombuffer(ids, dtype=np.uint8).reshape(-1, 16))
+
+
+def _first_rows(uri: str, wanted: Collection[bytes]) -> dict[bytes, dict[str, Any]]:
+    """The first row of each image in one images table."""
+    table = read_table(uri)
+    mask = pa.compute.is_in(table.column("image_id"), value_set=pa.array(sorted(wanted), type=pa.binary(16)))
+    found: dict[bytes, dict[str, Any]] = {}
+    for row in table.filter(mask).to_pylist():
+        found.setdefault(row["image_id"], row)
     return found
 
 

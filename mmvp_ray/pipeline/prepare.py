@@ -20,11 +20,22 @@ class Preflight:
     """A run that was checked and can start."""
 
     corpora: tuple[Corpus, ...]
-    specs: tuple[EncoderSpec, EncoderSpec]
+    nears: tuple[EncoderSpec, ...]
+    fars: tuple[EncoderSpec, ...]
     device: str
     store: Store
     plan: Plan
     forecast: preflight.Forecast
+
+    @property
+    def specs(self) -> list[EncoderSpec]:
+        """Every encoder once, near ones first."""
+        return list({spec.slug: spec for spec in (*self.nears, *self.fars)}.values())
+
+    @property
+    def combinations(self) -> list[tuple[EncoderSpec, EncoderSpec]]:
+        """Every near encoder with every far one that has other vectors."""
+        return [(near, far) for near in self.nears for far in self.fars if near.slug != far.slug]
 
     def lines(self) -> list[str]:
         """What is to be done, for people."""
@@ -33,7 +44,8 @@ class Preflight:
             *(f"corpus {corpus.name}: {len(corpus.shards):,} shards at {corpus.url}" for corpus in self.corpora),
             *(
                 f"{role} encoder {spec.name}: {spec.slug}, {spec.dim} numbers, {spec.dtype}"
-                for role, spec in zip(("near", "far"), self.specs, strict=True)
+                for role, specs in (("near", self.nears), ("far", self.fars))
+                for spec in specs
             ),
             f"to do on {self.device}: {'about ' if self.plan.work else ''}{expected.num_pieces:,} pieces ({self.plan.num_pieces_done:,} done), {expected.num_images:,} images, "
             f"{expected.store_bytes / 1e6:,.1f} MB; roughly {expected.embed_hours:.2g} h to embed and {expected.join_hours:.2g} h to join",
@@ -48,19 +60,14 @@ def prepare(config: MineConfig, session: Session, progress: Progress) -> Preflig
     """
     config.check()
     device = preflight.choose_device(config.device, session)
-    specs = tuple(
-        resolve_encoder(
-            name,
-            device=device,
-            dtype=config.dtype,
-            trust_remote_code=config.trust_remote_code,
-        )
-        for name in (config.near, config.far)
-    )
-    near, far = specs
-    if near.slug == far.slug:
+    resolved = {
+        name: resolve_encoder(name, device=device, dtype=config.dtype, trust_remote_code=config.trust_remote_code)
+        for name in (*config.near, *config.far)
+    }
+    nears, fars = (tuple(resolved[name] for name in names) for names in (config.near, config.far))
+    if not any(near.slug != far.slug for near in nears for far in fars):
         raise ConfigError(
-            f"expected two different encoders, found the same weights and preprocessing in {config.near!r} and {config.far!r}; choose another --far"
+            f"expected two different encoders, found the same weights and preprocessing in {config.near[0]!r} and {config.far[0]!r}; choose another --far"
         )
     preflight.check_shared(session, {"--out": config.out_url, "--store": config.store_url})
     preflight.check_writable(config.out_url, flag="--out")
@@ -70,14 +77,15 @@ def prepare(config: MineConfig, session: Session, progress: Progress) -> Preflig
     plan = plan_work(
         store,
         [shard for corpus in corpora for shard in corpus.shards],
-        [near.slug, far.slug],
+        list({spec.slug: None for spec in resolved.values()}),
     )
-    by_slug = {near.slug: near, far.slug: far}
+    by_slug = {spec.slug: spec for spec in resolved.values()}
     expected = preflight.forecast(plan, by_slug, device=device, num_images_total=plan.num_images_total)
     preflight.check_room(expected, by_slug, config.embed, device=device, store=store.root)
     return Preflight(
         corpora=corpora,
-        specs=(near, far),
+        nears=nears,
+        fars=fars,
         device=device,
         store=store,
         plan=plan,

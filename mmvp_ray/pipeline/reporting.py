@@ -15,10 +15,11 @@ from mmvp_ray import config as configs
 from mmvp_ray.encoders import EncoderSpec
 from mmvp_ray.errors import MmvpError
 from mmvp_ray.images.decode import Decoded, decode
-from mmvp_ray.mine import Candidates, RandomSample, Rule, Tally
+from mmvp_ray.mine import RandomSample
 from mmvp_ray.pipeline.config import MineConfig
 from mmvp_ray.pipeline.corpora import Corpus
 from mmvp_ray.pipeline.funnel import ImageCounts
+from mmvp_ray.pipeline.judge import Judgement
 from mmvp_ray.pipeline.places import read_again
 from mmvp_ray.pipeline.progress import Stage
 from mmvp_ray.pipeline.provenance import git_commit, versions
@@ -38,8 +39,9 @@ from mmvp_ray.report.data import (
     StageTime,
 )
 from mmvp_ray.report.html import MAX_GALLERY_PAIRS, MAX_NEAREST_MISSES
+from mmvp_ray.report.search_cards import AuditCard, BlindnessCell, EngineCard
 from mmvp_ray.report.thumbnails import thumbnail
-from mmvp_ray.search import Census
+from mmvp_ray.store import key_bytes
 
 log = logging.getLogger(__name__)
 
@@ -59,20 +61,26 @@ class Findings:
     """Everything that a run found, before it is laid out."""
 
     config: MineConfig
-    near: EncoderSpec
-    far: EncoderSpec
-    rule: Rule
     corpora: Sequence[Corpus]
-    census: Census
     counts: ImageCounts
-    sample: RandomSample
-    tally: Tally
-    candidates: Candidates
+    judged: Sequence[Judgement]
     selected: Sequence[dict[str, Any]]
     misses: Sequence[dict[str, Any]]
-    hubs: Sequence[tuple[str, int]]
     stages: Sequence[Stage]
     warnings: Sequence[str]
+
+    @property
+    def first(self) -> Judgement:
+        """The near and far encoder that the run is about."""
+        return self.judged[0]
+
+    @property
+    def hubs(self) -> list[tuple[str, int]]:
+        """Images of too high degree: ids in hex digits, and degrees."""
+        first = self.first
+        return [
+            (key.hex(), int(degree)) for key, degree in zip(key_bytes(first.hub_keys), first.hub_degrees, strict=True)
+        ]
 
 
 def is_stand_in(near: EncoderSpec, far: EncoderSpec) -> bool:
@@ -82,27 +90,26 @@ def is_stand_in(near: EncoderSpec, far: EncoderSpec) -> bool:
 
 def make_report(found: Findings) -> MiningReport:
     """Lay out the findings of a run."""
-    config, tally, counts = found.config, found.tally, found.counts
-    num_clean, num_selected = (
-        len(found.candidates.pairs.cos_near_P),
-        len(found.selected),
-    )
-    stand_in = is_stand_in(found.near, found.far)
-    cleaned = found.candidates
+    config, first, counts = found.config, found.first, found.counts
+    tally, cleaned = first.tally, first.candidates
+    near, far, rule = first.near.spec, first.far.spec, first.far.rule
+    num_images = first.near.census.num_images
+    collapsed = len(first.near.copies.represented())
+    stand_in = is_stand_in(near, far)
     hygiene = f"{cleaned.num_copies_out:,} of copies, {cleaned.num_hubs_out:,} of hubs, {cleaned.num_capped_out:,} beyond an image's best {config.selection.best_per_image} taken out"
     return MiningReport(
         title=f"{'CLIP-blind' if not stand_in else 'Blind'} pairs: {config.recipe}",
         recipe=config.recipe,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         stand_in=stand_in,
-        near=_encoder(found.near),
-        far=_encoder(found.far),
+        near=_encoder(near),
+        far=_encoder(far),
         rule=RuleCard(
-            near_above=found.rule.near_above,
-            far_below=found.rule.far_below,
-            near_source=found.rule.near_source,
-            far_source=found.rule.far_source,
-            floor=found.rule.floor,
+            near_above=rule.near_above,
+            far_below=rule.far_below,
+            near_source=rule.near_source,
+            far_source=rule.far_source,
+            floor=rule.floor,
             collapse=config.collapse,
         ),
         corpora=_corpora(found),
@@ -117,26 +124,27 @@ def make_report(found: Findings) -> MiningReport:
             ),
             FunnelStep(
                 stage="embedded",
-                count=found.census.num_images,
+                count=num_images + collapsed,
                 unit="images",
-                note="distinct images, exact copies counted once",
+                note="distinct images, exact copies counted once"
+                + (f"; {collapsed:,} near-copies are represented by another image" if collapsed else ""),
             ),
             FunnelStep(
                 stage="near",
                 count=tally.num_near,
                 unit="pairs",
-                note=f"near cosine > {found.rule.near_above:.4g}",
+                note=f"near cosine > {rule.near_above:.4g}",
             ),
             FunnelStep(
                 stage="blind",
                 count=tally.num_blind,
                 unit="pairs",
-                note=f"and far cosine < {found.rule.far_below:.4g}",
+                note=f"and far cosine < {rule.far_below:.4g}",
             ),
-            FunnelStep(stage="after hygiene", count=num_clean, unit="pairs", note=hygiene),
+            FunnelStep(stage="after hygiene", count=cleaned.num_pairs, unit="pairs", note=hygiene),
             FunnelStep(
                 stage="selected",
-                count=num_selected,
+                count=len(found.selected),
                 unit="pairs",
                 note=f"at most {config.selection.max_pairs_per_image} of one image, spread over clusters",
             ),
@@ -147,7 +155,7 @@ def make_report(found: Findings) -> MiningReport:
             far_edges=tally.far_edges.tolist(),
             counts=tally.joint.tolist(),
         ),
-        random=_random(found.sample),
+        random=_random(first.far.sample),
         sensitivity=Sensitivity(
             near_thresholds=tally.near_thresholds,
             far_thresholds=tally.far_thresholds,
@@ -166,23 +174,73 @@ def make_report(found: Findings) -> MiningReport:
         config=configs.to_mapping(config),
         versions=versions(),
         git_commit=git_commit(),
+        engine=_engine(first),
+        audit=_audit(first),
+        matrix=_matrix(found.judged) if len(found.judged) > 1 else [],
+        diff_href="diff.html" if config.compare_with else None,
     )
+
+
+def _engine(judged: Judgement) -> EngineCard:
+    near = judged.near
+    num_all = near.census.num_images * (near.census.num_images - 1) // 2
+    return EngineCard(
+        name=near.table.facts.get("engine", near.method.engine),
+        reason=near.method.reason,
+        num_images=near.census.num_images,
+        num_compared=near.num_compared,
+        share_of_all_pairs=near.num_compared / num_all if num_all else None,
+        facts={name: value for name, value in near.table.facts.items() if name != "engine"},
+    )
+
+
+def _audit(judged: Judgement) -> AuditCard:
+    audit = judged.near.audit
+    return AuditCard(
+        num_anchors=audit.num_anchors,
+        num_images=audit.num_images,
+        num_true_pairs=audit.num_true_pairs,
+        num_found=audit.num_found,
+        recall=audit.recall,
+        low=audit.low,
+        high=audit.high,
+        interval="bootstrap over anchors, 10,000 resamples; the lower end never above Wilson's for independent pairs",
+        floor=audit.floor,
+        is_supported=audit.is_supported,
+        target_recall=audit.target_recall,
+        note=audit.warning(),
+    )
+
+
+def _matrix(judged: Sequence[Judgement]) -> list[BlindnessCell]:
+    return [
+        BlindnessCell.of(
+            near=one.near.spec.name,
+            far=one.far.spec.name,
+            near_above=one.far.rule.near_above,
+            far_below=one.far.rule.far_below,
+            num_near=one.tally.num_near,
+            num_blind=one.tally.num_blind,
+        )
+        for one in judged
+    ]
 
 
 def advise(found: Findings) -> list[str]:
     """What the user may want to do next, from the counts."""
-    tally, rule = found.tally, found.rule
+    first = found.first
+    tally, rule, random_P = first.tally, first.far.rule, first.far.sample.cos_near_P
     advice: list[str] = []
-    if is_stand_in(found.near, found.far) and rule.near_source == "given":
+    if is_stand_in(first.near.spec, first.far.spec) and rule.near_source == "given":
         advice.append(
             "The thresholds 0.95 and 0.6 belong to CLIP ViT-L/14 and DINOv2 ViT-L/14. For other encoders compare them with the distributions of "
             "random pairs below, or set them as quantiles: --near-quantile 0.9999 --far-quantile 0.5."
         )
     if tally.num_blind == 0:
         if tally.num_near == 0:
-            highest = float(np.max(found.sample.cos_near_P, initial=-1.0))
+            highest = float(np.max(random_P, initial=-1.0))
             advice.append(
-                f"No pair is near: the highest cosine among {len(found.sample.cos_near_P):,} random pairs is {highest:.3f}. Mine more images, or lower --near-above."
+                f"No pair is near: the highest cosine among {len(random_P):,} random pairs is {highest:.3f}. Mine more images, or lower --near-above."
             )
         else:
             advice.append(
@@ -238,10 +296,11 @@ def _encoder(spec: EncoderSpec) -> EncoderCard:
 
 
 def _corpora(found: Findings) -> list[CorpusCard]:
-    images = found.census.images_of_pieces()
+    census = found.first.near.census
+    images = census.images_of_pieces()
     cards = []
     for corpus in found.corpora:
-        mine = [index for index, piece in enumerate(found.census.pieces) if piece.corpus == corpus.name]
+        mine = [index for index, piece in enumerate(census.pieces) if piece.corpus == corpus.name]
         cards.append(
             CorpusCard(
                 name=corpus.name,

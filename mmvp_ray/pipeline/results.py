@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,16 +11,22 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mmvp_ray import storage
-from mmvp_ray.mine import CopyGroups, Rule
-from mmvp_ray.mine.select import best_first
-from mmvp_ray.pipeline.places import count_places, first_places
+from mmvp_ray.mine import BestPairs, CopyGroups, Rule
+from mmvp_ray.mine.counted_pairs import sorted_with_places
+from mmvp_ray.mine.id_words import batch_of, rows_of
+from mmvp_ray.pipeline.places import Places, find_places, seen_ids
 from mmvp_ray.schema import BLIND_PAIRS, PAIRS, PIECES
 from mmvp_ray.search import PairBatch, PieceRef
-from mmvp_ray.store import Store, id_array, id_keys, key_bytes, write_table
+from mmvp_ray.search.table import record_batches
+from mmvp_ray.sources.piece import PIECE_MEMBERS
+from mmvp_ray.store import Store, id_array, id_matrix, write_table
+
+# Shapes: P pairs, as rows of 6 words (mine/id_words.py) or, with both numbers of places, of 8.
 
 PAIRS_PER_FILE = 1 << 20
 MANIFEST = "manifest.json"
 PIECES_FILE = "pieces.parquet"
+BLIND_PAIRS_FOLDER = "blind_pairs"
 SELECTION = "pairs.parquet"
 REPORT_HTML = "report.html"
 REPORT_JSON = "report.json"
@@ -27,15 +34,37 @@ REPORT_JSON = "report.json"
 
 def blind_folder(out: str, near: str, far: str) -> str:
     """Folder of the blind pairs of two encoders (their slugs)."""
-    return storage.join(out, "blind_pairs", f"{near}--{far}")
+    return storage.join(out, BLIND_PAIRS_FOLDER, f"{near}--{far}")
 
 
-def clear(out: str, near: str, far: str) -> None:
+def clear(out: str) -> None:
     """Take away the manifest of an earlier run in OUT, then its blind pairs: from now until the new manifest there is no run."""
     storage.remove(storage.join(out, MANIFEST))
-    folder = blind_folder(out, near, far)
-    for name in storage.list_names(folder):
-        storage.remove(storage.join(folder, name))
+    storage.remove_folder(storage.join(out, BLIND_PAIRS_FOLDER))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BlindPairs:
+    """The blind pairs that a run has written; may be read any number of times.
+
+    Attributes:
+        folder: Holds their files.
+        num_pairs: How many there are.
+    """
+
+    folder: str
+    num_pairs: int
+
+    def batches(self) -> Iterator[PairBatch]:
+        """All of them sorted by ids, at most BATCH_PAIRS at a time."""
+        for name in storage.list_names(self.folder):
+            for rows in record_batches(storage.join(self.folder, name), columns=BLIND_PAIRS.names[:4]):
+                yield PairBatch(
+                    ids_a_P16=id_matrix(rows.column("image_id_a")),
+                    ids_b_P16=id_matrix(rows.column("image_id_b")),
+                    cos_near_P=rows.column("cos_near").to_numpy(),
+                    cos_far_P=rows.column("cos_far").to_numpy(),
+                )
 
 
 def write_blind_pairs(
@@ -47,76 +76,69 @@ def write_blind_pairs(
     rule: Rule,
     pieces: Sequence[PieceRef],
     copies: CopyGroups,
-) -> PairBatch:
-    """Write every pair that meets the rule, sorted by ids, and give them back.
+) -> BlindPairs:
+    """Write every pair that meets the rule, sorted by ids.
+
+    Memory and temporary files: those of mine.sorted_with_places, and one file of PAIRS_PER_FILE pairs.
 
     Args:
         store: Holds the images tables, for the numbers of copies.
         out: The run's folder.
         near: Slug of the near encoder.
         far: Slug of the far encoder.
-        batches: Near pairs with both cosines.
+        batches: Near pairs with both cosines, each once, in any order.
         rule: The rule.
         pieces: The run's pieces.
         copies: Groups whose places count for their representative; none unless the run collapsed near-copies.
+
+    Raises:
+        ResourceError: the disk with the temporary files is full.
     """
-    blind = [batch.take(rule.blind(batch.cos_near_P, batch.cos_far_P)) for batch in batches]
-    blind = [batch for batch in blind if len(batch.cos_near_P)]
-    sides = [id_keys(ids) for batch in blind for ids in (batch.ids_a_P16, batch.ids_b_P16)]
-    keys = np.unique(np.concatenate(sides)) if sides else np.empty(0, dtype="S16")
-    counts = _places_of_groups(store, pieces, keys, copies)
+    blind = (batch.take(rule.blind(batch.cos_near_P, batch.cos_far_P)) for batch in batches)
     folder = blind_folder(out, near, far)
-    local = Store(out)
-    merged = concatenate(blind)
-    order = np.lexsort((id_keys(merged.ids_b_P16), id_keys(merged.ids_a_P16)))
-    for number, first in enumerate(range(0, max(1, len(order)), PAIRS_PER_FILE)):
-        part = merged.take(order[first : first + PAIRS_PER_FILE])
+    places = (np.concatenate(parts) for _, parts in seen_ids(store, pieces))
+    found = sorted_with_places(blind, places, copies, num_places=len(pieces) * PIECE_MEMBERS)
+    num_pairs = 0
+    for number, rows_P8 in enumerate(_in_files(found)):
+        pairs = batch_of(rows_P8)
         columns = [
-            id_array(part.ids_a_P16),
-            id_array(part.ids_b_P16),
-            pa.array(part.cos_near_P),
-            pa.array(part.cos_far_P),
-            pa.array(counts[np.searchsorted(keys, id_keys(part.ids_a_P16))]),
-            pa.array(counts[np.searchsorted(keys, id_keys(part.ids_b_P16))]),
+            id_array(pairs.ids_a_P16),
+            id_array(pairs.ids_b_P16),
+            pa.array(pairs.cos_near_P),
+            pa.array(pairs.cos_far_P),
+            pa.array(rows_P8[:, 6].astype(np.int64)),
+            pa.array(rows_P8[:, 7].astype(np.int64)),
         ]
-        write_table(
-            local,
-            storage.join(folder, f"part-{number:06d}.parquet"),
-            pa.Table.from_arrays(columns, schema=BLIND_PAIRS),
-        )
-    return merged.take(order)
+        table = pa.Table.from_arrays(columns, schema=BLIND_PAIRS)
+        write_table(Store(out), storage.join(folder, f"part-{number:06d}.parquet"), table)
+        num_pairs += len(pairs)
+    return BlindPairs(folder=folder, num_pairs=num_pairs)
 
 
-def _places_of_groups(
-    store: Store,
-    pieces: Sequence[PieceRef],
-    keys: NDArray[np.bytes_],
-    copies: CopyGroups,
-) -> NDArray[np.int64]:
-    members = copies.keys_M[np.isin(copies.group_M, keys)]
-    everyone = np.union1d(keys, members)
-    places = count_places(store, pieces, everyone)
-    group = copies.representative(everyone)
-    at = np.searchsorted(keys, group)
-    counts = np.zeros(len(keys), dtype=np.int64)
-    np.add.at(counts, at, places)
-    return counts
+def _in_files(parts: Iterable[NDArray[np.uint64]]) -> Iterator[NDArray[np.uint64]]:
+    """The same rows in arrays of PAIRS_PER_FILE, the last one with what is left; one without rows if there are none."""
+    held = [np.empty((0, 8), dtype=np.uint64)]
+    num_held, num_files = 0, 0
+    for rows_P8 in parts:
+        held.append(rows_P8)
+        num_held += len(rows_P8)
+        if num_held >= PAIRS_PER_FILE:
+            whole_P8 = np.concatenate(held)
+            for first in range(0, num_held - PAIRS_PER_FILE + 1, PAIRS_PER_FILE):
+                yield whole_P8[first : first + PAIRS_PER_FILE]
+                num_files += 1
+            held = [whole_P8[num_held - num_held % PAIRS_PER_FILE :].copy()]
+            num_held = len(held[0])
+    if num_held or not num_files:
+        yield np.concatenate(held)
 
 
-def best_of(pairs: PairBatch, limit: int) -> PairBatch:
-    """At most `limit` pairs: those with the largest near minus far cosine, ties by ids."""
-    return pairs if len(pairs.cos_near_P) <= limit else pairs.take(best_first(pairs)[:limit])
-
-
-def concatenate(batches: Sequence[PairBatch]) -> PairBatch:
-    """All pairs of some batches in one."""
-    empty_ids, empty_cos = np.empty((0, 16), dtype=np.uint8), np.empty(0)
-    return PairBatch(
-        ids_a_P16=np.concatenate([empty_ids, *(batch.ids_a_P16 for batch in batches)]),
-        ids_b_P16=np.concatenate([empty_ids, *(batch.ids_b_P16 for batch in batches)]),
-        cos_near_P=np.concatenate([empty_cos, *(batch.cos_near_P for batch in batches)]),
-        cos_far_P=np.concatenate([empty_cos, *(batch.cos_far_P for batch in batches)]),
-    )
+def best_of(pairs: PairBatch | BlindPairs, limit: int) -> PairBatch:
+    """At most `limit` pairs: those with the largest near minus far cosine, best first, ties by ids."""
+    best = BestPairs(limit)
+    for batch in [pairs] if isinstance(pairs, PairBatch) else pairs.batches():
+        best.add(rows_of(batch))
+    return best.pairs()
 
 
 def write_pieces(out: str, pieces: Sequence[PieceRef]) -> None:
@@ -136,16 +158,20 @@ def describe_pairs(
     pieces: Sequence[PieceRef],
     pairs: PairBatch,
     cluster_P: NDArray[np.int64] | None = None,
+    *,
+    places: Places | None = None,
 ) -> list[dict[str, Any]]:
-    """The rows of schema.PAIRS for some pairs in the order of their rank, with what the images tables say of both images."""
-    keys_a, keys_b = (
-        [row.tobytes() for row in pairs.ids_a_P16],
-        [row.tobytes() for row in pairs.ids_b_P16],
-    )
-    places = first_places(store, pieces, {*keys_a, *keys_b})
-    sorted_keys = np.unique(np.concatenate([id_keys(pairs.ids_a_P16), id_keys(pairs.ids_b_P16)]))
-    counts = count_places(store, pieces, sorted_keys)
-    copies = {key: int(count) for key, count in zip(key_bytes(sorted_keys), counts, strict=True)}
+    """The rows of schema.PAIRS for some pairs in the order of their rank, with what the images tables say of both images.
+
+    Args:
+        store: Holds the images tables.
+        pieces: The run's pieces.
+        pairs: Few pairs, best first.
+        cluster_P: For each the cluster that it was selected from.
+        places: Where their images were seen, if that was looked up already, for several such lists at once (see images_of).
+    """
+    places = places or find_places(store, pieces, images_of(pairs))
+    keys_a, keys_b = ([row.tobytes() for row in ids_P16] for ids_P16 in (pairs.ids_a_P16, pairs.ids_b_P16))
     rows: list[dict[str, Any]] = []
     for rank, (key_a, key_b) in enumerate(zip(keys_a, keys_b, strict=True), start=1):
         row: dict[str, Any] = {
@@ -158,10 +184,15 @@ def describe_pairs(
         }
         for side, key in (("a", key_a), ("b", key_b)):
             for name in ("uri", "member", "caption", "label", "url", "license"):
-                row[f"{name}_{side}"] = places[key][name]
-            row[f"num_copies_{side}"] = copies[key]
+                row[f"{name}_{side}"] = places.rows[key][name]
+            row[f"num_copies_{side}"] = places.counts[key]
         rows.append(row)
     return rows
+
+
+def images_of(*batches: PairBatch) -> set[bytes]:
+    """The ids of all images of some pairs."""
+    return {row.tobytes() for pairs in batches for ids in (pairs.ids_a_P16, pairs.ids_b_P16) for row in ids}
 
 
 def write_selection(out: str, rows: list[dict[str, Any]]) -> None:

@@ -43,7 +43,7 @@ def meet(first: RoutedRows, second: RoutedRows | None, floor: float, *, device: 
     none = np.empty(0, dtype=np.int64)
     rows_a, rows_b, cosines = [none], [none], [np.empty(0)]
     num_compared = 0
-    for cell, a_X, b_Y in _blocks(first, second):
+    for cell, a_X, b_Y in cell_blocks(first, second):
         b_vectors = None if b_Y is None else other.vectors_RD[b_Y]
         num_compared += len(a_X) * (len(a_X) - 1) // 2 if b_Y is None else len(a_X) * len(b_Y)
         found = join_block(first.vectors_RD[a_X], b_vectors, floor, device=device)
@@ -55,7 +55,7 @@ def meet(first: RoutedRows, second: RoutedRows | None, floor: float, *, device: 
     return Met(np.concatenate(rows_a), np.concatenate(rows_b), np.concatenate(cosines), num_compared)
 
 
-def _blocks(
+def cell_blocks(
     first: RoutedRows, second: RoutedRows | None
 ) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64] | None]]:
     """(cell, rows of the first, rows of the second or None for the first with itself), so that each wanted pair is in one of them."""

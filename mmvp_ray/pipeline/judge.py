@@ -1,0 +1,121 @@
+"""The far side of a run: for one near and one far encoder, which near pairs are blind, what is written of them, and what hygiene leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from mmvp_ray import config as configs
+from mmvp_ray import storage
+from mmvp_ray.mine import Candidates, CopyFinder, Degrees, Rule, Tally, clean
+from mmvp_ray.pipeline import results
+from mmvp_ray.pipeline.config import MineConfig
+from mmvp_ray.pipeline.near import FarSide, NearSide
+from mmvp_ray.schema import COPIES, HUBS
+from mmvp_ray.search import PairBatch, PairTable, PieceRef
+from mmvp_ray.store import Store, id_array, write_table
+
+MAX_CANDIDATES = 1_000_000
+"""Pairs that come back from hygiene: those with the largest near minus far cosine."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judgement:
+    """What came out for one near and one far encoder.
+
+    Attributes:
+        near: The near side.
+        far: The far side.
+        tally: Counts over all near pairs.
+        candidates: Blind pairs that hygiene left, best first; the best MAX_CANDIDATES of them.
+        hub_keys: Images of too high degree, largest first.
+        hub_degrees: Their degrees.
+    """
+
+    near: NearSide
+    far: FarSide
+    tally: Tally
+    candidates: Candidates
+    hub_keys: NDArray[np.bytes_]
+    hub_degrees: NDArray[np.int64]
+
+
+def judge(
+    config: MineConfig,
+    store: Store,
+    pieces: Sequence[PieceRef],
+    near: NearSide,
+    far: FarSide,
+    *,
+    stage: Any,
+) -> Judgement:
+    """Apply the rule to all near pairs: count, write blind pairs, copies and hubs, and clean what may be selected.
+
+    Every step streams over the pairs; none holds them all.
+
+    Args:
+        config: The run.
+        store: Holds the tables.
+        pieces: The run's pieces.
+        near: The near side.
+        far: The far side.
+        stage: Counts near pairs as they are looked at.
+    """
+    table, rule = PairTable(near=near.table, far=far.space), far.rule
+    tally, finder = Tally(rule), CopyFinder(floor=rule.floor)
+    with Degrees(rule) as degrees:
+        for batch in table.batches():
+            tally.add(batch)
+            finder.add(batch)
+            degrees.add(batch)
+            stage.advance(len(batch))
+        hub_keys, hub_degrees = degrees.hubs(config.selection.hub_degree)
+    copies = finder.groups()
+    key = configs.fingerprint({"table": near.table.key, "near": near.space.name, "far": far.space.name})
+    _write_groups(store, key, copies.keys_M, copies.group_M, copies.sizes(), hub_keys, hub_degrees)
+    results.write_blind_pairs(
+        store,
+        config.out_url,
+        near.spec.slug,
+        far.spec.slug,
+        table.batches(),
+        rule,
+        pieces,
+        near.copies,
+    )
+    candidates = clean(_blind(table, rule), copies, np.sort(hub_keys), config.selection, limit=MAX_CANDIDATES)
+    return Judgement(near=near, far=far, tally=tally, candidates=candidates, hub_keys=hub_keys, hub_degrees=hub_degrees)
+
+
+def _blind(table: PairTable, rule: Rule) -> Iterator[PairBatch]:
+    for batch in table.batches():
+        yield batch.take(rule.blind(batch.cos_near_P, batch.cos_far_P))
+
+
+def _write_groups(
+    store: Store,
+    key: str,
+    keys_M: NDArray[np.bytes_],
+    group_M: NDArray[np.bytes_],
+    sizes_M: NDArray[np.int64],
+    hub_keys: NDArray[np.bytes_],
+    hub_degrees: NDArray[np.int64],
+) -> None:
+    def ids(keys: NDArray[np.bytes_]) -> pa.Array:
+        return id_array(np.ascontiguousarray(keys).view(np.uint8).reshape(-1, 16))
+
+    write_table(
+        store,
+        storage.join(store.copies(key), "copies.parquet"),
+        pa.Table.from_arrays([ids(keys_M), ids(group_M), pa.array(sizes_M, type=pa.int64())], schema=COPIES),
+    )
+    write_table(
+        store,
+        storage.join(store.hubs(key), "hubs.parquet"),
+        pa.Table.from_arrays([ids(hub_keys), pa.array(hub_degrees, type=pa.int64())], schema=HUBS),
+    )

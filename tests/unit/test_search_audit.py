@@ -1,0 +1,141 @@
+"""The audit against brute force, and that it sees what is missing; spaces with a centre."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmvp_ray import storage
+from mmvp_ray.cluster import Inline
+from mmvp_ray.intervals import bootstrap_ratio, trials_needed, wilson_interval
+from mmvp_ray.search import SearchConfig, Space, anchors, choose_method, find_near_pairs
+from mmvp_ray.search.audit import audit_table
+from mmvp_ray.search.space import read_vectors
+from mmvp_ray.search.table import NearTable, record_batches, write_near_part
+from mmvp_ray.store import id_matrix, open_store
+from tests.unit.search_worlds import NEAR, brute_force, clustered, fill, unit
+
+EXACT = choose_method(SearchConfig(engine="exact"), num_images=0, device="cpu")
+
+
+def table_of(tmp_path: Path, num: int, *, share: float) -> tuple[NearTable, object, int, int]:
+    """An exact table of which only about `share` of the pairs is left; with the numbers of all pairs and of those left."""
+    ids, near, far = clustered(num, seed=5)
+    store = open_store(str(tmp_path))
+    pieces = fill(store, np.array_split(np.arange(num), 3), ids, near, far)
+    table, census = find_near_pairs(store, NEAR, pieces, floor=0.8, method=EXACT, device="cpu", session=Inline())
+    expected, left = len(brute_force(ids, near, 0.8)), 0
+    for part in table.parts:
+        for batch in record_batches(table.near_uri(part)):
+            kept = np.random.default_rng(1).random(batch.num_rows) < share
+            ids_a, ids_b = (id_matrix(batch.column(index))[kept] for index in range(2))
+            cos = batch.column("cos_near").to_numpy()[kept]
+            write_near_part(store, store.near_pairs(NEAR.name, table.key), part.name, ids_a, ids_b, cos, num_compared=0)
+            left += int(kept.sum())
+    return table, census, expected, left
+
+
+@pytest.mark.parametrize("share", [1.0, 0.9])
+def test_counts_equal_brute_force(tmp_path: Path, share: float) -> None:
+    table, census, expected, left = table_of(tmp_path, 240, share=share)
+    audit = audit_table(table, census, config=SearchConfig(), target_recall=0.999, device="cpu", session=Inline())
+    # All images are anchors: each pair is seen from both sides.
+    assert (audit.num_anchors, audit.num_images) == (240, 240)
+    assert (audit.num_true_pairs, audit.num_found) == (2 * expected, 2 * left)
+    assert audit.recall == left / expected
+    assert audit.low <= audit.recall <= audit.high
+    assert audit.is_supported
+    assert ("fewer than 0.999" in audit.warning()) == (share < 1.0)
+
+
+def test_few_anchors_and_few_pairs_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(anchors, "FIRST_ANCHORS", 10)
+    table, census, *_ = table_of(tmp_path, 240, share=1.0)
+    audit = audit_table(
+        table, census, config=SearchConfig(audit_share=0.0), target_recall=0.999, device="cpu", session=Inline()
+    )
+    assert audit.num_anchors == 10
+    assert 0 < audit.num_true_pairs < audit.num_needed == 3838
+    assert audit.low < 0.999 < audit.recall == 1.0
+    assert "needs 3,838" in audit.warning()
+
+
+def test_more_anchors_are_scanned_while_the_budget_lasts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(anchors, "FIRST_ANCHORS", 10)
+    table, census, *_ = table_of(tmp_path, 240, share=1.0)
+    config = SearchConfig(audit_share=0.5, audit_pairs=10_000)
+    audit = audit_table(table, census, config=config, target_recall=0.999, device="cpu", session=Inline())
+    assert audit.num_anchors == 60
+
+
+def test_a_corpus_without_pairs(tmp_path: Path) -> None:
+    ids, near, far = clustered(1)
+    store = open_store(str(tmp_path))
+    table, census = find_near_pairs(
+        store,
+        NEAR,
+        fill(store, [np.arange(1)], ids, near, far),
+        floor=0.5,
+        method=EXACT,
+        device="cpu",
+        session=Inline(),
+    )
+    audit = audit_table(table, census, config=SearchConfig(), target_recall=0.999, device="cpu", session=Inline())
+    assert (audit.num_true_pairs, audit.recall, audit.low, audit.high) == (0, None, 0.0, 1.0)
+    assert not audit.is_supported
+
+
+class TestBootstrap:
+    def test_clumped_trials_are_less_sure_than_independent_ones(self) -> None:
+        rng = np.random.default_rng(0)
+        clumps = rng.random(200) < 0.9
+        low, high = bootstrap_ratio(clumps * 50, np.full(200, 50))
+        sure_low, sure_high = wilson_interval(int(clumps.sum()) * 50, 10_000)
+        assert low < sure_low < sure_high < high
+
+    def test_covers_the_truth(self) -> None:
+        rng = np.random.default_rng(1)
+        covered = 0
+        for seed in range(100):
+            trials = rng.poisson(5, 150)
+            low, high = bootstrap_ratio(rng.binomial(trials, 0.8), trials, num_resamples=500, seed=seed)
+            covered += low <= 0.8 <= high
+        assert covered > 85
+
+    def test_no_trials_say_nothing(self) -> None:
+        assert bootstrap_ratio(np.zeros(5, int), np.zeros(5, int)) == (0.0, 1.0)
+
+    def test_needed_trials(self) -> None:
+        needed = trials_needed(0.999)
+        assert wilson_interval(needed, needed)[0] >= 0.999 > wilson_interval(needed - 2, needed - 2)[0]
+
+
+class TestCentredSpace:
+    def test_is_the_vector_from_the_centre(self) -> None:
+        rng = np.random.default_rng(0)
+        vectors = unit(rng.normal(size=(100, NEAR.dim)) + 2.0)
+        centre = vectors.astype(np.float64).mean(axis=0).astype(np.float16)
+        seen = Space("s", NEAR.dim, centre.tobytes()).see(vectors).astype(np.float64)
+        expected = vectors.astype(np.float64) - centre.astype(np.float64)
+        expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+        np.testing.assert_allclose(seen, expected, atol=6e-4)
+        np.testing.assert_allclose(np.linalg.norm(seen, axis=1), 1.0, atol=1e-3)
+
+    def test_a_vector_at_the_centre_joins_with_nothing(self) -> None:
+        vectors = unit(np.ones((2, 4)))
+        assert np.isnan(Space("s", 4, vectors[0].tobytes()).see(vectors)).all()
+
+    def test_has_paths_of_its_own_and_reads_the_same_files(self, tmp_path: Path) -> None:
+        ids, near, far = clustered(60)
+        store = open_store(str(tmp_path))
+        (piece,) = fill(store, [np.arange(60)], ids, near, far)
+        centre = near.astype(np.float64).mean(axis=0).astype(np.float16)
+        centred = Space(NEAR.slug, NEAR.dim, centre.tobytes())
+        assert centred.name != NEAR.name
+        _, vectors = read_vectors(store, centred, piece)
+        table, _ = find_near_pairs(store, centred, [piece], floor=0.9, method=EXACT, device="cpu", session=Inline())
+        found = sum(batch.num_rows for part in table.parts for batch in record_batches(table.near_uri(part)))
+        assert found == len(brute_force(ids, vectors, 0.9))
+        assert storage.list_folders(storage.join(store.root, "near_pairs")) == [centred.name]
