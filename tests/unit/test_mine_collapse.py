@@ -139,7 +139,7 @@ def test_a_killed_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             attempts += 1
         finally:
             monkeypatch.setattr(storage, "write_bytes", real)
-    assert attempts > 3
+    assert attempts >= 3
     assert storage.list_folders(storage.join(store.copies(""), storage.list_folders(store.copies(""))[0])) == []
     assert found == groups_by_brute_force(ids, near, far)
 
