@@ -15,10 +15,10 @@ from mmvp_ray.errors import DataError
 from mmvp_ray.images.decode import Decoded, decode
 from mmvp_ray.images.geometry import Geometry, apply_geometry
 from mmvp_ray.images.isolated import decode_isolated
-from mmvp_ray.images.reasons import Rejected, RejectReason
+from mmvp_ray.images.reasons import TAKEN_DOWN_DETAIL, Rejected, RejectReason
 from mmvp_ray.schema import IMAGE_ID_BYTES
 from mmvp_ray.sources.piece import Piece, Reject, Sample, image_id
-from mmvp_ray.store import Store, commit_images, read_table
+from mmvp_ray.store import Refusals, Store, commit_images, read_table, refusals
 
 # Shapes: N distinct images of a piece, C = 3 channels, H x W pixels.
 
@@ -38,6 +38,8 @@ def decode_piece(
 
     A decoder that kills the process leaves an attempt file behind: whoever takes the piece next decodes it in child processes,
     which cost the run no more than the one image (it becomes a reject). Members that once killed a decoder are not tried again.
+
+    Members that were taken down from the store, by id or by URL, are not decoded: of them the rejects table gets the place, last and sorted.
 
     Args:
         store: Where the tables go.
@@ -62,9 +64,9 @@ def decode_piece(
     results: dict[bytes, tuple[int, int, int] | Rejected] = {}
     rows: list[dict[str, Any]] = []
     places: list[tuple[str, str]] = []
-    rejects = list(piece.rejects)
+    rejects, taken_down = list(piece.rejects), []  # type: list[Reject], list[Reject]
     num_bytes = 0
-    for sample, data, identity, found in _decode_each(piece.samples, killed, isolate=isolate):
+    for sample, data, identity, found in _decode_each(piece.samples, killed, refusals(store), isolate=isolate):
         num_bytes += len(data)
         if isinstance(found, Decoded):
             for which in wanted:
@@ -76,9 +78,11 @@ def decode_piece(
         result = results[identity]
         if isinstance(result, Rejected):
             reject = Reject(uri=sample.uri, member=sample.member, reason=str(result.reason), detail=result.detail)
-            rejects.append(reject)
+            (taken_down if result.reason is RejectReason.TAKEN_DOWN else rejects).append(reject)
         else:
             rows.append(_row(identity, sample, num_bytes=len(data), width_px=result[1], height_px=result[2]))
+    # The same order as after a takedown of images that were committed (store/takedown_tables.py).
+    rejects += sorted(taken_down, key=lambda reject: (reject.uri, reject.member))
     if not item.images_done:
         commit_images(store, piece, rows, rejects)
     storage.remove(attempt)
@@ -100,13 +104,13 @@ def decode_piece(
 
 
 def _decode_each(
-    samples: Sequence[Sample], killed: dict[tuple[str, str], Rejected], *, isolate: bool
+    samples: Sequence[Sample], killed: dict[tuple[str, str], Rejected], refused: Refusals, *, isolate: bool
 ) -> Iterator[tuple[Sample, bytes, bytes, Decoded | Rejected | None]]:
     """Yield each sample with its bytes, its id, and what decoding gave; None for a copy of one that came before."""
     seen: set[bytes] = set()
     # In chunks: the images of a whole piece at full size may be larger than memory.
     for first in range(0, len(samples), CHUNK_IMAGES):
-        chunk = [(sample, _load(sample)) for sample in samples[first : first + CHUNK_IMAGES]]
+        chunk = [(sample, _load(sample, refused)) for sample in samples[first : first + CHUNK_IMAGES]]
         known = {
             image_id(data): killed[sample.uri, sample.member]
             for sample, data in chunk
@@ -117,7 +121,7 @@ def _decode_each(
         decoded = iter(decode_isolated(list(fresh.values()))) if isolate else map(decode, fresh.values())
         for sample, data in chunk:
             if isinstance(data, Rejected):
-                # It has no bytes to take an id from; its place stands for it.
+                # It has no bytes to take an id from, or none that may be used; its place stands for it.
                 yield sample, b"", f"{sample.uri}\n{sample.member}".encode(), data
                 continue
             identity = image_id(data)
@@ -126,11 +130,15 @@ def _decode_each(
             yield sample, data, identity, found
 
 
-def _load(sample: Sample) -> bytes | Rejected:
+def _load(sample: Sample, refused: Refusals) -> bytes | Rejected:
+    taken_down = Rejected(reason=RejectReason.TAKEN_DOWN, detail=TAKEN_DOWN_DETAIL)
+    if refused and refused.refuses_url(sample.url):
+        return taken_down
     try:
-        return sample.load()
+        data = sample.load()
     except DataError as error:
         return Rejected(reason=RejectReason.UNREADABLE_MEMBER, detail=str(error))
+    return taken_down if refused and refused.refuses(image_id(data)) else data
 
 
 def _killers(store: Store, piece: Piece) -> dict[tuple[str, str], Rejected]:

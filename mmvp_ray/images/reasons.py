@@ -41,6 +41,12 @@ class RejectReason(StrEnum):
     """The member cannot be read from its shard, or one of the files beside the image cannot."""
     NONFINITE_VECTOR = "nonfinite_vector"
     """An encoder gave NaN, infinity or a vector of length zero."""
+    TAKEN_DOWN = "taken_down"
+    """The image, or the URL it came from, is on the takedown record of the store."""
+
+
+TAKEN_DOWN_DETAIL = "on the takedown record of this store"
+"""The same for all, so that the rejects table keeps nothing of the image but its place."""
 
 
 @dataclass(frozen=True, slots=True)

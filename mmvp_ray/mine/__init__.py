@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from mmvp_ray.mine.best import BestPairs
 from mmvp_ray.mine.blind import Tally, keep_representatives, near_degrees
-from mmvp_ray.mine.copies import CopyGroups, find_copies
+from mmvp_ray.mine.copies import CopyFinder, CopyGroups, find_copies
+from mmvp_ray.mine.degrees import Degrees, find_hubs
+from mmvp_ray.mine.hygiene import Candidates, clean
 from mmvp_ray.mine.random_pairs import RandomSample, sample_random_pairs
 from mmvp_ray.mine.rule import Rule, RuleConfig, settle_rule
-from mmvp_ray.mine.select import Candidates, SelectConfig, clean, cluster_pairs, select
+from mmvp_ray.mine.select import SelectConfig, cluster_pairs, select
 
 __all__ = [
+    "BestPairs",
     "Candidates",
+    "CopyFinder",
     "CopyGroups",
+    "Degrees",
     "RandomSample",
     "Rule",
     "RuleConfig",
@@ -19,6 +25,7 @@ __all__ = [
     "clean",
     "cluster_pairs",
     "find_copies",
+    "find_hubs",
     "keep_representatives",
     "near_degrees",
     "sample_random_pairs",

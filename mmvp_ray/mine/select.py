@@ -1,4 +1,4 @@
-"""From all blind pairs to the few that people look at: copies and hubs out, the best few of each image, then spread over clusters."""
+"""From the pairs that survived hygiene to the few that people look at: the best, spread over clusters of what they show."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmvp_ray.errors import ConfigError
-from mmvp_ray.mine.copies import CopyGroups
 from mmvp_ray.search import PairBatch
 from mmvp_ray.store import id_keys, key_bytes
 
@@ -46,64 +45,10 @@ class SelectConfig:
                 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Candidates:
-    """Pairs that survived hygiene, best first (largest near minus far cosine, ties by ids), and what was taken out."""
-
-    pairs: PairBatch
-    num_copies_out: int
-    num_hubs_out: int
-    num_capped_out: int
-
-
-def clean(pairs: PairBatch, copies: CopyGroups, hubs: NDArray[np.bytes_], config: SelectConfig) -> Candidates:
-    """Hygiene on blind pairs: one pair for each pair of copy groups, none with a hub, the best few of each image.
-
-    Args:
-        pairs: Blind pairs, in any order.
-        copies: Groups of near-copies.
-        hubs: Ids of images of too high degree, sorted.
-        config: The caps.
-    """
-    order = best_first(pairs)
-    keys_a, keys_b = id_keys(pairs.ids_a_P16)[order], id_keys(pairs.ids_b_P16)[order]
-    group_a, group_b = copies.representative(keys_a), copies.representative(keys_b)
-    low, high = (
-        np.where(group_a < group_b, group_a, group_b),
-        np.where(group_a < group_b, group_b, group_a),
-    )
-    both = np.rec.fromarrays([low, high])
-    _, first = np.unique(both, return_index=True)
-    single = np.zeros(len(order), dtype=bool)
-    single[first] = True
-    single &= low != high
-    free = ~(np.isin(keys_a, hubs) | np.isin(keys_b, hubs))
-    rows = np.flatnonzero(single & free)
-    capped = _within_cap(keys_a[rows], keys_b[rows], config.best_per_image)
-    return Candidates(
-        pairs=pairs.take(order[rows[capped]]),
-        num_copies_out=int((~single).sum()),
-        num_hubs_out=int((single & ~free).sum()),
-        num_capped_out=int((~capped).sum()),
-    )
-
-
 def best_first(pairs: PairBatch) -> NDArray[np.int64]:
     """Rows ordered by near minus far cosine, largest first; ties by ids."""
     margin = pairs.cos_near_P - pairs.cos_far_P
     return np.lexsort((id_keys(pairs.ids_b_P16), id_keys(pairs.ids_a_P16), -margin))
-
-
-def _within_cap(keys_a: NDArray[np.bytes_], keys_b: NDArray[np.bytes_], cap: int) -> NDArray[np.bool_]:
-    """Which pairs, given best first, are among the first `cap` pairs of both their images."""
-    num_pairs = len(keys_a)
-    _, image = np.unique(np.concatenate([keys_a, keys_b]), return_inverse=True)
-    pair = np.concatenate([np.arange(num_pairs), np.arange(num_pairs)])
-    order = np.lexsort((pair, image))
-    starts = np.searchsorted(image[order], image[order])
-    place = np.empty(2 * num_pairs, dtype=np.int64)
-    place[order] = np.arange(2 * num_pairs) - starts
-    return (place[:num_pairs] < cap) & (place[num_pairs:] < cap)
 
 
 def cluster_pairs(

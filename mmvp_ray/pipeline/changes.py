@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from mmvp_ray.pipeline.places import seen_ids
 from mmvp_ray.report.diff_data import CHANGES, FIXED, GONE, NEW_BLIND, NEW_IMAGES, STILL_BLIND
 from mmvp_ray.search import PairBatch, PieceRef
 from mmvp_ray.search.table import record_batches
-from mmvp_ray.store import Store, id_matrix
+from mmvp_ray.store import Store, id_keys, id_matrix
 
 # Shapes: P pairs, M ids. A pair's key is both ids in one text of 32 bytes.
 
@@ -108,10 +108,10 @@ def find_changes(old: Side, new: Side, *, max_asked: int = MAX_ASKED) -> Iterato
             if len(asked_new) + len(asked_old) >= max_asked:
                 is_over = False
                 break
-        lost_M, unknown_M = missing(new, asked_new.sorted()), missing(old, asked_old.sorted())
+        lost, unknown = IdIndex(missing(new, asked_new.sorted())), IdIndex(missing(old, asked_old.sorted()))
         del asked_new, asked_old
         for batch in itertools.islice(behind, num_batches):
-            yield _told(batch, lost_M, unknown_M)
+            yield _told(batch, lost, unknown)
 
 
 def merge(old: Side, new: Side) -> Iterator[Changes]:
@@ -228,32 +228,21 @@ class _Ids:
 
 
 def _images_of(batch: Changes, rows: NDArray[np.bool_]) -> NDArray[np.bytes_]:
-    """The ids in the pairs of some rows, sorted and distinct."""
-    both = np.concatenate([np.ascontiguousarray(ids[rows]) for ids in batch.ids()])
-    return np.unique(both.view("S16").reshape(-1))
+    """The ids in the pairs of some rows, sorted."""
+    return np.sort(np.concatenate([id_keys(ids[rows]) for ids in batch.ids()]))
 
 
-def _told(batch: Changes, lost_M: NDArray[np.bytes_], unknown_M: NDArray[np.bytes_]) -> Changes:
-    """The batch with its codes: ``lost_M`` are the ids that the new run lacks, ``unknown_M`` those that the old one lacked."""
+def _told(batch: Changes, lost: IdIndex, unknown: IdIndex) -> Changes:
+    """The batch with its codes: ``lost`` are the ids that the new run lacks, ``unknown`` those that the old one lacked."""
 
-    def has_one_of(ids_M: NDArray[np.bytes_]) -> NDArray[np.bool_]:
-        found = np.zeros(len(batch), dtype=bool)
-        for ids in batch.ids() if len(ids_M) else ():
-            keys = np.ascontiguousarray(ids).view("S16").reshape(-1)
-            found |= ids_M[np.minimum(np.searchsorted(ids_M, keys), len(ids_M) - 1)] == keys
-        return found
+    def has_one_of(index: IdIndex) -> NDArray[np.bool_]:
+        is_in_a, is_in_b = (index.find(ids) >= 0 for ids in batch.ids())
+        return is_in_a | is_in_b
 
     is_old, is_new = ~np.isnan(batch.near_old_P), ~np.isnan(batch.near_new_P)
-    code = np.where(
+    code_P = np.where(
         is_old,
-        np.where(is_new, CODE[STILL_BLIND], np.where(has_one_of(lost_M), CODE[GONE], CODE[FIXED])),
-        np.where(has_one_of(unknown_M), CODE[NEW_IMAGES], CODE[NEW_BLIND]),
+        np.where(is_new, CODE[STILL_BLIND], np.where(has_one_of(lost), CODE[GONE], CODE[FIXED])),
+        np.where(has_one_of(unknown), CODE[NEW_IMAGES], CODE[NEW_BLIND]),
     )
-    return Changes(
-        keys_P=batch.keys_P,
-        code_P=code.astype(np.int8),
-        near_old_P=batch.near_old_P,
-        far_old_P=batch.far_old_P,
-        near_new_P=batch.near_new_P,
-        far_new_P=batch.far_new_P,
-    )
+    return replace(batch, code_P=code_P.astype(np.int8))

@@ -56,7 +56,7 @@ class MineConfig:
     compare_with: str | None = None
     """Folder of an earlier run: also write what was fixed, is still blind and is new since then (OUT/diff.html)."""
     takedown: str | None = None
-    """File of image ids or URLs, one a line, to be removed from the store for good before the run."""
+    """File (path or URL) of image ids (32 hex digits) or URLs, one a line, # begins a comment: removed from every table of the store for good, before the run."""
     plan: bool = False
     """Stop after the preflight: check everything, print what is to be done, do nothing."""
 

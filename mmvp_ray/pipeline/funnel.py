@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import pyarrow as pa
+
 from mmvp_ray import storage
 from mmvp_ray.errors import DataError
+from mmvp_ray.images.reasons import RejectReason
 from mmvp_ray.pipeline.corpora import Corpus
 from mmvp_ray.search import PieceRef
 from mmvp_ray.store import DONE, Store, committed_pieces, read_marker, read_table
 
 NUM_READING_THREADS = 16
+WINDOW_PIECES = 1024
+REJECTS_SUFFIX = ".rejects.parquet"
+"""Ends the name of the table of vectors that were not finite (store/pieces.py)."""
+
+_Reason = tuple[str, int, str]
+"""A reject reason, how often it occurs in one table, and its first example."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,27 +53,35 @@ def run_pieces(store: Store, corpora: Sequence[Corpus]) -> list[PieceRef]:
 
 
 def count_images(store: Store, pieces: Sequence[PieceRef], encoders: Sequence[str]) -> ImageCounts:
-    """Add up the markers of the images tables and the rows of the rejects tables."""
+    """Add up the markers of the images tables and the rows of the rejects tables.
 
-    def images_of(piece: PieceRef) -> tuple[int, int, list[tuple[str, str]]]:
+    Pieces are read in windows, and of each table only counts stay, so that hundreds of thousands of them take little memory.
+    """
+    odd = [(slug, corpus) for slug in encoders for corpus in sorted({piece.corpus for piece in pieces})]
+    # Few pieces have vectors that are not finite: one listing tells which, in place of a marker of every piece.
+    with_rejects = {at: _with_rejects(store.embeddings(*at)) for at in odd}
+
+    def images_of(piece: PieceRef) -> tuple[int, int, list[_Reason]]:
         files, _ = read_marker(storage.join(store.images(piece.corpus), piece.name + DONE))
         images, rejects = files
         lost = _reasons(store, rejects.path) if rejects.num_rows else []
         for slug in encoders:
-            vectors, _ = read_marker(storage.join(store.embeddings(slug, piece.corpus), piece.name + DONE))
-            for entry in vectors[1:]:
-                lost.extend(_reasons(store, entry.path))
+            if piece.name in with_rejects[slug, piece.corpus]:
+                vectors, _ = read_marker(storage.join(store.embeddings(slug, piece.corpus), piece.name + DONE))
+                for entry in vectors[1:]:
+                    lost.extend(_reasons(store, entry.path))
         return images.num_rows, rejects.num_rows, lost
 
     num_decoded = num_rejected = 0
     reasons: dict[str, tuple[int, str]] = {}
     with ThreadPoolExecutor(NUM_READING_THREADS) as pool:
-        for decoded, rejected, lost in pool.map(images_of, pieces):
-            num_decoded += decoded
-            num_rejected += rejected
-            for reason, example in lost:
-                count, first = reasons.get(reason, (0, example))
-                reasons[reason] = (count + 1, first)
+        for begin in range(0, len(pieces), WINDOW_PIECES):
+            for decoded, rejected, lost in pool.map(images_of, pieces[begin : begin + WINDOW_PIECES]):
+                num_decoded += decoded
+                num_rejected += rejected
+                for reason, num_lost, example in lost:
+                    count, first = reasons.get(reason, (0, example))
+                    reasons[reason] = (count + num_lost, first)
     return ImageCounts(
         num_read=num_decoded + num_rejected,
         num_decoded=num_decoded,
@@ -72,9 +90,24 @@ def count_images(store: Store, pieces: Sequence[PieceRef], encoders: Sequence[st
     )
 
 
-def _reasons(store: Store, path: str) -> list[tuple[str, str]]:
-    rows = read_table(storage.join(store.root, path)).to_pylist()
-    return [(row["reason"], f"{row['member']} of {row['uri']}: {row['detail']}") for row in rows]
+def _with_rejects(folder: str) -> frozenset[str]:
+    """The pieces whose vectors have a rejects table."""
+    return frozenset(
+        name.removesuffix(REJECTS_SUFFIX) for name in storage.list_names(folder) if name.endswith(REJECTS_SUFFIX)
+    )
+
+
+def _reasons(store: Store, path: str) -> list[_Reason]:
+    table = read_table(storage.join(store.root, path))
+    reasons = table.column("reason").to_pylist()
+    counts = Counter(reasons)
+    return [(reason, counts[reason], _example(table, reasons.index(reason))) for reason in counts]
+
+
+def _example(table: pa.Table, row: int) -> str:
+    reason, member, uri, detail = (table.column(name)[row].as_py() for name in ("reason", "member", "uri", "detail"))
+    # Of an image that was taken down nothing is shown, not even its name.
+    return detail if reason == RejectReason.TAKEN_DOWN else f"{member} of {uri}: {detail}"
 
 
 def check_rejects(counts: ImageCounts, limit: float) -> None:
@@ -83,7 +116,9 @@ def check_rejects(counts: ImageCounts, limit: float) -> None:
     Raises:
         DataError: the share of rejects exceeds `limit`; names the reasons.
     """
-    if counts.num_rejected > limit * counts.num_read:
+    # What somebody took down on purpose says nothing about the state of the corpus.
+    num_taken = counts.reasons.get(RejectReason.TAKEN_DOWN, (0, ""))[0]
+    if counts.num_rejected - num_taken > limit * (counts.num_read - num_taken):
         shown = ", ".join(
             f"{reason} {count:,}" for reason, (count, _) in sorted(counts.reasons.items(), key=lambda item: -item[1][0])
         )

@@ -22,6 +22,7 @@ from mmvp_ray.pipeline.prepare import Preflight, prepare
 from mmvp_ray.pipeline.progress import Progress
 from mmvp_ray.pipeline.reporting import Findings, make_report, shown_rows, thumbnails
 from mmvp_ray.pipeline.run import Run, open_run
+from mmvp_ray.pipeline.takedown import take_down
 from mmvp_ray.report.html import render_html
 from mmvp_ray.search import PairBatch
 from mmvp_ray.search.gather import gather_vectors
@@ -55,6 +56,8 @@ def mine_pairs(config: MineConfig | None = None, *, progress: Progress | None = 
         ready = prepare(config, session, progress)
         for line in ready.lines():
             progress.note(line)
+        # Without a list too: one that was interrupted is finished before anything reads the store.
+        take_down(ready.store, config.out_url, config.takedown, progress)
         return _mine(config, ready, session, progress)
 
 

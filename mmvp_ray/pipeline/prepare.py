@@ -12,7 +12,7 @@ from mmvp_ray.pipeline import preflight
 from mmvp_ray.pipeline.config import MineConfig
 from mmvp_ray.pipeline.corpora import Corpus, open_corpora
 from mmvp_ray.pipeline.progress import Progress
-from mmvp_ray.store import Store, open_store
+from mmvp_ray.store import Store, open_store, read_takedown_list
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +59,8 @@ def prepare(config: MineConfig, session: Session, progress: Progress) -> Preflig
         ConfigError, DataError, ResourceError, TransientError: the first thing that is not as it must be.
     """
     config.check()
+    if config.takedown is not None:
+        read_takedown_list(config.takedown)
     device = preflight.choose_device(config.device, session)
     resolved = {
         name: resolve_encoder(name, device=device, dtype=config.dtype, trust_remote_code=config.trust_remote_code)

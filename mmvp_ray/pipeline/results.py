@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mmvp_ray import storage
 from mmvp_ray.mine import BestPairs, CopyGroups, Rule
 from mmvp_ray.mine.counted_pairs import sorted_with_places
-from mmvp_ray.mine.id_words import batch_of, rows_of
+from mmvp_ray.mine.pair_rows import batch_of, rows_of
 from mmvp_ray.pipeline.places import Places, find_places, seen_ids
 from mmvp_ray.schema import BLIND_PAIRS, PAIRS, PIECES
 from mmvp_ray.search import PairBatch, PieceRef
@@ -21,7 +21,7 @@ from mmvp_ray.search.table import record_batches
 from mmvp_ray.sources.piece import PIECE_MEMBERS
 from mmvp_ray.store import Store, id_array, id_matrix, write_table
 
-# Shapes: P pairs, as rows of 6 words (mine/id_words.py) or, with both numbers of places, of 8.
+# Shapes: P pairs, as rows of 6 words (mine/pair_rows.py) or, with both numbers of places, of 8.
 
 PAIRS_PER_FILE = 1 << 20
 MANIFEST = "manifest.json"

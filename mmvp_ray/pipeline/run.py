@@ -42,10 +42,25 @@ class Run:
         """The selection, best first, with places and captions (schema.PAIRS)."""
         return read_table(storage.join(self.url, SELECTION))
 
-    def blind_pairs(self) -> pa.Table:
-        """Every pair that meets the rule, sorted by ids (schema.BLIND_PAIRS)."""
-        encoders = self.manifest["encoders"]
-        folder = blind_folder(self.url, encoders["near"]["slug"], encoders["far"]["slug"])
+    def blind_pairs(self, near: str | None = None, far: str | None = None) -> pa.Table:
+        """Every pair that meets the rule, sorted by ids (schema.BLIND_PAIRS).
+
+        Args:
+            near: Name of a near encoder of the run; the first unless given.
+            far: Name of a far encoder of the run; the first unless given.
+
+        Raises:
+            ConfigError: the run has no such combination.
+        """
+        combinations = self.manifest["combinations"]
+        names = (near or combinations[0]["near"]["name"], far or combinations[0]["far"]["name"])
+        chosen = [one for one in combinations if (one["near"]["name"], one["far"]["name"]) == names]
+        if not chosen:
+            known = ", ".join(f"{one['near']['name']} / {one['far']['name']}" for one in combinations)
+            raise ConfigError(
+                f"expected one of {known}, found {names[0]} / {names[1]}; the run {self.url} has no others"
+            )
+        folder = blind_folder(self.url, chosen[0]["near"]["slug"], chosen[0]["far"]["slug"])
         parts = [
             read_table(storage.join(folder, name)) for name in storage.list_names(folder) if name.endswith(".parquet")
         ]

@@ -25,6 +25,7 @@ from mmvp_ray.store import (
     write_table,
 )
 from mmvp_ray.store.takedown_record import among, count_rows_with, rows_with
+from mmvp_ray.store.takedown_tables import without_rows
 
 # Shapes: M images that were taken down.
 
@@ -107,7 +108,7 @@ def apply_takedown_to_run(run_url: str, ids_M16: NDArray[np.uint8]) -> RunTakedo
     for uri in touched:
         found = read_table(uri)
         hit = rows_with(found, keys_M)
-        write_table(Store(run_url), uri, found.filter(pa.array(~hit)).combine_chunks())
+        write_table(Store(run_url), uri, without_rows(found, hit))
         num_rows += int(hit.sum())
     doomed = naming | {REPORT_JSON, REPORT_HTML}
     # Pages before the JSON files that betray them: whatever stops this, the next call finds what is left.

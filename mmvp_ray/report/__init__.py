@@ -5,6 +5,5 @@ from __future__ import annotations
 from mmvp_ray.report.data import MiningReport
 from mmvp_ray.report.html import render_html
 from mmvp_ray.report.thumbnails import thumbnail
-from mmvp_ray.report.wilson import wilson_interval
 
-__all__ = ["MiningReport", "render_html", "thumbnail", "wilson_interval"]
+__all__ = ["MiningReport", "render_html", "thumbnail"]

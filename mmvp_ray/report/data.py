@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
 from mmvp_ray.errors import DataError
+from mmvp_ray.intervals import wilson_interval
+from mmvp_ray.report.search_cards import AuditCard as AuditCard
+from mmvp_ray.report.search_cards import BlindnessCell as BlindnessCell
+from mmvp_ray.report.search_cards import EngineCard as EngineCard
+from mmvp_ray.report.search_cards import check_matrix
 from mmvp_ray.report.twin import decode_dataclass, encode_dataclass
-from mmvp_ray.report.wilson import wilson_interval
 
 SCHEMA_VERSION = 1
+# A file beside the page or below it: no scheme, no host, nothing to escape.
+_HREF = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -224,6 +231,9 @@ class MiningReport:
     ``stand_in`` is True if the encoders are not the paper's CLIP ViT-L/14 and DINOv2 ViT-L/14: then no text calls the
     finds CLIP-blind pairs. ``created_at`` is ISO 8601 in UTC. ``pairs`` is the selection by rank (all of it, or its
     head: the funnel's "selected" has the whole count); ``nearest_misses`` are the pairs that came closest to the rule.
+    ``matrix`` has a cell for each near with each far encoder, rows after rows; ``near`` and ``far`` are the two that the
+    rest of the report is about. ``diff_href`` is the path, relative to the page, of a page that compares this run with
+    an earlier one. Fields with a default may be missing in JSON that an older release wrote.
     """
 
     title: str
@@ -244,6 +254,10 @@ class MiningReport:
     rejects: list[RejectCount] = field(default_factory=list)
     hubs: list[HubCard] = field(default_factory=list)
     throughput: list[StageTime] = field(default_factory=list)
+    engine: EngineCard | None = None
+    audit: AuditCard | None = None
+    matrix: list[BlindnessCell] = field(default_factory=list)
+    diff_href: str | None = None
     advice: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
@@ -262,6 +276,22 @@ class MiningReport:
                 raise DataError(
                     f"report: expected one count of {stage} pairs, found {step} in the funnel and {count} in blindness"
                 )
+        check_matrix(self.matrix)
+        own = self.own_cell()
+        counts = (self.blindness.num_blind, self.blindness.num_near)
+        if own is not None and (own.num_blind, own.num_near) != counts:
+            raise DataError(
+                f"report: expected {counts[0]} blind of {counts[1]} near pairs in the matrix's cell of {own.near!r} and {own.far!r}, "
+                f"found {own.num_blind} of {own.num_near}; count both by one rule"
+            )
+        if self.diff_href is not None and not _HREF.fullmatch(self.diff_href):
+            raise DataError(
+                f"report: expected the relative path of a file as diff_href, found {self.diff_href!r}; pass diff.html"
+            )
+
+    def own_cell(self) -> BlindnessCell | None:
+        """Return the matrix's cell of this report's own encoders; None where the matrix has none."""
+        return next((cell for cell in self.matrix if (cell.near, cell.far) == (self.near.name, self.far.name)), None)
 
     def funnel_count(self, stage: str) -> int | None:
         """Return the funnel's count at a stage; None where the funnel has no such stage."""

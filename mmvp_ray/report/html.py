@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from mmvp_ray.report import figures, numerals, scales
-from mmvp_ray.report.data import FunnelStep, MiningReport, PairCard, is_same_threshold
-from mmvp_ray.report.hostile_text import shown_text
-from mmvp_ray.report.thumbnails import data_uri
+from mmvp_ray.report import figures, scales
+from mmvp_ray.report.data import FunnelStep, MiningReport, is_same_threshold
+from mmvp_ray.report.page import pictures_within_budget, render_page
+from mmvp_ray.report.search_view import audit_view, matrix_view
 
-_TEMPLATES = Path(__file__).parent / "templates"
 MAX_GALLERY_PAIRS = 60
 MAX_NEAREST_MISSES = 12
 MAX_TABLE_ROWS = 40
-# Base64 makes 4 bytes of 3: pictures take at most 4 MB of a page that stays below 5 MB.
-MAX_PICTURE_BYTES = 3_000_000
 
 
 def render_html(report: MiningReport, thumbnails: Mapping[str, bytes]) -> str:
@@ -30,26 +26,8 @@ def render_html(report: MiningReport, thumbnails: Mapping[str, bytes]) -> str:
     Raises:
         DataError: a thumbnail of another format.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        count=numerals.count,
-        short_count=numerals.short,
-        cosine=numerals.cosine,
-        threshold=numerals.threshold,
-        percent=numerals.percent,
-        seconds=numerals.seconds,
-        rate=numerals.rate,
-        shown=shown_text,
-    )
     gallery = report.pairs[:MAX_GALLERY_PAIRS]
     misses = report.nearest_misses[:MAX_NEAREST_MISSES]
     svgs = {
@@ -58,18 +36,17 @@ def render_html(report: MiningReport, thumbnails: Mapping[str, bytes]) -> str:
         "far": figures.random_pairs_svg(report, "far"),
     }
     num_selected = report.funnel_count("selected")
-    return environment.get_template(
-        "report.html.j2"
-    ).render(
+    return render_page(
+        "report.html.j2",
         report=report,
-        css=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),  # noqa: S704  the package's own file
-        date=report.created_at[:16].replace("T", " ") + " UTC",
         finds="blind pairs" if report.stand_in else "CLIP-blind pairs",
         num_images=report.funnel_count("embedded"),
         num_selected=len(report.pairs) if num_selected is None else num_selected,
         # inline_svg escapes every text that it puts into a figure.
         svgs={name: None if svg is None else Markup(svg) for name, svg in svgs.items()},  # noqa: S704
         funnel=_funnel_rows(report.funnel),
+        audit=None if report.audit is None else audit_view(report.audit),
+        matrix=matrix_view(report),
         sensitivity=_sensitivity_rows(report),
         quantiles={
             "near": _by_value(report.random.near_quantiles),
@@ -77,8 +54,7 @@ def render_html(report: MiningReport, thumbnails: Mapping[str, bytes]) -> str:
         },
         gallery=gallery,
         misses=misses,
-        pictures=_pictures([*gallery, *misses], thumbnails),
-        track=_track,
+        pictures=pictures_within_budget([*gallery, *misses], thumbnails),
         max_rows=MAX_TABLE_ROWS,
         config_text=shown_config(report.config),
     )
@@ -133,25 +109,6 @@ def _sensitivity_rows(report: MiningReport) -> dict[str, Any]:
     }
 
 
-def _pictures(cards: list[PairCard], thumbnails: Mapping[str, bytes]) -> dict[tuple[int, str], str]:
-    """(position of the card, side) -> data URI, in order of the page until its budget is spent."""
-    pictures: dict[tuple[int, str], str] = {}
-    num_bytes = 0
-    for position, card in enumerate(cards):
-        for side, image_id in (("a", card.image_id_a), ("b", card.image_id_b)):
-            picture = thumbnails.get(image_id)
-            if picture is None or num_bytes + len(picture) > MAX_PICTURE_BYTES:
-                continue
-            num_bytes += len(picture)
-            pictures[position, side] = data_uri(picture)
-    return pictures
-
-
 def _by_value(quantiles: dict[str, float]) -> list[tuple[str, float]]:
     """Quantiles in rising order: their cosines rise with them, whatever their names sort like."""
     return sorted(quantiles.items(), key=lambda named: (named[1], named[0]))
-
-
-def _track(cosine: float) -> str:
-    """Place of a cosine on a line from 0 to 1, in percent; negative ones stand at its start."""
-    return f"{100 * min(1.0, max(0.0, cosine)):.2f}"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from numbers import Integral
+import json
+import math
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, SupportsFloat
 
+from mmvp_ray.report.hostile_text import shown_text
 from mmvp_ray.report.scales import short_count
 
 if TYPE_CHECKING:
@@ -12,6 +15,7 @@ if TYPE_CHECKING:
 
 _MINUS = "\N{MINUS SIGN}"
 _NOT_MEASURED = "\N{EN DASH}"
+MAX_FACT_CHARS = 120
 
 
 def count(value: int) -> Markup:
@@ -53,6 +57,39 @@ def percent(fraction: float | None) -> Markup:
     else:
         text = f"{in_percent:.1f}" if in_percent < 99.95 else ">99.9"
     return _data(fraction, f"{text}\N{NARROW NO-BREAK SPACE}%")
+
+
+def recall(fraction: float | None, target: float = 0.999) -> Markup:
+    """Return a share that should be almost all in percent, as finely as its target asks for: 99.974 % beside 99.9 %.
+
+    Args:
+        fraction: the share; a dash for None. Only all is 100 %.
+        target: the share aimed at; three digits of what it leaves out set the decimals of every share beside it.
+    """
+    if fraction is None or fraction in (0, 1):
+        return percent(fraction)
+    num_decimals = 2 - math.floor(math.log10(100 * (1 - target))) if target < 1 else 4
+    text = f"{100 * fraction:.{num_decimals}f}"
+    if float(text) == 100:
+        text = f">{100 - 10.0**-num_decimals:.{num_decimals}f}"
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return _data(fraction, f"{text}\N{NARROW NO-BREAK SPACE}%")
+
+
+def fact(value: object) -> Markup:
+    """Return a value of unknown kind: counts with their thousands parted, other numbers to four digits, the rest as text."""
+    from markupsafe import escape
+
+    if isinstance(value, bool):
+        return escape("yes" if value else "no")
+    if value is None:
+        return escape(_NOT_MEASURED)
+    if isinstance(value, Integral):
+        return count(int(value))
+    if isinstance(value, Real):
+        return _data(value, f"{value:.4g}".replace("-", _MINUS))
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+    return escape(shown_text(text, MAX_FACT_CHARS))
 
 
 def seconds(value: float) -> Markup:

@@ -57,3 +57,16 @@ def step_of_count(count: int, levels: list[float]) -> int | None:
 def log_share(count: int, largest: int) -> float:
     """Return the length of a bar on a logarithmic scale, 0..1: 0 for no count, 1 for the largest."""
     return math.log1p(count) / math.log1p(largest) if largest else 0.0
+
+
+def step_of_share(share: float, largest: float) -> int:
+    """Return the step of the colour ramp for a share on a linear scale from 0 to ``largest``."""
+    if largest <= 0:
+        return 0
+    return min(NUM_RAMP_STEPS - 1, int(share / largest * NUM_RAMP_STEPS))
+
+
+def round_up(value: float) -> float:
+    """Return the least number with one digit (0.02, 7, 300) that is not below a value > 0, but for float rounding."""
+    decade = math.floor(math.log10(value))
+    return float(f"{math.ceil(value / 10.0**decade - 1e-9)}e{decade}")

@@ -28,10 +28,11 @@ def encode_dataclass(instance: Any) -> str:
 
 
 def decode_dataclass(cls: type[T], text: str, *, version: int) -> T:
-    """Return the instance of ``cls`` that ``encode_dataclass`` wrote.
+    """Return the instance of ``cls`` that ``encode_dataclass`` wrote; a field with a default may be missing.
 
     Raises:
-        DataError: not JSON, ``schema_version`` is not ``version``, or a field is missing, unknown or of a wrong type.
+        DataError: not JSON, ``schema_version`` is not ``version``, or a field is missing (without a default), unknown or of
+            a wrong type.
     """
     try:
         value = json.loads(text)
@@ -97,7 +98,13 @@ def _typed_dataclass(cls: Any, value: Any, where: str) -> Any:
         raise DataError(f"{where}: expected an object, found {type(value).__name__}")
     hints = typing.get_type_hints(cls)
     known = {each.name for each in dataclasses.fields(cls)}
-    missing, unknown = sorted(known - value.keys()), sorted(value.keys() - known)
+    # A field with a default is one that an older release did not write.
+    required = {
+        each.name
+        for each in dataclasses.fields(cls)
+        if each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
+    }
+    missing, unknown = sorted(required - value.keys()), sorted(value.keys() - known)
     if missing or unknown:
         raise DataError(f"{where}: expected fields {sorted(known)}, found {missing} missing and {unknown} unknown")
-    return cls(**{name: _typed(hints[name], value[name], f"{where}.{name}") for name in sorted(known)})
+    return cls(**{name: _typed(hints[name], value[name], f"{where}.{name}") for name in sorted(value)})

@@ -78,6 +78,11 @@ def settle_cells(
     }
 
 
+def has_cells(store: Store, space: Space, parent: dict[str, Any]) -> bool:
+    """Whether the cells of an earlier join are still in the store; a takedown removes them, and its delta holds in them alone."""
+    return "cells" in parent and storage.exists(_cells_uri(store, space, parent["cells"]))
+
+
 def _cells_uri(store: Store, space: Space, key: str) -> str:
     return storage.join(store.cells(space.name), f"{key}.npy")
 

@@ -11,13 +11,16 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmvp_ray.errors import ResourceError
 from mmvp_ray.search.decide import exact_cosines
+
+if TYPE_CHECKING:
+    import torch
 
 # Shapes: N, M vectors in the blocks, D numbers in each, P pairs; S, T rows and columns of a tile.
 
@@ -26,13 +29,15 @@ ROUNDING_SLACK = 1e-3
 
 TILE_ROWS = {"cpu": 1024, "cuda": 16_384}
 TILE_COLUMNS = {"cpu": 2048, "cuda": 16_384}
-CHUNK_ROWS = 1024
+CHUNK_ROWS = {"cpu": 128, "cuda": 16_384}
+"""Vectors converted together; on a CPU they stay in its cache."""
 MAX_PAIRS = 20_000_000
 
 BF16_FLOP = 1e12
 """Work from which torch's import (2.5 s, 0.4 GB) pays where it makes products seven times as fast: a block of 25,000 L/14 vectors."""
 
 Hits = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""Rows and columns, counted in their tile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +60,8 @@ class Tile:
     is_diagonal: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Proposer:
-    """Two blocks ready to be multiplied.
-
-    Attributes:
-        propose: Gives the rows and columns, counted in the tile, of every product above a number; itself with itself left out.
-        slack: No product is further than this from the cosine.
-    """
-
-    propose: Callable[[Tile, float], Hits]
-    slack: float
+Propose = Callable[[Tile], Hits]
+"""Gives every pair of a tile with a cosine above the threshold, and perhaps some others; no vector with itself."""
 
 
 def join_block(
@@ -93,31 +89,46 @@ def join_block(
     Raises:
         ResourceError: more than `max_pairs` pairs.
     """
-    within = b_MD is None
-    b_MD = a_ND if b_MD is None else b_MD
+    other_MD = a_ND if b_MD is None else b_MD
     none = np.empty(0, dtype=np.int64)
     found = [(none, none, np.empty(0))]
     num_found = 0
-    if len(a_ND) and len(b_MD):
-        proposer = _PROPOSERS[_way(a_ND, b_MD, tau, device)](a_ND, b_MD)
-        for tile in _tiles(len(a_ND), len(b_MD), TILE_ROWS[device], TILE_COLUMNS[device], within=within):
-            rows_a_P, rows_b_P = proposer.propose(tile, tau - proposer.slack)
-            if tile.is_diagonal:
-                above = rows_a_P < rows_b_P
-                rows_a_P, rows_b_P = rows_a_P[above], rows_b_P[above]
-            rows_a_P, rows_b_P = rows_a_P + tile.top, rows_b_P + tile.left
-            cos_P = exact_cosines(a_ND, b_MD, rows_a_P, rows_b_P)
-            kept = np.flatnonzero(cos_P > tau)
-            num_found += len(kept)
-            if num_found > max_pairs:
-                raise ResourceError(
-                    f"expected at most {max_pairs:,} pairs above cosine {tau:g} between two blocks of {len(a_ND):,} and {len(b_MD):,} vectors, found more; "
-                    f"raise --near-above (and --floor), or remove copies from the corpus"
-                )
-            found.append((rows_a_P[kept], rows_b_P[kept], cos_P[kept]))
+    for rows_a_P, rows_b_P in propose_pairs(a_ND, b_MD, tau, device=device):
+        cos_P = exact_cosines(a_ND, other_MD, rows_a_P, rows_b_P)
+        kept = np.flatnonzero(cos_P > tau)
+        num_found += len(kept)
+        if num_found > max_pairs:
+            raise ResourceError(
+                f"expected at most {max_pairs:,} pairs above cosine {tau:g} between two blocks of {len(a_ND):,} and {len(other_MD):,} vectors, found more; "
+                f"use --collapse near if they are copies, or raise --near-above (and --floor)"
+            )
+        found.append((rows_a_P[kept], rows_b_P[kept], cos_P[kept]))
     rows_a_P, rows_b_P, cos_P = (np.concatenate([part[column] for part in found]) for column in range(3))
     order = np.lexsort((rows_b_P, rows_a_P))
     return JoinedPairs(rows_a_P[order], rows_b_P[order], cos_P[order])
+
+
+def propose_pairs(
+    a_ND: NDArray[np.float16], b_MD: NDArray[np.float16] | None, tau: float, *, device: str = "cpu"
+) -> Iterator[Hits]:
+    """Tile by tile, rows of a and of b of the pairs that may have a cosine above `tau`: all that have one, and perhaps some others.
+
+    Args:
+        a_ND: Vectors of the first block, as in `join_block`.
+        b_MD: Vectors of the second block, or None to join a_ND with itself: then only pairs with row a < row b.
+        tau: The threshold, in [-1, 1].
+        device: "cpu" or "cuda".
+    """
+    other_MD = a_ND if b_MD is None else b_MD
+    if not len(a_ND) or not len(other_MD):
+        return
+    propose = _PROPOSERS[_way(a_ND, other_MD, device)](a_ND, other_MD, tau)
+    for tile in _tiles(len(a_ND), len(other_MD), TILE_ROWS[device], TILE_COLUMNS[device], within=b_MD is None):
+        rows_a_P, rows_b_P = propose(tile)
+        if tile.is_diagonal:
+            above = rows_a_P < rows_b_P
+            rows_a_P, rows_b_P = rows_a_P[above], rows_b_P[above]
+        yield rows_a_P + tile.top, rows_b_P + tile.left
 
 
 def _tiles(num_a: int, num_b: int, num_rows: int, num_columns: int, *, within: bool) -> Iterator[Tile]:
@@ -129,10 +140,9 @@ def _tiles(num_a: int, num_b: int, num_rows: int, num_columns: int, *, within: b
             yield Tile(top, bottom, left, min(num_b, left + num_columns), is_diagonal=False)
 
 
-def _way(a_ND: NDArray[np.float16], b_MD: NDArray[np.float16], tau: float, device: str) -> str:
+def _way(a_ND: NDArray[np.float16], b_MD: NDArray[np.float16], device: str) -> str:
     flop = 2.0 * len(a_ND) * len(b_MD) * a_ND.shape[1]
-    # Bits of positive bfloat16 numbers are in their order; a threshold near or below 0 proposes everything anyway.
-    bf16 = device == "cpu" and tau > 0.5 and (flop >= BF16_FLOP or "torch" in sys.modules) and _multiplies_bf16()
+    bf16 = device == "cpu" and (flop >= BF16_FLOP or "torch" in sys.modules) and _multiplies_bf16()
     return "bf16" if bf16 else device
 
 
@@ -144,25 +154,19 @@ def _multiplies_bf16() -> bool:
         return False
 
 
-def _finite(vectors_ND: NDArray[np.float16], put: Callable[[int, NDArray[np.float32]], None]) -> float:
-    """Hand over all vectors as float32, some at a time, those that are not finite as zeros; gives how far one may be from unit length."""
-    # Rounding to fp16 moves a unit vector's length a little; the cosine divides by it, the product does not.
-    farthest = 0.0
-    for first in range(0, len(vectors_ND), CHUNK_ROWS):
-        part_SD = vectors_ND[first : first + CHUNK_ROWS].astype(np.float32)
-        lengths_S = np.sqrt(np.vecdot(part_SD, part_SD))
-        bad_S = ~np.isfinite(lengths_S)
-        if bad_S.any():
-            part_SD[bad_S], lengths_S[bad_S] = 0.0, 0.0
-        lengths_S = lengths_S[lengths_S > 0]
-        farthest = max(farthest, float(np.max(np.abs(lengths_S - 1.0), initial=0.0)))
-        put(first, part_SD)
-    # These lengths are sums in float32.
-    return farthest + (1.0 + farthest) * vectors_ND.shape[1] * 2.0**-24
+def _chunks(num_rows: int, step: int) -> Iterator[slice]:
+    for first in range(0, num_rows, step):
+        yield slice(first, min(num_rows, first + step))
 
 
-def _length_slack(slack_a: float, slack_b: float) -> float:
+def _length_slack(slack_a: float, slack_b: float, dim: int) -> float:
+    # Rounding to fp16 moves a unit vector's length a little; the cosine divides by it, the product does not. Lengths are float32 sums.
+    slack_a, slack_b = (slack + (1.0 + slack) * dim * 2.0**-24 for slack in (slack_a, slack_b))
     return slack_a + slack_b + slack_a * slack_b
+
+
+def _cells_of_a_tile(a_ND: NDArray[np.float16], b_MD: NDArray[np.float16]) -> int:
+    return min(len(a_ND), TILE_ROWS["cpu"]) * min(len(b_MD), max(TILE_ROWS["cpu"], TILE_COLUMNS["cpu"]))
 
 
 def _hits(products_ST: NDArray[Any], least: float) -> Hits:
@@ -172,64 +176,87 @@ def _hits(products_ST: NDArray[Any], least: float) -> Hits:
     return rows_S[hits], columns
 
 
-def _numpy_proposer(a_ND: NDArray[np.float16], b_MD: NDArray[np.float16]) -> Proposer:
-    def load(vectors_ND: NDArray[np.float16]) -> tuple[NDArray[np.float32], float]:
-        numbers_ND = np.empty(vectors_ND.shape, dtype=np.float32)
+def _float32(vectors_ND: NDArray[np.float16]) -> tuple[NDArray[np.float32], float]:
+    """Vectors as float32, those that are not finite as zeros, and how far the length of any other is from 1."""
+    numbers_ND = np.empty(vectors_ND.shape, dtype=np.float32)
+    farthest = 0.0
+    for chunk in _chunks(len(vectors_ND), CHUNK_ROWS["cpu"]):
+        part_SD = numbers_ND[chunk]
+        part_SD[:] = vectors_ND[chunk]
+        lengths_S = np.sqrt(np.vecdot(part_SD, part_SD))
+        finite_S = np.isfinite(lengths_S)
+        if not finite_S.all():
+            part_SD[~finite_S] = 0.0
+        usable_S = finite_S & (lengths_S > 0.0)
+        farthest = max(farthest, float(np.max(np.abs(lengths_S - 1.0), where=usable_S, initial=0.0)))
+    return numbers_ND, farthest
 
-        def put(first: int, part_SD: NDArray[np.float32]) -> None:
-            numbers_ND[first : first + len(part_SD)] = part_SD
 
-        return numbers_ND, _finite(vectors_ND, put)
-
-    a32_ND, slack_a = load(a_ND)
-    b32_MD, slack_b = (a32_ND, slack_a) if b_MD is a_ND else load(b_MD)
+def _numpy_proposer(a_ND: NDArray[np.float16], b_MD: NDArray[np.float16], tau: float) -> Propose:
+    a32_ND, slack_a = _float32(a_ND)
+    b32_MD, slack_b = (a32_ND, slack_a) if b_MD is a_ND else _float32(b_MD)
     # One buffer for all tiles: its memory is mapped already, and small enough to stay in a cache.
-    buffer = np.empty(min(len(a_ND), TILE_ROWS["cpu"]) * min(len(b_MD), max(TILE_ROWS["cpu"], TILE_COLUMNS["cpu"])), dtype=np.float32)
+    buffer = np.empty(_cells_of_a_tile(a_ND, b_MD), dtype=np.float32)
+    least = tau - ROUNDING_SLACK - _length_slack(slack_a, slack_b, a_ND.shape[1])
 
-    def propose(tile: Tile, above: float) -> Hits:
+    def propose(tile: Tile) -> Hits:
         rows_SD, columns_TD = a32_ND[tile.top : tile.bottom], b32_MD[tile.left : tile.right]
         product_ST = buffer[: len(rows_SD) * len(columns_TD)].reshape(len(rows_SD), len(columns_TD))
         np.matmul(rows_SD, columns_TD.T, out=product_ST)
         if tile.is_diagonal:
             np.fill_diagonal(product_ST, -np.inf)
-        return _hits(product_ST, above)
+        return _hits(product_ST, least)
 
-    return Proposer(propose, ROUNDING_SLACK + _length_slack(slack_a, slack_b))
+    return propose
 
 
-def _bf16_proposer(a_ND: NDArray[np.float16], b_MD: NDArray[np.float16]) -> Proposer:
+def _tensor(vectors_ND: NDArray[np.float16], dtype: str, device: str) -> tuple[torch.Tensor, float, float]:
+    """Like _float32, in another dtype; and how far rounding moved any vector."""
     import torch
 
-    def load(vectors_ND: NDArray[np.float16]) -> tuple[torch.Tensor, float, float]:
-        numbers_ND = torch.empty(vectors_ND.shape, dtype=torch.bfloat16)
-        moved = 0.0
+    numbers_ND = torch.empty(vectors_ND.shape, dtype=getattr(torch, dtype), device=device)
+    # Torch warns of arrays that it may not write to, as those that Ray shares are.
+    staged_SD = torch.empty((min(len(vectors_ND), CHUNK_ROWS[device]), vectors_ND.shape[1]), dtype=torch.float16)
+    farthest = moved = 0.0
+    for chunk in _chunks(len(vectors_ND), CHUNK_ROWS[device]):
+        rounded_SD = numbers_ND[chunk]
+        staged_SD.numpy()[: len(rounded_SD)] = vectors_ND[chunk]
+        part_SD = staged_SD[: len(rounded_SD)].to(device).float()
+        lengths_S = torch.linalg.vector_norm(part_SD, dim=1)
+        finite_S = torch.isfinite(lengths_S)
+        if not finite_S.all():
+            part_SD[~finite_S] = 0.0
+        from_one_S = torch.where(finite_S & (lengths_S > 0.0), (lengths_S - 1.0).abs(), 0.0)
+        farthest = max(farthest, float(from_one_S.max()))
+        rounded_SD.copy_(part_SD)
+        moved = max(moved, float(torch.linalg.vector_norm(part_SD - rounded_SD.float(), dim=1).max()))
+    return numbers_ND, farthest, moved
 
-        def put(first: int, part_SD: NDArray[np.float32]) -> None:
-            nonlocal moved
-            rounded_SD = numbers_ND[first : first + len(part_SD)]
-            rounded_SD.copy_(torch.from_numpy(part_SD))
-            part_SD -= rounded_SD.float().numpy()
-            moved = max(moved, float(np.sqrt(np.vecdot(part_SD, part_SD).max(initial=0.0))))
 
-        slack = _finite(vectors_ND, put)
-        return numbers_ND, slack, moved
+def _bf16_proposer(a_ND: NDArray[np.float16], b_MD: NDArray[np.float16], tau: float) -> Propose:
+    import torch
 
-    a_bf16_ND, slack_a, moved_a = load(a_ND)
-    b_bf16_MD, slack_b, moved_b = (a_bf16_ND, slack_a, moved_a) if b_MD is a_ND else load(b_MD)
-    buffer = torch.empty(min(len(a_ND), TILE_ROWS["cpu"]) * min(len(b_MD), max(TILE_ROWS["cpu"], TILE_COLUMNS["cpu"])), dtype=torch.bfloat16)
+    a_bf16_ND, slack_a, moved_a = _tensor(a_ND, "bfloat16", "cpu")
+    b_bf16_MD, slack_b, moved_b = (a_bf16_ND, slack_a, moved_a) if b_MD is a_ND else _tensor(b_MD, "bfloat16", "cpu")
+    # Cauchy-Schwarz: |a'.b' - a.b| <= |a' - a| |b'| + |a| |b' - b|, and no vector is longer than 1 + slack (+ moved).
+    moved = moved_a * (1.0 + slack_b + moved_b) + (1.0 + slack_a) * moved_b
+    above = tau - ROUNDING_SLACK - _length_slack(slack_a, slack_b, a_ND.shape[1]) - moved
+    if above <= 0.0:
+        # Bits are in the order of their numbers only if these are positive.
+        return _numpy_proposer(a_ND, b_MD, tau)
+    least = bf16_bits_below(above)
+    buffer = torch.empty(_cells_of_a_tile(a_ND, b_MD), dtype=torch.bfloat16)
 
-    def propose(tile: Tile, above: float) -> Hits:
+    def propose(tile: Tile) -> Hits:
         rows_SD, columns_TD = a_bf16_ND[tile.top : tile.bottom], b_bf16_MD[tile.left : tile.right]
         product_ST = buffer[: len(rows_SD) * len(columns_TD)].view(len(rows_SD), len(columns_TD))
         torch.mm(rows_SD, columns_TD.T, out=product_ST)
         bits_ST = product_ST.view(torch.int16).numpy()
         if tile.is_diagonal:
             np.fill_diagonal(bits_ST, -1)
-        return _hits(bits_ST, bf16_bits_below(above))
+        return _hits(bits_ST, least)
 
-    # Cauchy-Schwarz: |a'.b' - a.b| <= |a' - a| |b'| + |a| |b' - b|, and no vector is longer than 1 + slack (+ moved).
-    rounding = moved_a * (1.0 + slack_b + moved_b) + (1.0 + slack_a) * moved_b
-    return Proposer(propose, ROUNDING_SLACK + rounding + _length_slack(slack_a, slack_b))
+    return propose
 
 
 def bf16_bits_below(number: float) -> int:
@@ -237,21 +264,16 @@ def bf16_bits_below(number: float) -> int:
     return int(np.float32(number).view(np.uint32)) >> 16
 
 
-def _cuda_proposer(a_ND: NDArray[np.float16], b_MD: NDArray[np.float16]) -> Proposer:
+def _cuda_proposer(a_ND: NDArray[np.float16], b_MD: NDArray[np.float16], tau: float) -> Propose:
     import torch
 
-    def load(vectors_ND: NDArray[np.float16]) -> tuple[torch.Tensor, float]:
-        numbers_ND = torch.empty(vectors_ND.shape, dtype=torch.float16, device="cuda")
+    a16_ND, slack_a, _ = _tensor(a_ND, "float16", "cuda")
+    b16_MD, slack_b, _ = (a16_ND, slack_a, 0.0) if b_MD is a_ND else _tensor(b_MD, "float16", "cuda")
+    above = tau - ROUNDING_SLACK - _length_slack(slack_a, slack_b, a_ND.shape[1])
+    # Else cuBLAS may add parts of a sum in fp16, each rounded by as much as the slack has room for one.
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
 
-        def put(first: int, part_SD: NDArray[np.float32]) -> None:
-            numbers_ND[first : first + len(part_SD)] = torch.from_numpy(part_SD.astype(np.float16))
-
-        return numbers_ND, _finite(vectors_ND, put)
-
-    a16_ND, slack_a = load(a_ND)
-    b16_MD, slack_b = (a16_ND, slack_a) if b_MD is a_ND else load(b_MD)
-
-    def propose(tile: Tile, above: float) -> Hits:
+    def propose(tile: Tile) -> Hits:
         with torch.inference_mode():
             product_ST = a16_ND[tile.top : tile.bottom] @ b16_MD[tile.left : tile.right].T
             if tile.is_diagonal:
@@ -260,10 +282,10 @@ def _cuda_proposer(a_ND: NDArray[np.float16], b_MD: NDArray[np.float16]) -> Prop
             hits_P2 = torch.nonzero(product_ST[rows_S] > above)
             return rows_S[hits_P2[:, 0]].cpu().numpy(), hits_P2[:, 1].cpu().numpy()
 
-    return Proposer(propose, ROUNDING_SLACK + _length_slack(slack_a, slack_b))
+    return propose
 
 
-_PROPOSERS: dict[str, Callable[[NDArray[np.float16], NDArray[np.float16]], Proposer]] = {
+_PROPOSERS: dict[str, Callable[[NDArray[np.float16], NDArray[np.float16], float], Propose]] = {
     "cpu": _numpy_proposer,
     "bf16": _bf16_proposer,
     "cuda": _cuda_proposer,

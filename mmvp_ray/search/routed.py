@@ -17,7 +17,7 @@ from mmvp_ray.search.calibration import settle_delta
 from mmvp_ray.search.cells import provable_delta
 from mmvp_ray.search.census import Census
 from mmvp_ray.search.config import SearchConfig
-from mmvp_ray.search.fitting import settle_cells
+from mmvp_ray.search.fitting import has_cells, settle_cells
 from mmvp_ray.search.meet import meet
 from mmvp_ray.search.route import read_group
 from mmvp_ray.search.space import Space
@@ -78,6 +78,8 @@ def routed_join(
     plan = storage.read_json(plan_uri) if storage.exists(plan_uri) else None
     if plan is not None and set(plan["parts"]) <= set(done_names(folder)):
         return plan["parts"], plan["facts"]
+    if not has_cells(store, space, parent):
+        parent = {}
     cells, cells_facts = settle_cells(store, census, space, config, parent, device=device, session=session)
     delta = settle_delta(
         store, census, space, cells, folder, floor=floor, config=config, parent=parent, device=device, session=session

@@ -30,15 +30,20 @@ from mmvp_ray.store.tables import (
     write_table,
     write_written,
 )
+from mmvp_ray.store.takedown import TakedownResult, apply_takedown
+from mmvp_ray.store.takedown_record import Refusals, is_applied, read_record, read_takedown_list, refusals
 from mmvp_ray.store.verify import Verdict, verify
 
 __all__ = [
     "DONE",
     "FileEntry",
     "PieceRef",
+    "Refusals",
     "ShardState",
     "Store",
+    "TakedownResult",
     "Verdict",
+    "apply_takedown",
     "commit_embeddings",
     "commit_images",
     "committed_pieces",
@@ -47,11 +52,15 @@ __all__ = [
     "id_array",
     "id_keys",
     "id_matrix",
+    "is_applied",
     "key_bytes",
     "open_store",
     "read_embeddings",
     "read_marker",
+    "read_record",
     "read_table",
+    "read_takedown_list",
+    "refusals",
     "shard_states",
     "verify",
     "write_marker",

@@ -7,6 +7,7 @@
     ROOT/near_pairs/<near>/<key>/<block pair>.parquet       every pair above the floor
     ROOT/scores/<far>/<near>/<key>/<block pair>.parquet     the far cosine of those pairs
     ROOT/cells, ROOT/routed, ROOT/indexes                   what engines keep or pass through; may be removed at any time between runs
+    ROOT/takedown.parquet                                   what was taken down and stays away (store/takedown_record.py)
 
 Beside each table lies <name>.done.json, written last: present means whole.
 """
@@ -72,6 +73,16 @@ class Store:
     def hubs(self, key: str) -> str:
         """Folder of the images of too high degree."""
         return storage.join(self.root, "hubs", key)
+
+    @property
+    def takedown(self) -> str:
+        """The record of the images that were taken down."""
+        return storage.join(self.root, "takedown.parquet")
+
+    @property
+    def takedown_marker(self) -> str:
+        """Marker of the record: there when no table holds such an image any more."""
+        return storage.join(self.root, "takedown" + DONE)
 
     def relative(self, uri: str) -> str:
         """The path of `uri` below the root, as markers name it: a store may be moved."""

@@ -7,14 +7,17 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from mmvp_ray import storage
 from mmvp_ray.errors import DataError
 from mmvp_ray.job import run
 from mmvp_ray.schema import check_version
 from mmvp_ray.store.layout import DONE, FileEntry, Store, open_store, read_marker
+from mmvp_ray.store.takedown_record import count_rows_with, is_applied, read_record
 
 
 @dataclass(slots=True)
@@ -35,12 +38,15 @@ class Verdict:
 def verify(root: str) -> Verdict:
     """Check every marker below `root`: its files exist, have its bytes, SHA-256 and rows, and this schema version.
 
+    No table, with or without a marker, may hold an image that was taken down.
+
     Raises:
         ConfigError: there is no store at `root`. DataError: it is of another schema version.
     """
     store = open_store(root, create=False)
     verdict = Verdict()
     marked: set[str] = set()
+    taken_M = _taken_down(store, verdict)
     uris = [info.uri for info in storage.find_files(store.root)]
     for uri in uris:
         if uri.endswith(DONE):
@@ -52,15 +58,31 @@ def verify(root: str) -> Verdict:
                 continue
             for entry in files:
                 marked.add(entry.path)
-                verdict.problems.extend(_problems(store, entry))
+                verdict.problems.extend(_problems(store, entry, taken_M))
                 verdict.num_files += 1
                 verdict.num_rows += entry.num_rows
                 verdict.num_bytes += entry.num_bytes
     verdict.unmarked = [uri for uri in uris if uri.endswith(".parquet") and store.relative(uri) not in marked]
+    if len(taken_M):
+        for uri in verdict.unmarked:
+            verdict.problems.extend(_problems_of_unmarked(store, uri, taken_M))
     return verdict
 
 
-def _problems(store: Store, entry: FileEntry) -> Iterator[str]:
+def _taken_down(store: Store, verdict: Verdict) -> NDArray[np.bytes_]:
+    try:
+        record = read_record(store)
+    except DataError as error:
+        verdict.problems.append(str(error))
+        return np.empty(0, dtype="S16")
+    if record.rows and not is_applied(store):
+        verdict.problems.append(
+            f"expected a finished takedown, found one without {store.takedown_marker}; run any takedown or mining job on this store, it finishes it"
+        )
+    return record.keys
+
+
+def _problems(store: Store, entry: FileEntry, taken_M: NDArray[np.bytes_]) -> Iterator[str]:
     uri = storage.join(store.root, entry.path)
     try:
         data = storage.read_bytes(uri)
@@ -71,8 +93,25 @@ def _problems(store: Store, entry: FileEntry) -> Iterator[str]:
         check_version(parquet.schema_arrow, where=uri)
         if parquet.metadata.num_rows != entry.num_rows:
             yield f"expected {entry.num_rows} rows, found {parquet.metadata.num_rows} in {uri}"
+        yield from _holds_taken_down(store, uri, parquet, taken_M)
     except (DataError, pa.ArrowInvalid) as error:
         yield str(error)
+
+
+def _problems_of_unmarked(store: Store, uri: str, taken_M: NDArray[np.bytes_]) -> Iterator[str]:
+    try:
+        parquet = pq.ParquetFile(pa.BufferReader(storage.read_bytes(uri)))
+        check_version(parquet.schema_arrow, where=uri)
+    except (DataError, pa.ArrowInvalid):
+        # Not a table of ours, or one that a killed run left in pieces.
+        return
+    yield from _holds_taken_down(store, uri, parquet, taken_M)
+
+
+def _holds_taken_down(store: Store, uri: str, parquet: pq.ParquetFile, taken_M: NDArray[np.bytes_]) -> Iterator[str]:
+    num_rows = 0 if uri == store.takedown else count_rows_with(parquet, taken_M)
+    if num_rows:
+        yield f"expected no image that was taken down, found {num_rows} rows of such images in {uri}; run the takedown again"
 
 
 def main() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from mmvp_ray.images.decode import Decoded, decode
 from mmvp_ray.images.geometry import Geometry, apply_geometry
 from mmvp_ray.images.reasons import Rejected, RejectReason
 from mmvp_ray.sources.piece import Piece, Reject, Sample, Shard, image_id
-from mmvp_ray.store import Store, done_names, open_store, read_table
+from mmvp_ray.store import Store, apply_takedown, done_names, open_store, read_table, verify
 
 pytestmark = pytest.mark.integration
 
@@ -224,6 +225,72 @@ class TestKillers:
         assert found.places == [(SHARD.uri, "a.jpg")] and [row["reason"] for row in rows(store, "rejects")] == [
             "not_an_image"
         ]
+
+
+class TestTakenDown:
+    def taken(self, store: Store, tmp_path: Path, *lines: str) -> None:
+        (tmp_path / "list.txt").write_text("\n".join(lines))
+        apply_takedown(store, str(tmp_path / "list.txt"))
+
+    def test_members_are_refused_by_id_and_by_url_and_leave_their_place_alone(
+        self, store: Store, tmp_path: Path, make_jpeg: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        images = [(f"{i}.jpg", make_jpeg(i)) for i in range(6)]
+        images += [("bad.jpg", b"no image"), ("copy-of-4.jpg", images[4][1])]
+        item = encoded(images)
+        samples = [dataclasses.replace(sample, url=f"https://x.org/{sample.member}") for sample in item.piece.samples]
+        item = dataclasses.replace(item, piece=dataclasses.replace(item.piece, samples=tuple(samples)))
+        self.taken(store, tmp_path, image_id(images[4][1]).hex(), "https://x.org/1.jpg", "https://x.org/other.jpg")
+        decoded: list[bytes] = []
+        monkeypatch.setattr(module, "decode", lambda data: decoded.append(data) or decode(data))
+        found = run(store, item)
+        assert [row.tobytes() for row in found.ids_N16] == [image_id(images[i][1]) for i in (0, 2, 3, 5)]
+        assert found.places == [(SHARD.uri, f"{i}.jpg") for i in (0, 2, 3, 5)] and found.pixels[1].shape[0] == 4
+        assert images[1][1] not in decoded and images[4][1] not in decoded and len(decoded) == 5
+        assert [row["member"] for row in rows(store)] == ["0.jpg", "2.jpg", "3.jpg", "5.jpg"]
+        why = "on the takedown record of this store"
+        assert [(row["member"], row["reason"], row["detail"]) for row in rows(store, "rejects")][1:] == [
+            ("1.jpg", "taken_down", why), ("4.jpg", "taken_down", why), ("copy-of-4.jpg", "taken_down", why),
+        ]  # fmt: skip
+        assert (found.counts["num_read"], found.counts["num_decoded"], found.counts["num_rejected"]) == (8, 4, 4)
+        for path in Path(store.root).rglob("*"):
+            assert (
+                not path.is_file() or image_id(images[4][1]) not in path.read_bytes() or path.name == "takedown.parquet"
+            )
+        assert verify(store.root).problems == []
+
+    @pytest.mark.parametrize("isolated", [False, True])
+    def test_it_does_not_matter_whether_they_were_taken_down_before_or_after(
+        self, store: Store, tmp_path: Path, make_jpeg: Callable[..., bytes], isolated: bool
+    ) -> None:
+        images = [(f"{i:02d}.jpg", make_jpeg(i % 19)) for i in range(37)]
+        images[20] = ("20.jpg", b"no image")
+        lost = (Reject(uri=SHARD.uri, member="gone", reason="no_image", detail="side files"),)
+        lines = [image_id(make_jpeg(i)).hex() for i in (0, 3, 18)]
+        after = open_store(str(tmp_path / "after"))
+        run(after, encoded(images, rejects=lost))
+        assert len(rows(after)) == 36
+        self.taken(after, tmp_path, *lines)
+        self.taken(store, tmp_path, *lines)
+        if isolated:
+            storage.write_bytes(attempt(store), b"")
+        first = run(store, encoded(images, rejects=lost))
+        assert len(rows(store)) == 31 and len(rows(store, "rejects")) == 7
+        trees = [
+            {str(path.relative_to(root)): path.read_bytes() for path in Path(root).rglob("*") if path.is_file()}
+            for root in (store.root, after.root)
+        ]
+        assert trees[0] == trees[1]
+        again = run(after, encoded(images, images_done=True, rejects=lost))
+        assert np.array_equal(again.ids_N16, first.ids_N16) and np.array_equal(again.pixels[0], first.pixels[0])
+
+    def test_a_list_that_grows_is_heeded_at_once(
+        self, store: Store, tmp_path: Path, make_jpeg: Callable[..., bytes]
+    ) -> None:
+        images = [(f"{i}.jpg", make_jpeg(i)) for i in range(4)]
+        for number in range(4):
+            self.taken(store, tmp_path, image_id(images[number][1]).hex())
+            assert len(run(store, encoded(images)).ids_N16) == 3 - number
 
 
 def test_a_store_that_is_full_says_so_and_commits_nothing(

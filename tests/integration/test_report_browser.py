@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmvp_ray.report.diff_html import render_diff_html
 from mmvp_ray.report.html import render_html
 from mmvp_ray.report.thumbnails import thumbnail
 
 _CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-_EXAMPLE = Path(__file__).parents[1] / "unit" / "test_report_example.py"
+_UNIT = Path(__file__).parents[1] / "unit"
 
 pytestmark = [
     pytest.mark.integration,
@@ -45,13 +46,23 @@ def browse(page: Path, profile: Path, *flags: str) -> list[str]:
     return [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
-@pytest.fixture(scope="module")
-def page(tmp_path_factory) -> Path:
-    example = runpy.run_path(str(_EXAMPLE))
+def report_html() -> str:
+    example = runpy.run_path(str(_UNIT / "test_report_example.py"))
     report = example["example_report"](hostile=True)
     pictures = {image_id: thumbnail(image) for image_id, image in example["example_pictures"](report).items()}
-    path = tmp_path_factory.mktemp("report") / "report.html"
-    path.write_text(render_html(report, pictures), encoding="utf-8")
+    return render_html(report, pictures)
+
+
+def diff_html() -> str:
+    example = runpy.run_path(str(_UNIT / "test_report_diff.py"))
+    diff = example["example_diff"](hostile=True)
+    return render_diff_html(diff, example["diff_pictures"](diff))
+
+
+@pytest.fixture(scope="module", params=[report_html, diff_html], ids=["report", "diff"])
+def page(request, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "page.html"
+    path.write_text(request.param(), encoding="utf-8")
     return path
 
 

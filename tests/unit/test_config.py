@@ -90,7 +90,7 @@ def test_a_mapping_of_corpora_becomes_a_list_of_flags() -> None:
         ({"collapse": "far"}, ["expected one of none, near", "'far'", "my.yaml: collapse"]),
         ({"collapse": False}, ["expected one of none, near", "False"]),
         ({"device": "tpu"}, ["expected one of cuda, cpu", "'tpu'"]),
-        ({"corpus": "photos=./photos"}, ["expected a list", "my.yaml: corpus"]),
+        ({"corpus": 3}, ["expected a list", "my.yaml: corpus"]),
         ({"corpus": [1]}, ["expected a value of type str", "my.yaml: corpus"]),
         ({"corpus": {"photos": None}}, ["my.yaml: corpus"]),
         ({"corpus": {"photos": ["a", "b"]}}, ["my.yaml: corpus"]),

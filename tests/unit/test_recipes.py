@@ -26,7 +26,7 @@ def test_a_recipe_loads_and_passes_its_checks(path: Path) -> None:
 @pytest.mark.parametrize("name", ["imagenet", "laion_aesthetics"])
 def test_the_papers_recipes_name_the_papers_encoders_and_thresholds(name: str) -> None:
     config = load_yaml(MineConfig, str(REPOSITORY / f"configs/{name}.yaml"))
-    assert (config.near, config.far) == ("open_clip:ViT-L-14/openai", "hf:facebook/dinov2-large")
+    assert (config.near, config.far) == (("open_clip:ViT-L-14/openai",), ("hf:facebook/dinov2-large",))
     assert (config.rule.near_above, config.rule.far_below) == (0.95, 0.6)
 
 

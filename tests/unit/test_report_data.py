@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mmvp_ray.errors import DataError
-from mmvp_ray.report.data import Blindness, JointHistogram, MiningReport, Sensitivity
+from mmvp_ray.report.data import Blindness, BlindnessCell, JointHistogram, MiningReport, Sensitivity
 
 _example = runpy.run_path(str(Path(__file__).with_name("test_report_example.py")))
 example_report, zero_pairs_report = (
@@ -141,3 +141,44 @@ def test_one_count_has_one_value():
             report,
             blindness=Blindness.of(num_blind=1, num_near=report.blindness.num_near),
         )
+
+
+def test_json_of_an_older_release_lacks_what_has_a_default():
+    report = dataclasses.replace(example_report(), engine=None, audit=None, matrix=[], diff_href=None)
+    plain = json.loads(report.to_json())
+    for name in ("engine", "audit", "matrix", "diff_href"):
+        del plain[name]
+    assert MiningReport.from_json(json.dumps(plain)) == report
+
+
+@pytest.mark.parametrize(
+    "href",
+    ["javascript:alert(1)", "//example.org/", "/etc/passwd", "../x.html", "a b.html", "http://x/", "", '"><b>', ".x"],
+)
+def test_a_link_leads_to_a_file_beside_the_page_only(href):
+    with pytest.raises(DataError, match="diff_href"):
+        dataclasses.replace(example_report(), diff_href=href)
+
+
+def test_a_matrix_has_one_cell_of_two_encoders():
+    report = example_report()
+    first = report.matrix[0]
+    with pytest.raises(DataError, match="found two"):
+        dataclasses.replace(report, matrix=[first, first])
+    with pytest.raises(DataError, match="with itself"):
+        dataclasses.replace(report, matrix=[dataclasses.replace(first, far=first.near)])
+    with pytest.raises(DataError, match=r"expected \d+ blind of \d+ near pairs in the matrix's cell"):
+        dataclasses.replace(report, matrix=[dataclasses.replace(first, num_blind=first.num_blind - 1)])
+
+
+def test_a_cell_without_near_pairs_has_no_fraction():
+    cell = BlindnessCell.of(near="n", far="f", near_above=0.95, far_below=0.6, num_near=0, num_blind=0)
+    assert (cell.fraction, cell.low, cell.high) == (None, 0.0, 1.0)
+
+
+def test_an_audit_counts_what_it_found_among_the_true_pairs():
+    audit = example_report().audit
+    with pytest.raises(DataError, match="at most all 6204 true pairs"):
+        dataclasses.replace(audit, num_found=6_205)
+    with pytest.raises(DataError, match="recall exactly where"):
+        dataclasses.replace(audit, recall=None)

@@ -7,10 +7,14 @@ import hashlib
 
 import numpy as np
 
+from mmvp_ray.intervals import wilson_interval
 from mmvp_ray.report.data import (
+    AuditCard,
     Blindness,
+    BlindnessCell,
     CorpusCard,
     EncoderCard,
+    EngineCard,
     FunnelStep,
     HubCard,
     JointHistogram,
@@ -188,6 +192,24 @@ def example_report(*, num_pairs: int = 24, stand_in: bool = True, hostile: bool 
                 per_second=num_blind / 125.3,
             ),
         ],
+        engine=EngineCard(
+            name="routed",
+            reason=HOSTILE
+            if hostile
+            else "4,190 images: beyond 4,000 on CPUs, comparing all pairs is slower than routing",
+            num_images=4_190,
+            num_compared=412_306,
+            share_of_all_pairs=412_306 / 8_775_955,
+            facts={"num_cells": 43, "delta": 0.0931, "is_provable": False, "device": HOSTILE if hostile else "cpu"},
+        ),
+        audit=example_audit(),
+        matrix=example_matrix(
+            "miniature:clip" if stand_in else "open_clip:ViT-L-14/openai",
+            "miniature:dino" if stand_in else "hf:facebook/dinov2-large",
+            HOSTILE if hostile else "timm:vit_base_patch16_siglip_224.webli",
+            own=(num_near, num_blind),
+        ),
+        diff_href="diff.html",
         advice=["Read the random pairs first: a threshold means something only where they are rare."],
         warnings=["Two of the four shards changed since the last run and were read again."] if stand_in else [],
         config={
@@ -197,6 +219,49 @@ def example_report(*, num_pairs: int = 24, stand_in: bool = True, hostile: bool 
         versions={"python": "3.11.7", "torch": "2.11.0", "ray": "2.60.0"},
         git_commit="0123456789abcdef0123456789abcdef01234567",
     )
+
+
+def example_audit(*, num_missed: int = 1, num_true_pairs: int = 6_204) -> AuditCard:
+    """1,000 anchors whose near pairs were found but for a few."""
+    num_found = num_true_pairs - num_missed
+    low, high = wilson_interval(num_found, num_true_pairs)
+    return AuditCard(
+        num_anchors=1_000,
+        num_images=4_190,
+        num_true_pairs=num_true_pairs,
+        num_found=num_found,
+        recall=num_found / num_true_pairs if num_true_pairs else None,
+        low=low,
+        high=high,
+        interval="bootstrap over anchors, 10,000 resamples; the lower end never above Wilson's",
+        floor=0.93,
+        is_supported=num_true_pairs >= 3_838,
+        target_recall=0.999,
+        note="Anchors were drawn by hashed ids.",
+    )
+
+
+def example_matrix(*names: str, own: tuple[int, int] = (40_000, 9_000)) -> list[BlindnessCell]:
+    """Every encoder as near with every other as far; the cell of the first two holds the counts of ``own``."""
+    generator = np.random.default_rng(11)
+    cells = []
+    for row, near in enumerate(names):
+        num_near = own[0] if row == 0 else int(10 ** generator.uniform(2, 5.5))
+        for column, far in enumerate(names):
+            if near == far:
+                continue
+            num_blind = own[1] if (row, column) == (0, 1) else int(num_near * generator.beta(1, 5))
+            cells.append(
+                BlindnessCell.of(
+                    near=near,
+                    far=far,
+                    near_above=0.95 - 0.004 * row,
+                    far_below=0.6 - 0.03 * column,
+                    num_near=num_near,
+                    num_blind=num_blind,
+                )
+            )
+    return cells
 
 
 def zero_pairs_report(*, any_near: bool = False) -> MiningReport:
@@ -221,6 +286,9 @@ def zero_pairs_report(*, any_near: bool = False) -> MiningReport:
         rejects=[],
         hubs=[],
         throughput=[],
+        audit=example_audit(num_missed=0, num_true_pairs=0),
+        matrix=[],
+        diff_href=None,
         advice=["Lower --near-above to 0.93: 12 pairs would be blind."],
     )
 

@@ -7,15 +7,15 @@ import re
 import runpy
 import subprocess
 import sys
-from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mmvp_ray.report.data import MiningReport
+from mmvp_ray.report.data import BlindnessCell, MiningReport
 from mmvp_ray.report.html import MAX_GALLERY_PAIRS, render_html
+from mmvp_ray.report.search_view import audit_view
 from mmvp_ray.report.thumbnails import thumbnail
 
 _example = runpy.run_path(str(Path(__file__).with_name("test_report_example.py")))
@@ -23,56 +23,8 @@ example_report, zero_pairs_report = (
     _example["example_report"],
     _example["zero_pairs_report"],
 )
-_VOID = {"meta", "link", "img", "br", "input", "hr"}
-
-
-class Page(HTMLParser):
-    """Every element with its attributes, its text and the values of the ``<data>`` in it, in order."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.elements: list[dict] = []
-        self.open: list[dict] = []
-        self.feed(html)
-        self.close()
-        assert not self.open, "every element is closed"
-
-    def handle_starttag(self, tag, attrs):
-        element = {
-            "tag": tag,
-            "attrs": dict(attrs),
-            "text": "",
-            "values": [],
-            "inside": list(self.open),
-        }
-        self.elements.append(element)
-        if tag == "data":
-            for each in self.open:
-                each["values"].append(attrs[0][1])
-        if tag not in _VOID:
-            self.open.append(element)
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        if tag not in _VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag):
-        assert self.open.pop()["tag"] == tag
-
-    def handle_data(self, data):
-        for each in self.open:
-            each["text"] += data
-
-    def by_id(self, name: str) -> dict:
-        (element,) = (each for each in self.elements if each["attrs"].get("id") == name)
-        return element
-
-    def rows(self, table: str) -> list[list[str]]:
-        return [each["values"] for each in self.elements if each["tag"] == "tr" and self.by_id(table) in each["inside"]]
-
-    def classed(self, name: str) -> list[dict]:
-        return [each for each in self.elements if name in (each["attrs"].get("class") or "").split()]
+_page = runpy.run_path(str(Path(__file__).with_name("test_report_page.py")))
+Page, assert_needs_nothing = _page["Page"], _page["assert_needs_nothing"]
 
 
 REPORT = example_report(num_pairs=MAX_GALLERY_PAIRS + 5)
@@ -84,7 +36,7 @@ PAGE = Page(HTML)
 def test_the_tiles_hold_the_numbers_of_the_twin():
     twin = MiningReport.from_json(REPORT.to_json())
     assert PAGE.by_id("tile-images")["values"] == [repr(twin.funnel_count("embedded"))]
-    assert PAGE.by_id("tile-near")["values"] == [repr(twin.blindness.num_near)]
+    assert PAGE.by_id("tile-near")["values"] == [repr(twin.blindness.num_near), repr(twin.audit.recall)]
     assert PAGE.by_id("tile-blind")["values"] == [repr(twin.blindness.num_blind)]
     blindness = twin.blindness
     assert PAGE.by_id("tile-blindness")["values"] == [
@@ -125,11 +77,14 @@ def test_the_tables_hold_the_numbers_of_the_twin():
 
 @pytest.mark.usefixtures("without_figures")
 def test_every_cell_of_the_sensitivity_is_there_and_the_runs_own_is_marked():
-    own = PAGE.classed("own")
+    def own_cells(page):
+        return [cell for cell in page.classed("own") if page.by_id("sensitivity-table") in cell["inside"]]
+
+    own = own_cells(PAGE)
     assert [cell["values"] for cell in own] == [[repr(REPORT.blindness.num_blind)]]
     moved = dataclasses.replace(REPORT, rule=dataclasses.replace(REPORT.rule, near_above=0.9512))
     page = Page(render_html(moved, {}))
-    assert not page.classed("own")
+    assert not own_cells(page)
     assert "0.9512 and 0.60, are not among them" in page.by_id("sensitivity-table")["text"]
 
 
@@ -154,45 +109,137 @@ def without_figures(monkeypatch):
     monkeypatch.setattr("mmvp_ray.report.figures.random_pairs_svg", lambda report, role: None)
 
 
-def assert_needs_nothing(page: Page) -> None:
-    for element in page.elements:
-        assert element["tag"] not in {
-            "script",
-            "iframe",
-            "object",
-            "embed",
-            "form",
-            "base",
-            "a",
-            "video",
-            "audio",
-        }
-        for name, value in element["attrs"].items():
-            assert not name.startswith("on"), (element["tag"], name)
-            if name in {
-                "src",
-                "href",
-                "xlink:href",
-                "srcset",
-                "action",
-                "data",
-                "poster",
-            }:
-                assert value.startswith(("data:", "#")), (
-                    element["tag"],
-                    name,
-                    value[:60],
-                )
-            if name == "style" or name == "clip-path":
-                assert "url(" not in value.replace("url(#", ""), value
-        if element["tag"] == "style":
-            assert "url(" not in element["text"] and "@import" not in element["text"]
-
-
 def test_the_page_needs_nothing_but_itself():
     assert_needs_nothing(PAGE)
     (policy,) = (each for each in PAGE.elements if each["attrs"].get("http-equiv") == "Content-Security-Policy")
     assert policy["attrs"]["content"] == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def text_of(page: Page, name: str) -> str:
+    """The text of the section with a heading, in one line."""
+    return " ".join(page.by_id(name)["inside"][-1]["text"].split())
+
+
+def test_the_search_section_says_what_was_compared_and_how_much_of_it_was_found():
+    engine, audit = REPORT.engine, REPORT.audit
+    section = PAGE.by_id("search")["inside"][-1]
+    assert section["values"][:3] == [
+        repr(engine.num_compared),
+        repr(engine.num_images),
+        repr(engine.share_of_all_pairs),
+    ]
+    assert PAGE.by_id("engine-facts")["values"] == [repr(engine.facts["delta"]), repr(engine.facts["num_cells"])]
+    assert "cells43" in " ".join(PAGE.by_id("engine-facts")["text"].split())
+    assert PAGE.by_id("audit-recall")["values"] == [repr(audit.recall), repr(audit.low), repr(audit.high)]
+    text = text_of(PAGE, "search")
+    assert "1,000 images drawn at random were compared with all 4,190 images" in text
+    assert "6,204 true near pairs (cosine above 0.93), and the engine had found 6,203 of them." in text
+    assert "99.984 % recall 95 % interval 99.909 % to 99.997 % target 99.9 %" in text
+    assert "That bears out the target of 99.9 %." in text
+    assert not PAGE.classed("notice")[1:], "no warning where the audit bears out its target"
+
+
+@pytest.mark.usefixtures("without_figures")
+@pytest.mark.parametrize(
+    ("num_missed", "num_true_pairs", "warning"),
+    [
+        (0, 0, "The recall is not known."),
+        (0, 812, "812 true pairs do not support a recall of 99.9 %: without a miss, at least 3,838 would be needed."),
+        (40, 4_812, "The whole interval lies below the target of 99.9 %."),
+    ],
+)
+def test_an_audit_that_supports_nothing_warns_and_says_why(num_missed, num_true_pairs, warning):
+    audit = _example["example_audit"](num_missed=num_missed, num_true_pairs=num_true_pairs)
+    page = Page(render_html(dataclasses.replace(REPORT, audit=audit, engine=None), {}))
+    assert warning in " ".join(page.by_id("audit-warning")["text"].split())
+    assert bool(page.classed("ruler")) is (num_true_pairs > 0)
+    if num_true_pairs == 812:
+        assert "the engine had found all 812 of them" in text_of(page, "search")
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_a_run_that_found_its_pairs_in_the_store_compared_none():
+    engine = dataclasses.replace(REPORT.engine, num_compared=0, share_of_all_pairs=0.0, facts={"built_on": None})
+    page = Page(render_html(dataclasses.replace(REPORT, engine=engine), {}))
+    assert "engine had found the near pairs of these 4,190 images before; this run compared none anew." in text_of(
+        page, "search"
+    )
+    assert "engine-facts" not in {each["attrs"].get("id") for each in page.elements}
+
+
+@pytest.mark.usefixtures("without_figures")
+@pytest.mark.parametrize(("num_missed", "low"), [(6, 0.9973), (4, 0.9979)])
+def test_an_interval_on_both_sides_of_the_target_is_no_warning_and_no_support(num_missed, low):
+    audit = _example["example_audit"](num_missed=num_missed, num_true_pairs=4_812)
+    assert audit.low == pytest.approx(low, abs=1e-4) and audit.is_supported
+    page = Page(render_html(dataclasses.replace(REPORT, audit=audit), {}))
+    assert "The target of 99.9 % lies within the interval: it is neither borne out nor refuted." in text_of(
+        page, "search"
+    )
+    assert "audit-warning" not in {each["attrs"].get("id") for each in page.elements}
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_the_ruler_holds_interval_recall_and_target_in_their_order():
+    for num_missed in (0, 1, 40, 2_000, 4_812):
+        audit = _example["example_audit"](num_missed=num_missed, num_true_pairs=4_812)
+        view = audit_view(audit)
+        low, recall, target = (float(view[name]) for name in ("low", "recall", "target"))
+        high = low + float(view["width"])
+        assert view["start"] < min(audit.low, audit.target_recall) or audit.low == view["start"] == 0
+        assert 0 <= low <= recall <= high <= 100.001
+        assert recall == pytest.approx(100 * (audit.recall - view["start"]) / (1 - view["start"]), abs=0.01)
+        assert target == pytest.approx(100 * (0.999 - view["start"]) / (1 - view["start"]), abs=0.01)
+
+
+def test_the_matrix_has_a_cell_for_every_two_encoders_and_none_on_its_diagonal():
+    rows = [row for row in PAGE.rows("matrix-table") if row]
+    names = list(dict.fromkeys(cell.near for cell in REPORT.matrix))
+    placed = {(cell.near, cell.far): cell for cell in REPORT.matrix}
+    below = {cell.far: cell.far_below for cell in REPORT.matrix}
+    assert rows[0] == [repr(below[name]) for name in names]
+    for near, row in zip(names, rows[1:], strict=True):
+        cells = [placed[near, far] for far in names if far != near]
+        values = [(c.fraction, c.low, c.high, c.num_blind, c.num_near) for c in cells]
+        assert row == [repr(cells[0].near_above), *(repr(value) for cell in values for value in cell)]
+    blanks = PAGE.classed("blank")
+    assert [blank["text"] for blank in blanks] == ["itself"] * len(names)
+    (own,) = (cell for cell in PAGE.classed("own") if PAGE.by_id("matrix-table") in cell["inside"])
+    assert own["values"][3:] == [repr(REPORT.blindness.num_blind), repr(REPORT.blindness.num_near)]
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_a_matrix_of_few_rows_many_columns_and_own_thresholds():
+    def cell(near, far, **more):
+        given = {"near_above": 0.95, "far_below": 0.6, "num_near": 10, "num_blind": 4} | more
+        return BlindnessCell.of(near=near, far=far, **given)
+
+    cells = [cell("n", "f"), cell("n", "g", far_below=0.5), cell("m", "g", num_near=0, num_blind=0), cell("m", "n")]
+    page = Page(render_html(dataclasses.replace(REPORT, matrix=cells), {}))
+    # "n" has a row, so that its column stands first: an encoder meets itself on the diagonal.
+    header = [
+        each["text"] for each in page.elements if each["tag"] == "bdi" and page.by_id("matrix-table") in each["inside"]
+    ]
+    assert header == ["n", "f", "g", "n", "m"]
+    text = " ".join(page.by_id("matrix-table")["text"].split())
+    assert "no near pair" in text and "not measured" in text and "outlined" not in text
+    assert text.count("near > 0.95, far <") == len(cells), "thresholds that differ in a column stand in the cells"
+    steps = [re.search(r"ramp-(\d)", each["attrs"].get("class") or "") for each in page.elements if each["tag"] == "td"]
+    assert {step[1] for step in steps if step} >= {"8"}
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_what_an_older_run_does_not_know_is_not_shown():
+    older = dataclasses.replace(REPORT, engine=None, audit=None, matrix=REPORT.matrix[:1], diff_href=None)
+    page = Page(render_html(older, {}))
+    ids = {each["attrs"].get("id") for each in page.elements}
+    assert not ids & {"search", "audit", "matrix", "matrix-table"}
+    assert not [each for each in page.elements if each["tag"] == "a"]
+
+
+def test_the_link_to_the_comparison():
+    (link,) = (each for each in PAGE.elements if each["tag"] == "a")
+    assert link["attrs"] == {"href": "diff.html"}
 
 
 def test_hostile_text_is_inert():

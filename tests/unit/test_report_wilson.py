@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmvp_ray.errors import ConfigError
-from mmvp_ray.report.wilson import wilson_interval
+from mmvp_ray.intervals import trials_needed, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -46,3 +46,16 @@ def test_it_holds_the_fraction_and_stays_within_0_and_1(counts):
 def test_impossible_input_is_named(successes, trials, z):
     with pytest.raises(ConfigError, match="expected"):
         wilson_interval(successes, trials, z)
+
+
+@given(st.floats(0.0, 0.9999))
+def test_as_many_trials_as_needed_and_not_one_less(fraction):
+    trials = trials_needed(fraction)
+    assert wilson_interval(trials, trials)[0] >= fraction - 1e-12
+    assert trials < 2 or wilson_interval(trials - 1, trials - 1)[0] < fraction + 1e-12
+
+
+def test_three_nines_need_3838_pairs_without_a_miss():
+    assert trials_needed(0.999) == 3_838
+    with pytest.raises(ConfigError, match="below 1"):
+        trials_needed(1.0)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmvp_ray.errors import ResourceError
-from mmvp_ray.search import kernel
+from mmvp_ray.search import decide, kernel
 from mmvp_ray.search.decide import exact_cosines, squared_lengths
 from mmvp_ray.search.kernel import join_block
 
@@ -114,3 +114,73 @@ def test_equal_vectors_have_cosine_one_and_no_threshold_above_it() -> None:
     vectors = np.repeat(unit_vectors(4, 1, 32), 3, axis=0)
     assert join_block(vectors, None, 0.999999).cos_P.tolist() == [1.0, 1.0, 1.0]
     assert len(join_block(vectors, None, 1.0).cos_P) == 0
+
+
+def one_by_one(monkeypatch: pytest.MonkeyPatch, *args: np.ndarray) -> np.ndarray:
+    with monkeypatch.context() as patch:
+        patch.setattr(decide, "CELLS_PER_PAIR", 0)
+        return exact_cosines(*args)
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.9, 40.0])
+def test_a_product_of_distinct_vectors_gives_the_same_bits_as_pair_by_pair(
+    monkeypatch: pytest.MonkeyPatch, scale: float
+) -> None:
+    rng = np.random.default_rng(5)
+    a, b = (unit_vectors(seed, 40, 100) * np.float16(scale) for seed in (1, 2))
+    rows_a, rows_b = (grid.ravel() for grid in np.meshgrid(np.arange(40), np.arange(40), indexing="ij"))
+    some = rng.permutation(len(rows_a))[:1000]
+    products = []
+    whole = decide._of_distinct
+    monkeypatch.setattr(decide, "_of_distinct", lambda *args: products.append(whole(*args)) or products[-1])
+    found = exact_cosines(a, b, rows_a[some], rows_b[some])
+    # Beyond EXACT_SQUARE sums may round, so that their order would show.
+    assert (products[0] is None) == (scale == 40.0)
+    np.testing.assert_array_equal(found, one_by_one(monkeypatch, a, b, rows_a[some], rows_b[some]))
+    x, y = a[rows_a[some[0]]].astype(np.float64), b[rows_b[some[0]]].astype(np.float64)
+    assert found[0] == pytest.approx((x * y).sum() / np.sqrt((x * x).sum() * (y * y).sum()), abs=1e-15)
+
+
+def test_a_vector_of_nan_does_not_spoil_the_others_of_its_chunk() -> None:
+    vectors = unit_vectors(3, 20, 16)
+    clean = vectors.copy()
+    vectors[4], vectors[9] = np.nan, 0.0
+    rows_a, rows_b = np.triu_indices(20, 1)
+    with_bad, without = exact_cosines(vectors, vectors, rows_a, rows_b), exact_cosines(clean, clean, rows_a, rows_b)
+    bad = np.isin(rows_a, [4, 9]) | np.isin(rows_b, [4, 9])
+    assert np.isnan(with_bad[bad]).all()
+    np.testing.assert_array_equal(with_bad[~bad], without[~bad])
+
+
+def test_many_copies_of_one_vector_are_all_found() -> None:
+    vectors = unit_vectors(8, 150, 32, num_centres=150)
+    copies = np.sort(np.random.default_rng(0).permutation(150)[:60])
+    vectors[copies] = vectors[copies[0]]
+    found = join_block(vectors, None, 0.9999)
+    expected = [(a, b) for i, a in enumerate(copies.tolist()) for b in copies[i + 1 :].tolist()]
+    assert list(zip(found.rows_a_P.tolist(), found.rows_b_P.tolist(), strict=True)) == expected
+    assert set(found.cos_P.tolist()) == {1.0}
+
+
+def as_bf16_bits(numbers: np.ndarray) -> np.ndarray:
+    """Round float32 to bfloat16, to nearest, ties to even, as hardware does."""
+    bits = numbers.astype(np.float32).view(np.uint32).astype(np.uint64)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.int64)
+
+
+@settings(max_examples=200, deadline=None)
+@given(least=st.floats(2.0**-20, 2.0, width=32), more=st.floats(0.0, 0.125, width=32))
+def test_a_number_above_the_threshold_never_rounds_below_its_bits(least: float, more: float) -> None:
+    number = np.float32(least) + np.float32(more)
+    bits = kernel.bf16_bits_below(least)
+    assert as_bf16_bits(np.array([number]))[0] >= bits
+    assert np.array([bits << 16], dtype=np.uint32).view(np.float32)[0] <= np.float32(least)
+    assert as_bf16_bits(np.array([np.float32(least) * np.float32(0.99)]))[0] < bits + 1
+
+
+def test_self_join_tiles_cover_each_pair_once() -> None:
+    seen = np.zeros((103, 103), dtype=int)
+    for tile in kernel._tiles(103, 103, 20, 32, within=True):
+        part = seen[tile.top : tile.bottom, tile.left : tile.right]
+        part += np.triu(np.ones(part.shape, dtype=int), 1) if tile.is_diagonal else 1
+    np.testing.assert_array_equal(seen, np.triu(np.ones((103, 103), dtype=int), 1))

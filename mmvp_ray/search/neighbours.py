@@ -1,0 +1,198 @@
+"""Neighbours of one image, or of any vector: the kept index proposes, the stored vectors decide; a small corpus is looked through whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmvp_ray import storage
+from mmvp_ray.cluster import Inline, Session
+from mmvp_ray.errors import ConfigError
+from mmvp_ray.schema import IMAGE_ID_BYTES
+from mmvp_ray.search.blocks import load_vectors
+from mmvp_ray.search.census import NUM_READING_THREADS, Census, content_key, read_ids, take_census
+from mmvp_ray.search.config import SearchConfig
+from mmvp_ray.search.decide import exact_cosines
+from mmvp_ray.search.index_shards import (
+    INDEX_JSON,
+    INDEXES,
+    Holders,
+    IndexHolder,
+    IndexPlace,
+    build_index,
+    plan_index,
+    train_on_draw,
+)
+from mmvp_ray.search.ivfpq import MIN_IMAGES
+from mmvp_ray.search.space import Space, embeddings_uri, read_vectors
+from mmvp_ray.store import PieceRef, Store, id_keys, key_bytes, read_table
+
+# Shapes: N images of a piece, D numbers in a vector, C candidates.
+
+NUM_PROBES = 64
+"""Cells that are looked through for one image: an ad-hoc question costs next to nothing, so it looks further than a join."""
+COMPARED_PER_NEIGHBOUR = 8
+LEAST_COMPARED = 64
+
+Neighbour = tuple[bytes, float]
+
+
+def neighbours(
+    store: Store,
+    space: Space,
+    pieces: Sequence[PieceRef],
+    image: str | bytes | NDArray[np.floating],
+    *,
+    num: int = 10,
+    num_probes: int = NUM_PROBES,
+    session: Session | None = None,
+) -> list[Neighbour]:
+    """The images nearest to one image, or to a vector, with their exact cosines; best first, ties by id; never the image itself.
+
+    The index that an ivfpq join of these pieces kept is used (without the copies, if that join collapsed them); without one it is built
+    and kept. It may overlook a neighbour: the cells of the `num_probes` nearest are looked through, and the nearest by their codes are
+    compared. A corpus of fewer than MIN_IMAGES images is compared whole. An image without a usable vector has no neighbours.
+
+    Args:
+        store: Holds the vectors and the index.
+        space: Where near is measured.
+        pieces: The corpus.
+        image: An image of the corpus as 16 bytes or 32 hex digits; or a vector as the encoder gives it, (D,), of any length but 0.
+        num: Neighbours asked for, at least 1.
+        num_probes: Cells that are looked through.
+        session: Where an index is built; here unless given.
+
+    Raises:
+        ConfigError: no such image in these pieces, no usable vector, or fewer than one neighbour asked for.
+    """
+    if num < 1 or num_probes < 1:
+        raise ConfigError(f"expected at least 1 neighbour and 1 cell, found {num} and {num_probes}; ask for more")
+    place, shards, indexed = _kept_index(store, space, pieces)
+    if place is None:
+        census = take_census(store, space.slug, pieces)
+        place, shards, indexed = _built_index(store, space, census, session or Inline())
+    key, vector_D = _query(store, space, pieces, image)
+    if place is None:
+        found = _compare_all(store, space, pieces, vector_D)
+    else:
+        found = _compare_proposed(place, shards, indexed, vector_D, num=num, num_probes=num_probes)
+    keys_C, cos_C = found
+    order = np.lexsort((keys_C, -cos_C))
+    order = order[np.isfinite(cos_C[order])]
+    if key is not None:
+        order = order[keys_C[order] != key]
+    order = order[:num]
+    return list(zip(key_bytes(keys_C[order]), cos_C[order].tolist(), strict=True))
+
+
+def _kept_index(
+    store: Store, space: Space, pieces: Sequence[PieceRef]
+) -> tuple[IndexPlace | None, list[str], list[PieceRef]]:
+    """The kept index of the most images of exactly these pieces, its shards, and its pieces; None without one."""
+    wanted, root = content_key(pieces), storage.join(store.root, INDEXES, space.name)
+    found: list[tuple[int, IndexPlace, list[str]]] = []
+    for codec_key in storage.list_folders(root):
+        for images_key in storage.list_folders(storage.join(root, codec_key)):
+            place = IndexPlace(store=store, space=space, codec_key=codec_key, content_key=images_key)
+            uri = storage.join(place.folder, INDEX_JSON)
+            facts = storage.read_json(uri) if storage.exists(uri) else {}
+            if facts.get("pieces_key") == wanted:
+                found.append((facts["num_rows"], place, [name for name, _, _ in facts["shards"]]))
+    if not found:
+        return None, [], []
+    _, place, shards = max(found, key=lambda one: (one[0], one[1].codec_key, one[1].content_key))
+    rows = read_table(storage.join(place.folder, "pieces.parquet")).to_pylist()
+    return place, shards, [PieceRef(row["corpus"], row["piece"]) for row in rows]
+
+
+def _built_index(
+    store: Store, space: Space, census: Census, session: Session
+) -> tuple[IndexPlace | None, list[str], list[PieceRef]]:
+    if census.num_images < MIN_IMAGES:
+        return None, [], []
+    plan = plan_index(store, space, census, bytes_per_vector=SearchConfig().bytes_per_vector, device="cpu")
+    with Holders(session, "cpu") as holders:
+        if not train_on_draw(plan, census, holders, session):
+            return None, [], []
+        build_index(plan, holders)
+    return _kept_index(store, space, census.pieces)
+
+
+def _query(
+    store: Store, space: Space, pieces: Sequence[PieceRef], image: str | bytes | NDArray[np.floating]
+) -> tuple[np.bytes_ | None, NDArray[np.float16]]:
+    if not isinstance(image, str | bytes):
+        vector_D = np.asarray(image, dtype=np.float64)
+        length = float(np.sqrt(np.sum(vector_D**2)))
+        if vector_D.shape != (space.dim,) or not np.isfinite(length) or not length:
+            raise ConfigError(
+                f"expected a vector of {space.dim} finite numbers that are not all 0, found shape {vector_D.shape}; pass one embedding of {space.slug}"
+            )
+        return None, space.see((vector_D / length).astype(np.float16)[None])[0]
+    try:
+        id_16 = np.frombuffer(bytes.fromhex(image) if isinstance(image, str) else image, dtype=np.uint8)
+    except ValueError as error:
+        raise ConfigError(f"expected an image id as 32 hex digits, found {image!r}; ids are in pairs()") from error
+    if len(id_16) != IMAGE_ID_BYTES:
+        raise ConfigError(f"expected an image id of {IMAGE_ID_BYTES} bytes, found {len(id_16)}; ids are in pairs()")
+    key = id_keys(id_16[None])[0]
+    uris = [embeddings_uri(store, space.slug, piece) for piece in pieces]
+    with ThreadPoolExecutor(NUM_READING_THREADS) as pool:
+        held = [
+            piece for piece, ids in zip(pieces, pool.map(read_ids, uris), strict=True) if (id_keys(ids) == key).any()
+        ]
+    if not held:
+        raise ConfigError(
+            f"expected an image with a vector of {space.slug} in the given {len(pieces):,} pieces, found none with id {id_16.tobytes().hex()}; "
+            f"ids are in pairs() and blind_pairs()"
+        )
+    return key, load_vectors(store, space, sorted(held)[:1], id_16[None])[0]
+
+
+def _compare_all(
+    store: Store, space: Space, pieces: Sequence[PieceRef], vector_D: NDArray[np.float16]
+) -> tuple[NDArray[np.bytes_], NDArray[np.float64]]:
+    keys, cosines = [np.empty(0, dtype="S16")], [np.empty(0)]
+    for piece in sorted(pieces):
+        ids_N16, vectors_ND = read_vectors(store, space, piece)
+        rows_N = np.arange(len(ids_N16))
+        keys.append(id_keys(ids_N16))
+        cosines.append(exact_cosines(vector_D[None], vectors_ND, np.zeros_like(rows_N), rows_N))
+    # Of several rows with one id the first counts.
+    keys_N, first = np.unique(np.concatenate(keys), return_index=True)
+    return keys_N, np.concatenate(cosines)[first]
+
+
+def _compare_proposed(
+    place: IndexPlace,
+    shards: Sequence[str],
+    indexed: Sequence[PieceRef],
+    vector_D: NDArray[np.float16],
+    *,
+    num: int,
+    num_probes: int,
+) -> tuple[NDArray[np.bytes_], NDArray[np.float64]]:
+    holder = IndexHolder()
+    codec = holder.codec(place)
+    compared = max(LEAST_COMPARED, COMPARED_PER_NEIGHBOUR * (num + 1))
+    rotated_1R, _ = codec.rotate(vector_D[None])
+    cell_1P, score_1P = codec.probe(rotated_1R, min(num_probes, codec.shape.num_cells))
+    keys, estimates, places = [], [], []
+    for name in shards:
+        shard = holder.shard(place, name)
+        # FAISS ranks by the plain score: more are asked for than will be compared.
+        estimate_1K, row_1K = shard.nearest(codec, rotated_1R, cell_1P, score_1P, 4 * compared)
+        row_C = row_1K[0][row_1K[0] >= 0]
+        keys.append(shard.ids_N[row_C])
+        places.append(shard.piece_N[row_C])
+        estimates.append(estimate_1K[0][row_1K[0] >= 0])
+    best = np.argsort(-np.concatenate(estimates), kind="stable")[:compared]
+    keys_C, piece_C = np.concatenate(keys)[best], np.concatenate(places)[best]
+    pieces = [indexed[piece] for piece in np.unique(piece_C)]
+    ids_C16 = np.ascontiguousarray(keys_C).view(np.uint8).reshape(-1, IMAGE_ID_BYTES)
+    vectors_CD = load_vectors(place.store, place.space, pieces, ids_C16)
+    rows_C = np.arange(len(keys_C))
+    return keys_C, exact_cosines(vector_D[None], vectors_CD, np.zeros_like(rows_C), rows_C)

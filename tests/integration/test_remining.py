@@ -1,0 +1,201 @@
+"""Mining again: new shards, new encoders, other thresholds; what is reused, and that the result is that of a run from scratch."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmvp_ray import MineConfig, mine_pairs
+from mmvp_ray.embed import EmbedConfig
+from mmvp_ray.errors import ConfigError
+from mmvp_ray.mine import RuleConfig
+from mmvp_ray.miniature.shards import WorldConfig, write_shards
+from mmvp_ray.pipeline import Progress, Run
+from mmvp_ray.search import SearchConfig
+
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_session")]
+GREY = "python:tests.integration.grey_encoder:factory"
+
+
+ENCODERS = ("miniature:clip", "miniature:dino", GREY)
+ALL, EARLIER = "*.tar", "*-00000[1-9].tar"
+"""Five shards; the one that comes later sorts before those that were mined first."""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five shards, with copies across them, and a store with their vectors."""
+    folder = tmp_path_factory.mktemp("world")
+    write_shards(
+        folder,
+        WorldConfig(num_images=400, seed=5, images_per_shard=90, num_exact_copies=8, num_near_copies=8, num_broken=0),
+    )
+    out = tmp_path_factory.mktemp("embedded")
+    mine_pairs(config(folder, ALL, out, near=ENCODERS, far=ENCODERS), progress=Progress(stream=None))
+    return folder
+
+
+def config(world: Path, shards: str, out: Path, **more: Any) -> MineConfig:
+    base = MineConfig(
+        corpus=(f"w={world}/{shards}",),
+        out=str(out),
+        device="cpu",
+        select=20,
+        rule=RuleConfig(near_above=0.93, far_below=0.7),
+        embed=EmbedConfig(num_threads=1),
+    )
+    return dataclasses.replace(base, **more)
+
+
+def mine(world: Path, shards: str, out: Path, **more: Any) -> tuple[Run, dict[str, int]]:
+    """Mine with a store that has all vectors and no pairs, unless a store is given."""
+    if "store" not in more:
+        more["store"] = fresh_store(world, out / "store")
+    progress = Progress(stream=None)
+    run = mine_pairs(config(world, shards, out, **more), progress=progress)
+    return run, {stage.name: stage.count for stage in progress.stages}
+
+
+def fresh_store(world: Path, root: Path) -> str:
+    (full,) = world.parent.glob("embedded[0-9]/store")
+    if not root.exists():
+        root.mkdir(parents=True)
+        shutil.copy(full / "store.json", root)
+        for folder in ("corpora", "embeddings"):
+            shutil.copytree(full / folder, root / folder)
+    return str(root)
+
+
+def pairs(run: Run, near: str | None = None, far: str | None = None) -> list[dict[str, Any]]:
+    return run.blind_pairs(near, far).to_pylist()
+
+
+@pytest.mark.parametrize("collapse", ["none", "near"])
+@pytest.mark.parametrize("engine", ["exact", "provable"])
+def test_new_shards_are_joined_with_all_and_old_ones_not_again(
+    world: Path, tmp_path: Path, engine: str, collapse: str
+) -> None:
+    search = (
+        SearchConfig(engine="exact") if engine == "exact" else SearchConfig(engine="routed", provable=True, num_cells=8)
+    )
+    store = fresh_store(world, tmp_path / "store")
+    first, _ = mine(world, EARLIER, tmp_path / "first", store=store, search=search, collapse=collapse)
+    grown, stages = mine(world, ALL, tmp_path / "grown", store=store, search=search, collapse=collapse)
+    scratch, all_stages = mine(world, ALL, tmp_path / "scratch", search=search, collapse=collapse)
+    assert len(pairs(grown)) > len(pairs(first)) > 20
+    assert pairs(grown) == pairs(scratch)
+    assert [row["image_id_a"] for row in grown.pairs().to_pylist()] == [
+        row["image_id_a"] for row in scratch.pairs().to_pylist()
+    ]
+    if engine == "exact":
+        assert stages["join"] < 0.5 * all_stages["join"]
+    built_on = grown.manifest["combinations"][0]["engine"]["built_on"]
+    assert built_on == first.manifest["combinations"][0]["near_pairs"]
+
+
+def test_the_same_run_again_joins_and_scores_nothing(world: Path, tmp_path: Path) -> None:
+    first, _ = mine(world, ALL, tmp_path)
+    again, stages = mine(world, ALL, tmp_path)
+    assert stages["join"] == stages["score"] == 0
+    assert pairs(again) == pairs(first)
+
+
+def test_a_higher_threshold_needs_no_join(world: Path, tmp_path: Path) -> None:
+    mine(world, ALL, tmp_path / "first", store=fresh_store(world, tmp_path / "store"))
+    rule = RuleConfig(near_above=0.96, far_below=0.7)
+    higher, stages = mine(world, ALL, tmp_path / "higher", store=fresh_store(world, tmp_path / "store"), rule=rule)
+    scratch, _ = mine(world, ALL, tmp_path / "scratch", rule=rule)
+    assert stages["join"] == 0
+    assert pairs(higher) == pairs(scratch) != []
+
+
+def test_a_new_far_encoder_only_scores(world: Path, tmp_path: Path) -> None:
+    store = fresh_store(world, tmp_path / "store")
+    mine(world, ALL, tmp_path / "first", store=store)
+    second, stages = mine(world, ALL, tmp_path / "second", store=store, far=("miniature:dino", GREY))
+    assert stages["join"] == 0
+    assert stages["score miniature:dino"] == 0
+    assert stages[f"score {GREY}"] > 0
+    alone, _ = mine(world, ALL, tmp_path / "alone", far=(GREY,))
+    assert pairs(second, "miniature:clip", GREY) == pairs(alone)
+
+
+def test_a_new_near_encoder_only_does_its_own_join(world: Path, tmp_path: Path) -> None:
+    store = fresh_store(world, tmp_path / "store")
+    mine(world, ALL, tmp_path / "first", store=store)
+    both, stages = mine(
+        world, ALL, tmp_path / "both", store=store, near=("miniature:clip", GREY), far=("miniature:dino",)
+    )
+    assert stages["join miniature:clip"] == 0
+    assert stages[f"join {GREY}"] > 0
+    alone, _ = mine(world, ALL, tmp_path / "alone", near=(GREY,))
+    assert pairs(both, GREY, "miniature:dino") == pairs(alone)
+
+
+class TestMatrix:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def run(cls, world: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+        return mine(world, ALL, tmp_path_factory.mktemp("matrix"), near=ENCODERS, far=ENCODERS)[0]
+
+    def test_every_encoder_against_every_other(self, run: Run) -> None:
+        cells = {(cell["near"], cell["far"]): cell for cell in run.report()["matrix"]}
+        assert len(cells) == 6
+        for (near, far), cell in cells.items():
+            assert near != far
+            assert cell["num_blind"] == len(pairs(run, near, far)) <= cell["num_near"]
+            if cell["num_near"]:
+                assert cell["low"] <= cell["fraction"] == cell["num_blind"] / cell["num_near"] <= cell["high"]
+
+    def test_a_cell_equals_a_run_of_its_own(self, run: Run, world: Path, tmp_path: Path) -> None:
+        alone, _ = mine(world, ALL, tmp_path, near=("miniature:dino",), far=(GREY,))
+        assert pairs(alone) == pairs(run, "miniature:dino", GREY)
+
+    def test_the_first_two_are_what_the_run_is_about(self, run: Run) -> None:
+        assert run.manifest["encoders"]["near"]["name"] == "miniature:clip"
+        assert run.manifest["encoders"]["far"]["name"] == "miniature:dino"
+        assert pairs(run) == pairs(run, "miniature:clip", "miniature:dino")
+
+    def test_an_unknown_combination_is_one_line(self, run: Run) -> None:
+        with pytest.raises(ConfigError, match="miniature:clip / miniature:dino"):
+            run.blind_pairs("miniature:clip", "nothing")
+
+
+class TestCentred:
+    def test_the_centre_is_kept_and_can_be_taken_again(self, world: Path, tmp_path: Path) -> None:
+        store = fresh_store(world, tmp_path / "store")
+        rule = RuleConfig(near_quantile=0.995, far_quantile=0.5, centred=True)
+        first, _ = mine(world, EARLIER, tmp_path / "first", store=store, rule=rule)
+        assert len(first.manifest["centres"]) == 2
+        kept = dataclasses.replace(
+            rule,
+            near_quantile=None,
+            near_above=first.manifest["rule"]["near_above"],
+            centre_of=str(tmp_path / "first"),
+        )
+        grown, stages = mine(world, ALL, tmp_path / "grown", store=store, rule=kept)
+        assert grown.manifest["centres"] == first.manifest["centres"]
+        assert grown.manifest["combinations"][0]["engine"]["built_on"] is not None
+        scratch, all_stages = mine(world, ALL, tmp_path / "scratch", rule=kept)
+        assert stages["join"] < all_stages["join"]
+        assert pairs(grown) == pairs(scratch) != []
+
+    def test_a_run_without_centres_has_none_to_take(self, world: Path, tmp_path: Path) -> None:
+        mine(world, ALL, tmp_path)
+        with pytest.raises(ConfigError, match="--centred"):
+            mine(world, ALL, tmp_path / "other", rule=RuleConfig(centre_of=str(tmp_path)))
+
+
+def test_the_report_shows_engine_and_audit(world: Path, tmp_path: Path) -> None:
+    search = SearchConfig(engine="routed", num_cells=8)
+    report = mine(world, ALL, tmp_path, search=search)[0].report()
+    assert report["engine"]["name"] == "routed"
+    assert 0 < report["engine"]["share_of_all_pairs"] < 1
+    assert report["engine"]["facts"]["delta"] > 0
+    audit = report["audit"]
+    assert audit["num_anchors"] == audit["num_images"] == 408
+    assert audit["low"] <= audit["recall"] <= audit["high"]

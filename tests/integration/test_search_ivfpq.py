@@ -1,0 +1,487 @@
+"""The ivfpq engine against brute force: recall, copies, resume, reuse of indexes, growth, odd input, and the same on Ray as here."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mmvp_ray import storage
+from mmvp_ray.cluster import Inline, Session
+from mmvp_ray.errors import DataError, ResourceError
+from mmvp_ray.search import PieceRef, SearchConfig, Space, index_shards, ivfpq, take_census
+from mmvp_ray.search.engines import JoinWork, Method
+from mmvp_ray.search.index_shards import Call, Codec, Holders, IndexHolder, IndexPlace, Shard, shape_for, train_codec
+from mmvp_ray.search.ivfpq import ivfpq_join
+from mmvp_ray.search.neighbours import neighbours
+from mmvp_ray.search.table import record_batches
+from mmvp_ray.sources.piece import Piece, Shard as SourceShard
+from mmvp_ray.store import Store, commit_embeddings, id_keys, id_matrix, open_store
+
+pytestmark = pytest.mark.integration
+
+DIM, FLOOR, NUM = 48, 0.93, 6000
+SPACE = Space("near-x", DIM)
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def cone(num: int, seed: int = 0, *, dim: int = DIM, planted: float = 0.3) -> np.ndarray:
+    """Vectors around an axis, some of them planted beside another with a cosine of 0.9 to 0.995."""
+    rng = np.random.default_rng(seed)
+    scale = (1.0 + np.arange(dim)) ** -0.3
+    num_planted = int(planted * num)
+    base = unit(0.7 * np.eye(dim)[0] + 0.7 * unit(rng.normal(size=(num - num_planted, dim)) * scale))
+    source = base[rng.integers(0, len(base), num_planted)]
+    aside = rng.normal(size=(num_planted, dim))
+    aside = unit(aside - (aside * source).sum(1, keepdims=True) * source)
+    cosines = rng.uniform(0.9, 0.995, (num_planted, 1))
+    both = np.concatenate([base, cosines * source + np.sqrt(1 - cosines**2) * aside])
+    return both[rng.permutation(num)].astype(np.float16)
+
+
+def random_ids(num: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed + 100).integers(0, 256, (num, 16), dtype=np.uint8)
+
+
+def fill(
+    root: Path, vectors: np.ndarray, ids: np.ndarray, *, corpus: str = "c", rows: int = 700
+) -> tuple[Store, list[PieceRef]]:
+    store = open_store(str(root))
+    shard = SourceShard(corpus=corpus, kind="tar", uri="/x/a.tar", num_bytes=1, etag="e")
+    pieces = []
+    for index, first in enumerate(range(0, len(ids), rows)):
+        piece = Piece(shard=shard, index=index, last=first + rows >= len(ids), samples=(), rejects=())
+        commit_embeddings(store, piece, SPACE.slug, ids[first : first + rows], vectors[first : first + rows], [])
+        pieces.append(PieceRef(corpus, piece.name))
+    return store, pieces
+
+
+def asked(
+    store: Store,
+    pieces: list[PieceRef],
+    *,
+    session: Session | None = None,
+    floor: float = FLOOR,
+    config: SearchConfig | None = None,
+    folder: str = "k",
+    earlier: list[PieceRef] | None = None,
+    parent: dict[str, Any] | None = None,
+    on_part: Any = lambda num: None,
+) -> tuple[dict[tuple[bytes, bytes], float], dict[str, Any]]:
+    """The pairs that the engine finds, and its facts."""
+    work = JoinWork(
+        store=store,
+        census=take_census(store, SPACE.slug, pieces, earlier=earlier or []),
+        space=SPACE,
+        folder=store.near_pairs(SPACE.name, folder),
+        floor=floor,
+        device="cpu",
+        parent=parent or {},
+    )
+    method = Method(engine="ivfpq", key="m", config=config or SearchConfig(), reason="")
+    names, facts = ivfpq_join(work, method, session or Inline(), on_part)
+    found = {}
+    for name in names:
+        for batch in record_batches(storage.join(work.folder, f"{name}.parquet")):
+            sides = [[row.tobytes() for row in id_matrix(batch.column(side))] for side in range(2)]
+            for a, b, cos in zip(*sides, batch.column("cos_near").to_pylist(), strict=True):
+                assert a < b
+                assert (a, b) not in found
+                found[a, b] = cos
+    return found, facts
+
+
+def brute_force(vectors: np.ndarray, ids: np.ndarray, floor: float = FLOOR) -> dict[tuple[bytes, bytes], float]:
+    wide = vectors.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        cosines = (wide @ wide.T) / np.sqrt(np.outer((wide * wide).sum(1), (wide * wide).sum(1)))
+    keys = [row.tobytes() for row in ids]
+    rows = np.argwhere(np.triu(cosines > floor, 1))
+    return {(min(keys[i], keys[j]), max(keys[i], keys[j])): float(cosines[i, j]) for i, j in rows}
+
+
+def assert_found(found: dict[Any, float], true: dict[Any, float], recall: float) -> None:
+    assert found.keys() <= true.keys()
+    assert len(found) >= recall * len(true)
+    for pair, cos in found.items():
+        assert cos == pytest.approx(true[pair], abs=1e-14)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, list[PieceRef], np.ndarray, np.ndarray]:
+    vectors, ids = cone(NUM), random_ids(NUM)
+    store, pieces = fill(tmp_path_factory.mktemp("corpus"), vectors, ids)
+    return store, pieces, vectors, ids
+
+
+def test_finds_near_pairs_from_few_bytes_and_says_how_well(corpus: Any) -> None:
+    store, pieces, vectors, ids = corpus
+    true = brute_force(vectors, ids)
+    assert len(true) > 800
+    seen: list[int] = []
+    found, facts = asked(store, pieces, folder="recall", on_part=seen.append)
+    assert_found(found, true, 0.99)
+    assert facts["bytes_per_vector"] <= 64
+    assert facts["num_indexed"] == NUM and facts["num_unusable"] == 0
+    assert sum(seen) == facts["num_codes_compared"] < 0.5 * NUM * NUM
+    assert len(found) <= facts["num_candidates"] < 5 * len(true)
+    calibration = facts["calibration"]
+    low, high = calibration["interval"]
+    assert calibration["num_true_pairs"] > 100 and low <= calibration["recall"] <= high
+
+
+def test_a_finished_join_is_taken_as_it_is_and_an_index_serves_other_floors(corpus: Any) -> None:
+    store, pieces, vectors, ids = corpus
+    found, facts = asked(store, pieces, folder="first")
+    compared: list[int] = []
+    again, same = asked(store, pieces, folder="first", on_part=compared.append)
+    assert (again, same, compared) == (found, facts, [])
+    files = {path: path.stat().st_mtime_ns for path in Path(store.root, "indexes").rglob("*") if path.is_file()}
+    assert any(path.suffix == ".faiss" for path in files)
+    higher, other = asked(store, pieces, folder="higher", floor=0.96)
+    assert_found(higher, brute_force(vectors, ids, 0.96), 0.99)
+    assert other["index"] == facts["index"]
+    assert files == {path: path.stat().st_mtime_ns for path in Path(store.root, "indexes").rglob("*") if path.is_file()}
+
+
+def test_workers_of_ray_find_what_this_process_finds(corpus: Any, ray_session: None, tmp_path: Path) -> None:
+    _, _, vectors, ids = corpus
+    store, pieces = fill(tmp_path / "here", vectors, ids)
+    other, other_pieces = fill(tmp_path / "ray", vectors, ids)
+    found, facts = asked(store, pieces)
+    with Session() as session:
+        on_ray, ray_facts = asked(other, other_pieces, session=session)
+    assert (on_ray, ray_facts) == (found, facts)
+
+
+def test_several_shards_find_what_one_finds(corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, vectors, ids = corpus
+    store, pieces = fill(tmp_path, vectors, ids)
+    monkeypatch.setattr(index_shards, "SHARD_ROWS", 1500)
+    found, facts = asked(store, pieces, config=SearchConfig(num_neighbours=100))
+    assert facts["num_shards"] >= 4
+    assert_found(found, brute_force(vectors, ids), 0.99)
+    monkeypatch.undo()
+    one, pieces = fill(tmp_path / "one", vectors, ids)
+    whole, _ = asked(one, pieces, config=SearchConfig(num_neighbours=100))
+    assert found == whole
+
+
+def test_resumes_after_a_stop_at_any_block(corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, vectors, ids = corpus
+    monkeypatch.setattr(ivfpq, "block_rows", lambda census: 1400)
+    monkeypatch.setattr(ivfpq, "PART_CANDIDATES", 300)
+    store, pieces = fill(tmp_path / "whole", vectors, ids)
+    whole, facts = asked(store, pieces)
+    store, pieces = fill(tmp_path / "stopped", vectors, ids)
+
+    def stop(num: int) -> None:
+        raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            asked(store, pieces, on_part=stop)
+    seen: list[int] = []
+    found, same = asked(store, pieces, on_part=seen.append)
+    assert (found, same) == (whole, facts)
+    assert len(seen) == 5 - 2
+    assert not Path(store.root, "indexes", SPACE.name, "candidates").exists() or not any(
+        Path(store.root, "indexes", SPACE.name, "candidates").iterdir()
+    )
+
+
+def test_parts_that_are_done_are_kept(corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, vectors, ids = corpus
+    store, pieces = fill(tmp_path, vectors, ids)
+    monkeypatch.setattr(ivfpq, "PART_CANDIDATES", 300)
+    write, left = ivfpq.write_near_part, [2]
+
+    def write_two(*args: Any, **options: Any) -> None:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        write(*args, **options)
+
+    monkeypatch.setattr(ivfpq, "write_near_part", write_two)
+    with pytest.raises(KeyboardInterrupt):
+        asked(store, pieces)
+    parts = {path: path.stat().st_mtime_ns for path in Path(store.near_pairs(SPACE.name, "k")).glob("*.parquet")}
+    assert len(parts) == 2
+    left[0] = 1000
+    found, _ = asked(store, pieces)
+    assert_found(found, brute_force(vectors, ids), 0.99)
+    assert all(path.stat().st_mtime_ns == then for path, then in parts.items())
+    assert len(list(Path(store.near_pairs(SPACE.name, "k")).glob("*.parquet"))) > 2
+
+
+def test_a_grown_corpus_asks_for_new_images_alone_with_the_kept_codec(corpus: Any, tmp_path: Path) -> None:
+    _, _, vectors, ids = corpus
+    old = slice(0, 4900)
+    store, pieces = fill(tmp_path, vectors[old], ids[old])
+    before, facts = asked(store, pieces, folder="old")
+    codes = {path: path.stat().st_mtime_ns for path in Path(store.root, "indexes").rglob("codes/*.bin")}
+    new_vectors, new_ids = cone(900, seed=9), random_ids(900, seed=9)
+    new_vectors[:500] = vectors[:500] + np.random.default_rng(2).normal(size=(500, DIM)) * 0.02
+    _, new_pieces = fill(tmp_path, new_vectors, new_ids, corpus="d")
+    added, grown = asked(store, [*pieces, *new_pieces], folder="new", earlier=pieces, parent=facts)
+    assert grown["codec"] == facts["codec"] and grown["num_indexed"] == 5800
+    assert (
+        codes.items()
+        <= {path: path.stat().st_mtime_ns for path in Path(store.root, "indexes").rglob("codes/*.bin")}.items()
+    )
+    true = brute_force(np.concatenate([vectors[old], new_vectors]), np.concatenate([ids[old], new_ids]))
+    is_old = {row.tobytes() for row in ids[old]}
+    wanted = {pair: cos for pair, cos in true.items() if not (pair[0] in is_old and pair[1] in is_old)}
+    assert len(wanted) > 400
+    assert_found(added, wanted, 0.99)
+    assert not before.keys() & added.keys()
+
+
+def test_copies_beyond_the_neighbours_asked_for_are_found(tmp_path: Path) -> None:
+    vectors, ids = cone(5000, planted=0.05), random_ids(5000)
+    copies = np.random.default_rng(3).choice(5000, 400, replace=False)
+    vectors[copies] = vectors[copies[0]]
+    store, pieces = fill(tmp_path, vectors, ids)
+    found, facts = asked(store, pieces, config=SearchConfig(num_neighbours=16))
+    assert_found(found, brute_force(vectors, ids), 0.999)
+    assert len(found) >= 400 * 399 // 2
+    assert facts["num_saturated"] >= 400
+
+
+def test_nothing_but_copies(tmp_path: Path) -> None:
+    vectors, ids = np.repeat(cone(5), 900, axis=0), random_ids(4500)
+    store, pieces = fill(tmp_path, vectors, ids)
+    found, facts = asked(store, pieces, floor=0.999)
+    assert len(found) == len(brute_force(vectors, ids, 0.999)) == 5 * 900 * 899 // 2
+    assert facts["num_indexed"] == 4500
+
+
+def test_vectors_without_a_cosine_join_with_nothing(tmp_path: Path) -> None:
+    vectors, ids = cone(5000), random_ids(5000)
+    vectors[7], vectors[8, 3], vectors[9, 0] = 0.0, np.nan, np.inf
+    vectors[10] = vectors[11]
+    store, pieces = fill(tmp_path, vectors, ids)
+    found, facts = asked(store, pieces)
+    assert facts["num_unusable"] == 3 and facts["num_indexed"] == 4997
+    with np.errstate(invalid="ignore", over="ignore"):
+        assert_found(found, brute_force(vectors, ids), 0.99)
+    assert tuple(sorted(row.tobytes() for row in ids[10:12])) in found
+
+
+@pytest.mark.parametrize("num", [0, 1, 300])
+def test_few_images_are_compared_exactly(tmp_path: Path, num: int) -> None:
+    vectors, ids = cone(300)[:num], random_ids(num)
+    store, pieces = fill(tmp_path, vectors, ids)
+    found, facts = asked(store, pieces)
+    true = brute_force(vectors, ids)
+    assert found.keys() == true.keys()
+    assert "fewer than" in facts["compared_exactly"]
+
+
+def test_hardly_any_usable_vector_falls_back_to_comparing(tmp_path: Path) -> None:
+    vectors, ids = cone(4200), random_ids(4200)
+    vectors[20:] = np.nan
+    vectors[0] = vectors[1]
+    store, pieces = fill(tmp_path, vectors, ids)
+    found, facts = asked(store, pieces)
+    assert "too few" in facts["compared_exactly"]
+    assert tuple(sorted(row.tobytes() for row in ids[:2])) in found
+
+
+def test_thresholds_at_both_ends(corpus: Any) -> None:
+    store, pieces, _, _ = corpus
+    assert asked(store, pieces, folder="one", floor=1.0)[0] == {}
+    with pytest.raises(ResourceError, match="raise --near-above"):
+        asked(store, pieces, folder="minus-one", floor=-1.0)
+
+
+def test_probes_that_are_given_are_used(corpus: Any) -> None:
+    store, pieces, vectors, ids = corpus
+    found, facts = asked(store, pieces, folder="one-probe", config=SearchConfig(num_probes=1))
+    assert facts["num_probes"] == 1
+    assert facts["calibration"]["recall"] < 0.97
+    assert len(found) < 0.97 * len(brute_force(vectors, ids))
+
+
+def test_a_damaged_shard_is_an_error(corpus: Any, tmp_path: Path) -> None:
+    _, _, vectors, ids = corpus
+    store, pieces = fill(tmp_path, vectors, ids)
+    asked(store, pieces)
+    (shard,) = Path(store.root, "indexes").rglob("*.faiss")
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    with pytest.raises(DataError, match="expected the file that its marker names"):
+        asked(store, pieces, folder="again", floor=0.95)
+
+
+# --- the index ---
+
+
+@pytest.mark.parametrize("dim", [3, 48, 50])
+def test_a_shard_answers_what_its_codes_say(tmp_path: Path, dim: int) -> None:
+    vectors, ids = cone(5000, dim=dim), random_ids(5000)
+    store = open_store(str(tmp_path))
+    space = Space("near-x", dim)
+    shard = SourceShard(corpus="c", kind="tar", uri="/x/a.tar", num_bytes=1, etag="e")
+    commit_embeddings(
+        store, Piece(shard=shard, index=0, last=True, samples=(), rejects=()), space.slug, ids, vectors, []
+    )
+    census = take_census(store, space.slug, [PieceRef("c", f"{shard.key}-000000")])
+    plan = index_shards.plan_index(store, space, census, bytes_per_vector=64, device="cpu")
+    with Holders(Inline(), "cpu") as holders:
+        assert index_shards.train_on_draw(plan, census, holders, Inline())
+        facts = index_shards.build_index(plan, holders)
+    holder = IndexHolder()
+    codec, ((name, _, _),) = holder.codec(plan.place), facts["shards"]
+    held = holder.shard(plan.place, name)
+    rotated_NR, usable_N = codec.rotate(vectors)
+    assert usable_N.all()
+    cells_NP, scores_NP = codec.probe(rotated_NR, codec.shape.num_cells)
+    estimate_NK, row_NK = held.nearest(codec, rotated_NR[:200], cells_NP[:200], scores_NP[:200], 5000)
+    assert (np.sort(row_NK, axis=1) == np.arange(5000)).all()
+    stands_for_NR, kept_N = codec.approximate(rotated_NR, cells_NP[:, 0])
+    wanted = (rotated_NR[:200] @ stands_for_NR.T) / kept_N
+    position = {key: row for row, key in enumerate(id_keys(ids).tolist())}
+    order = np.array([position[key] for key in held.ids_N.tolist()])
+    got = np.empty_like(wanted)
+    np.put_along_axis(got, order[row_NK], estimate_NK, axis=1)
+    # Fast scan rounds its tables to 8 bits, the kept share is stored as fp16.
+    np.testing.assert_allclose(got, wanted, atol=0.01)
+
+
+def test_estimates_are_nearer_to_cosines_than_scores_are() -> None:
+    vectors = cone(6000, dim=256)
+    codec = train_codec(shape_for(256, 6000, bytes_per_vector=34, device="cpu"), vectors)
+    wide = vectors.astype(np.float64)
+    a, b = np.nonzero(np.triu(wide[:2000] @ wide[:2000].T > 0.9, 1))
+    assert len(a) > 50
+    rotated_NR, _ = codec.rotate(vectors[:2000])
+    stands_for_NR, kept_N = codec.approximate(rotated_NR, codec.probe(rotated_NR, 1)[0][:, 0])
+    score_C = np.einsum("cr,cr->c", rotated_NR[a], stands_for_NR[b])
+    cos_C = np.einsum("cd,cd->c", wide[a], wide[b])
+    assert np.abs(score_C / kept_N[b] - cos_C).mean() < 0.25 * np.abs(score_C - cos_C).mean()
+    assert abs((score_C / kept_N[b] - cos_C).mean()) < 0.005
+
+
+def test_training_gives_the_same_codec_again_and_a_codec_survives_its_file() -> None:
+    vectors = cone(5000)
+    shape = shape_for(DIM, 5000, bytes_per_vector=64, device="cpu")
+    first, second = train_codec(shape, vectors), train_codec(shape, vectors)
+    assert first.to_bytes() == second.to_bytes()
+    back = Codec.from_bytes(first.to_bytes(), where="here")
+    np.testing.assert_array_equal(
+        back.probe(back.rotate(vectors)[0], 3)[0], first.probe(first.rotate(vectors)[0], 3)[0]
+    )
+    with pytest.raises(DataError, match="expected a codec"):
+        Codec.from_bytes(b"PK nothing of the kind", where="here")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("dim", [1, 2, 7, 12, 48, 100, 384, 512, 768, 1024, 1536, 4096])
+@pytest.mark.parametrize("num_bytes", [1, 4, 16, 64, 96])
+def test_codes_fit_their_bytes_and_hold_the_vector(device: str, dim: int, num_bytes: int) -> None:
+    shape = shape_for(dim, 100_000, bytes_per_vector=num_bytes, device=device)
+    assert shape.rotated_dim >= dim
+    assert shape.vector_bytes <= max(num_bytes, 3)
+    if device == "cuda":
+        assert shape.bits == 8 and shape.num_subspaces in {1, 2, 3, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96}
+    else:
+        assert shape.bits == 4 and shape.num_subspaces % 2 == 0
+
+
+def test_cells_are_cut_into_ranges_that_miss_none() -> None:
+    counts = np.array([0, 5, 0, 3, 9, 0, 0, 2, 2, 0])
+    ranges = index_shards.cut_cells(counts, 7)
+    assert [counts[first:last].sum() for first, last in ranges] == [5, 3, 9, 4]
+    assert [first for first, _ in ranges[1:]] == [last for _, last in ranges[:-1]]
+    assert index_shards.cut_cells(np.zeros(4, dtype=np.int64), 7) == []
+
+
+def test_shards_pass_over_cells_that_are_not_theirs(corpus: Any) -> None:
+    store, pieces, vectors, _ = corpus
+    _, facts = asked(store, pieces, folder="cells")
+    codec_key, content_key = facts["index"].split("/")[-2:]
+    place = IndexPlace(store=store, space=SPACE, codec_key=codec_key, content_key=content_key)
+    holder = IndexHolder()
+    ((name, _, last),) = storage.read_json(storage.join(place.folder, "index.json"))["shards"]
+    shard: Shard = holder.shard(place, name)
+    codec = holder.codec(place)
+    rotated_NR, _ = codec.rotate(vectors[:50])
+    cells_NP, scores_NP = codec.probe(rotated_NR, 4)
+    cells_NP[:25] = last + 5
+    estimate_NK, row_NK = shard.nearest(codec, rotated_NR, cells_NP, scores_NP, 8)
+    assert (row_NK[:25] == -1).all() and np.isneginf(estimate_NK[:25]).all()
+    assert (row_NK[25:, 0] >= 0).all()
+
+
+# --- processes that hold shards ---
+
+
+def die_once(holder: IndexHolder, item: tuple[str, int]) -> int:
+    flag, number = item
+    if number == 3 and not Path(flag).exists():
+        Path(flag).touch()
+        os._exit(1)
+    return number * number
+
+
+def fail(holder: IndexHolder, item: int) -> int:
+    raise DataError("expected a table, found none")
+
+
+def test_a_holder_that_dies_is_started_again(ray_session: None, tmp_path: Path) -> None:
+    calls = [Call(work=die_once, item=(str(tmp_path / "died"), number), holds=str(number % 3)) for number in range(8)]
+    with Session() as session, Holders(session, "cpu") as holders:
+        assert sorted(holders.run(calls)) == [number * number for number in range(8)]
+        assert (tmp_path / "died").exists()
+        assert list(holders.run([])) == []
+        with pytest.raises(DataError, match="expected a table, found none"):
+            list(holders.run([Call(work=fail, item=0)]))
+
+
+# --- neighbours of an image ---
+
+
+def nearest(vectors: np.ndarray, ids: np.ndarray, query: np.ndarray, num: int) -> list[bytes]:
+    wide = vectors.astype(np.float64)
+    cosines = wide @ query / np.sqrt((wide * wide).sum(1) * (query @ query))
+    return [ids[row].tobytes() for row in np.argsort(-cosines, kind="stable")[:num]]
+
+
+def test_neighbours_come_from_the_kept_index(corpus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, pieces, vectors, ids = corpus
+    asked(store, pieces, folder="for-neighbours")
+    monkeypatch.setattr("mmvp_ray.search.neighbours.build_index", None)
+    monkeypatch.setattr("mmvp_ray.search.neighbours.take_census", None)
+    hits = 0
+    for row in range(0, 200, 4):
+        wanted = nearest(vectors, ids, vectors[row].astype(np.float64), 11)[1:]
+        found = neighbours(store, SPACE, pieces, ids[row].tobytes(), num=10)
+        assert ids[row].tobytes() not in [key for key, _ in found]
+        assert found == sorted(found, key=lambda one: (-one[1], one[0]))
+        hits += len({key for key, _ in found} & set(wanted))
+    assert hits >= 0.98 * 500
+    vector = vectors[9].astype(np.float64) * 3
+    assert neighbours(store, SPACE, pieces, vector, num=1)[0][0] == ids[9].tobytes()
+
+
+def test_an_index_for_neighbours_is_built_once_and_serves_the_join(tmp_path: Path) -> None:
+    vectors, ids = cone(4400), random_ids(4400)
+    store, pieces = fill(tmp_path, vectors, ids)
+    found = neighbours(store, SPACE, list(reversed(pieces)), ids[5].tobytes(), num=3)
+    files = {path: path.stat().st_mtime_ns for path in Path(store.root, "indexes").rglob("*") if path.is_file()}
+    assert neighbours(store, SPACE, pieces, ids[5].tobytes(), num=3) == found
+    _, facts = asked(store, pieces)
+    assert (
+        files.items()
+        <= {path: path.stat().st_mtime_ns for path in Path(store.root, "indexes").rglob("*") if path.is_file()}.items()
+    )
+    assert facts["num_indexed"] == 4400
+    other, _ = neighbours(store, replace(SPACE), pieces, ids[5].tobytes(), num=2)[0]
+    assert other == found[0][0]

@@ -1,0 +1,78 @@
+"""join_block with bfloat16 products (torch) finds the very pairs that it finds with float32 ones, also where rounding is at its worst."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mmvp_ray.search import kernel
+from mmvp_ray.search.kernel import join_block
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(autouse=True)
+def _torch_is_loaded() -> None:
+    pytest.importorskip("torch")
+
+
+def both_ways(
+    monkeypatch: pytest.MonkeyPatch, a: np.ndarray, b: np.ndarray | None, tau: float
+) -> tuple[kernel.JoinedPairs, kernel.JoinedPairs]:
+    found = []
+    for bf16 in (True, False):
+        monkeypatch.setattr(kernel, "_multiplies_bf16", lambda bf16=bf16: bf16)
+        assert kernel._way(a, a if b is None else b, "cpu") == ("bf16" if bf16 else "cpu")
+        found.append(join_block(a, b, tau))
+    return found[0], found[1]
+
+
+def assert_same(found: kernel.JoinedPairs, expected: kernel.JoinedPairs) -> None:
+    for name in ("rows_a_P", "rows_b_P", "cos_P"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+
+
+def clustered(seed: int, num: int, dim: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    vectors = rng.normal(size=(30, dim))[rng.integers(0, 30, num)] + 0.25 * rng.normal(size=(num, dim))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
+
+
+@pytest.mark.parametrize("tau", [-0.5, 0.0, 0.004, 0.9, 0.95])
+@pytest.mark.parametrize("within", [True, False])
+def test_the_same_pairs_at_every_threshold(monkeypatch: pytest.MonkeyPatch, tau: float, within: bool) -> None:
+    a = clustered(1, 700, 96)
+    a[5], a[6] = np.nan, 0.0
+    a[7] *= np.float16(2.0)
+    found, expected = both_ways(monkeypatch, a, None if within else clustered(1, 1300, 96), tau)
+    assert len(expected.cos_P) > 100
+    assert_same(found, expected)
+
+
+def test_tiles_of_every_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(kernel.TILE_ROWS, "cpu", 37)
+    monkeypatch.setitem(kernel.TILE_COLUMNS, "cpu", 61)
+    found, expected = both_ways(monkeypatch, clustered(2, 300, 64), None, 0.9)
+    assert len(expected.cos_P) > 100
+    assert_same(found, expected)
+
+
+def test_rounding_that_moves_every_number_the_same_way_hides_no_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 1 + 4/1024 lies half way between two bfloat16 numbers and goes down to 1: a product of 1,016 of them loses 0.8 %.
+    dim, number = 1016, (1.0 + 4.0 / 1024.0) / 32.0
+    signs = np.ones((30, dim))
+    for row in range(30):
+        signs[row, : 2 * row] = -1.0
+    vectors = (signs * number).astype(np.float16)
+    # Rows i < j differ in 2(j - i) signs: their cosine is 1 - 4(j - i)/1016, just above the threshold at a distance of 12.
+    found, expected = both_ways(monkeypatch, vectors, None, 1.0 - 48.0 / 1016.0 - 1e-5)
+    assert len(expected.cos_P) == sum(30 - apart for apart in range(1, 13))
+    assert_same(found, expected)
+
+
+def test_a_read_only_block_is_taken(monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder) -> None:
+    vectors = clustered(3, 200, 32)
+    vectors.setflags(write=False)
+    found, expected = both_ways(monkeypatch, vectors, None, 0.9)
+    assert_same(found, expected)
+    assert not [warning for warning in recwarn if "not writable" in str(warning.message)]
