@@ -139,3 +139,20 @@ class TestCentredSpace:
         found = sum(batch.num_rows for part in table.parts for batch in record_batches(table.near_uri(part)))
         assert found == len(brute_force(ids, vectors, 0.9))
         assert storage.list_folders(storage.join(store.root, "near_pairs")) == [centred.name]
+
+
+@pytest.mark.parametrize("share", [1.0, 0.9])
+def test_an_engine_that_finds_all_needs_no_number_of_pairs_and_may_miss_none(tmp_path: Path, share: float) -> None:
+    table, census, *_ = table_of(tmp_path, 40, share=share)
+    audit = audit_table(
+        table,
+        census,
+        config=SearchConfig(),
+        target_recall=0.999,
+        device="cpu",
+        session=Inline(),
+        by_construction=True,
+    )
+    assert audit.num_true_pairs < audit.num_needed
+    assert ("defect" in audit.warning()) == (share < 1.0)
+    assert bool(audit.warning()) == (share < 1.0)
