@@ -102,6 +102,21 @@ BLIND_PAIRS = _table(
 represents when the run collapsed them; at least 1."""
 
 
+DIFF = _table(
+    "diff",
+    [
+        *_PAIR,
+        _required("change", pa.dictionary(pa.int8(), pa.string())),
+        pa.field("cos_near_old", pa.float64()),
+        pa.field("cos_far_old", pa.float64()),
+        pa.field("cos_near_new", pa.float64()),
+        pa.field("cos_far_new", pa.float64()),
+    ],
+)
+"""Every blind pair of two runs, sorted by ids, with what became of it (report.diff_data.CHANGES); a cosine is null where the pair
+is not blind in that run. Pairs of images that were taken down are left out."""
+
+
 def _one_image(side: str) -> list[pa.Field]:
     return [
         _required(f"uri_{side}", pa.string()),

@@ -10,6 +10,7 @@ import glob as _glob
 import json
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -110,6 +111,32 @@ def _write_local(path: Path, data: bytes) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def write_file(uri: str, local: Path) -> None:
+    """Put a finished local file to `uri`, atomically: for what is too large to be held in memory.
+
+    Raises:
+        ResourceError: the disk is full. ConfigError: no permission. TransientError: the store stayed unwell.
+    """
+
+    def put() -> None:
+        system, path = file_system(uri)
+        system.put_file(str(local), path)
+
+    def copy() -> None:
+        target = local_path(uri)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
+        try:
+            shutil.copyfile(local, temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    with_retries("writing", uri, copy if is_local(uri) else put)
 
 
 def read_bytes(uri: str, *, start: int | None = None, end: int | None = None) -> bytes:

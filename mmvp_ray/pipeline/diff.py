@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
-import os
-import shutil
 import tempfile
-import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,39 +18,21 @@ from mmvp_ray.errors import ResourceError
 from mmvp_ray.mine.id_words import IdIndex
 from mmvp_ray.pipeline.changes import CODE, Changes, find_changes
 from mmvp_ray.pipeline.reporting import thumbnails
+from mmvp_ray.pipeline.results import DIFF_HTML, DIFF_JSON, DIFF_TABLE
 from mmvp_ray.pipeline.run import Run, open_run
 from mmvp_ray.pipeline.run_side import RunSide
 from mmvp_ray.report.diff_data import CHANGES, FIXED, GONE, NEW_BLIND, ChangedPair, RunCard, RunDiff
 from mmvp_ray.report.diff_html import render_diff_html
-from mmvp_ray.retries import with_retries
-from mmvp_ray.schema import BLIND_PAIRS, IMAGE_ID
+from mmvp_ray.schema import DIFF
 from mmvp_ray.store import id_array, read_record
 
 # Shapes: P pairs.
 
-DIFF_TABLE = "diff.parquet"
-DIFF_JSON = "diff.json"
-DIFF_HTML = "diff.html"
 TEXTS = ("uri", "member", "caption", "label", "url", "license")
 NUM_EXAMPLES = 12
 """Pairs of each change that diff.json describes and diff.html shows."""
 NUM_CANDIDATES = 1024
 """Pairs of each change from which the examples are taken, so that no image need be shown twice."""
-
-DIFF = pa.schema(
-    [
-        pa.field("image_id_a", IMAGE_ID, nullable=False),
-        pa.field("image_id_b", IMAGE_ID, nullable=False),
-        pa.field("change", pa.dictionary(pa.int8(), pa.string()), nullable=False),
-        pa.field("cos_near_old", pa.float64()),
-        pa.field("cos_far_old", pa.float64()),
-        pa.field("cos_near_new", pa.float64()),
-        pa.field("cos_far_new", pa.float64()),
-    ],
-    metadata={**(BLIND_PAIRS.metadata or {}), b"mmvp_ray.table": b"diff"},
-)
-"""Every blind pair of two runs, sorted by ids, with what became of it (report.diff_data.CHANGES); a cosine is null where the pair
-is not blind in that run. Pairs of images that were taken down are left out."""
 
 
 def diff_runs(old: Run, new: Run) -> RunDiff:
@@ -87,7 +66,7 @@ def write_diff(old_url: str, new: Run) -> RunDiff:
         local = Path(scratch) / DIFF_TABLE
         with pq.ParquetWriter(local, DIFF, compression="zstd") as writer:
             diff = comparison.result(lambda batch: _append(writer, batch))
-        _publish(local, storage.join(new.url, DIFF_TABLE))
+        storage.write_file(storage.join(new.url, DIFF_TABLE), local)
     storage.write_bytes(storage.join(new.url, DIFF_JSON), diff.to_json().encode())
     page = render_diff_html(diff, comparison.pictures(diff))
     storage.write_bytes(storage.join(new.url, DIFF_HTML), page.encode())
@@ -219,27 +198,6 @@ def _rows(batch: Changes) -> pa.Table:
         [id_array(ids_a), id_array(ids_b), change, *(pa.array(values, from_pandas=True) for values in cosines)],
         schema=DIFF,
     )
-
-
-def _publish(local: Path, uri: str) -> None:
-    """Put a finished local file to its place, whole or not at all."""
-
-    def put() -> None:
-        system, path = storage.file_system(uri)
-        system.put_file(str(local), path)
-
-    def move() -> None:
-        target = storage.local_path(uri)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
-        try:
-            shutil.copyfile(local, temporary)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    with_retries("writing", uri, move if storage.is_local(uri) else put)
 
 
 def _known(value: float) -> float | None:

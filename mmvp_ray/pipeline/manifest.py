@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import Any
 
 from mmvp_ray import config as configs
-from mmvp_ray import storage
 from mmvp_ray.encoders import EncoderSpec
 from mmvp_ray.pipeline.centres import centre_text
 from mmvp_ray.pipeline.config import MineConfig
@@ -16,19 +15,18 @@ from mmvp_ray.pipeline.prepare import Preflight
 from mmvp_ray.pipeline.progress import Progress
 from mmvp_ray.pipeline.provenance import git_commit, versions
 from mmvp_ray.pipeline.reporting import is_stand_in
-from mmvp_ray.pipeline.results import MANIFEST
 from mmvp_ray.schema import SCHEMA_VERSION
 
 
-def write_manifest(
+def describe_run(
     config: MineConfig,
     ready: Preflight,
     judged: Sequence[Judgement],
     created_at: str,
     counts: dict[str, int],
     progress: Progress,
-) -> None:
-    """Write OUT/manifest.json: from now on there is a run in OUT.
+) -> dict[str, Any]:
+    """The manifest of a run; once it is OUT/manifest.json there is a run in OUT.
 
     Args:
         config: The run's config, resolved.
@@ -40,7 +38,7 @@ def write_manifest(
     """
     first = judged[0]
     near, far = first.near.spec, first.far.spec
-    manifest = {
+    return {
         "schema_version": SCHEMA_VERSION,
         "recipe": config.recipe,
         "created_at": created_at,
@@ -74,7 +72,6 @@ def write_manifest(
         "versions": versions(),
         "git_commit": git_commit(),
     }
-    storage.write_json(storage.join(config.out_url, MANIFEST), manifest)
 
 
 def _card(spec: EncoderSpec) -> dict[str, Any]:

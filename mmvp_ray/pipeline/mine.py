@@ -13,9 +13,10 @@ from mmvp_ray.embed import embed_corpora
 from mmvp_ray.mine import cluster_pairs, select
 from mmvp_ray.pipeline import results
 from mmvp_ray.pipeline.config import MineConfig
+from mmvp_ray.pipeline.diff import write_diff
 from mmvp_ray.pipeline.funnel import check_rejects, count_images, run_pieces
 from mmvp_ray.pipeline.judge import MAX_CANDIDATES, Judgement, judge
-from mmvp_ray.pipeline.manifest import write_manifest
+from mmvp_ray.pipeline.manifest import describe_run
 from mmvp_ray.pipeline.near import search_near
 from mmvp_ray.pipeline.places import first_places
 from mmvp_ray.pipeline.prepare import Preflight, prepare
@@ -23,6 +24,7 @@ from mmvp_ray.pipeline.progress import Progress
 from mmvp_ray.pipeline.reporting import Findings, make_report, shown_rows, thumbnails
 from mmvp_ray.pipeline.run import Run, open_run
 from mmvp_ray.pipeline.takedown import take_down
+from mmvp_ray.report.diff_data import CHANGES
 from mmvp_ray.report.html import render_html
 from mmvp_ray.search import PairBatch
 from mmvp_ray.search.gather import gather_vectors
@@ -110,14 +112,13 @@ def _mine(config: MineConfig, ready: Preflight, session: Session, progress: Prog
         storage.join(out, results.REPORT_HTML),
         render_html(report, thumbnails(shown, places)).encode(),
     )
-    write_manifest(
-        config,
-        ready,
-        judged,
-        report.created_at,
-        {step.stage: step.count for step in report.funnel},
-        progress,
-    )
+    counted = {step.stage: step.count for step in report.funnel}
+    manifest = describe_run(config, ready, judged, report.created_at, counted, progress)
+    if config.compare_with is not None:
+        with progress.stage("diff", total=None, unit="pairs") as stage:
+            diff = write_diff(config.compare_with, Run(out, manifest))
+            stage.advance(sum(diff.count(change) for change in CHANGES))
+    storage.write_json(storage.join(out, results.MANIFEST), manifest)
     return open_run(out)
 
 

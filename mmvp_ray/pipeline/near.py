@@ -25,6 +25,7 @@ from mmvp_ray.search import (
     take_census,
 )
 from mmvp_ray.search.audit import Audit, audit_table
+from mmvp_ray.search.table import COMPLETE
 from mmvp_ray.store import Store
 
 
@@ -129,7 +130,15 @@ def search_near(
     num_compared = stage.count
     target = 0.99 if method.engine == "ivfpq" else config.search.target_recall
     with progress.stage(f"audit{label}", total=None, unit="true pairs") as stage:
-        audit = audit_table(table, census, config=config.search, target_recall=target, device=device, session=session)
+        audit = audit_table(
+            table,
+            census,
+            config=config.search,
+            target_recall=target,
+            device=device,
+            session=session,
+            by_construction=method.key == COMPLETE,
+        )
         stage.advance(audit.num_true_pairs)
     for side in sides:
         name = f"score{label}" + (f" {side.spec.name}" if len(config.far) > 1 else "")
@@ -146,5 +155,5 @@ def search_near(
         audit=audit,
         copies=copies,
         fars=sides,
-        warnings=[text for text in (audit.warning(), drift) if text],
+        warnings=[f"{near.name}: {text}" if several else text for text in (audit.warning(), drift) if text],
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mmvp_ray import storage
 from mmvp_ray.cluster import Session
 from mmvp_ray.embed import Plan, plan_work
 from mmvp_ray.encoders import EncoderSpec, resolve_encoder
@@ -12,6 +13,7 @@ from mmvp_ray.pipeline import preflight
 from mmvp_ray.pipeline.config import MineConfig
 from mmvp_ray.pipeline.corpora import Corpus, open_corpora
 from mmvp_ray.pipeline.progress import Progress
+from mmvp_ray.pipeline.run import open_run
 from mmvp_ray.store import Store, open_store, read_takedown_list
 
 
@@ -61,6 +63,12 @@ def prepare(config: MineConfig, session: Session, progress: Progress) -> Preflig
     config.check()
     if config.takedown is not None:
         read_takedown_list(config.takedown)
+    if config.compare_with is not None:
+        if storage.normalise(config.compare_with) == config.out_url:
+            raise ConfigError(
+                f"expected the folder of an earlier run, found this run's own in --compare-with {config.compare_with}; give another --out"
+            )
+        open_run(config.compare_with)
     device = preflight.choose_device(config.device, session)
     resolved = {
         name: resolve_encoder(name, device=device, dtype=config.dtype, trust_remote_code=config.trust_remote_code)

@@ -30,6 +30,7 @@ BLIND_PAIRS_FOLDER = "blind_pairs"
 SELECTION = "pairs.parquet"
 REPORT_HTML = "report.html"
 REPORT_JSON = "report.json"
+DIFF_TABLE, DIFF_JSON, DIFF_HTML = DIFF_FILES = ("diff.parquet", "diff.json", "diff.html")
 
 
 def blind_folder(out: str, near: str, far: str) -> str:
@@ -41,6 +42,8 @@ def clear(out: str) -> None:
     """Take away the manifest of an earlier run in OUT, then its blind pairs: from now until the new manifest there is no run."""
     storage.remove(storage.join(out, MANIFEST))
     storage.remove_folder(storage.join(out, BLIND_PAIRS_FOLDER))
+    for name in DIFF_FILES:
+        storage.remove(storage.join(out, name))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

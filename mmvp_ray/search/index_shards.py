@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from mmvp_ray import storage
 from mmvp_ray.cluster import Inline, Session, own_error
 from mmvp_ray.config import fingerprint
-from mmvp_ray.errors import DataError
+from mmvp_ray.errors import ConfigError, DataError
 from mmvp_ray.schema import PIECES
 from mmvp_ray.search.blocks import Block, cut_blocks
 from mmvp_ray.search.census import Census
@@ -107,17 +107,22 @@ def shape_for(dim: int, num_images: int, *, bytes_per_vector: int, device: str) 
         num_images: Images of the index.
         bytes_per_vector: Limit on a compressed vector.
         device: "cpu": 4-bit words. "cuda": 8-bit words, in the numbers of subspaces that FAISS's kernels are compiled for.
+
+    Raises:
+        ConfigError: vectors too long for so few bytes on a GPU.
     """
     num_cells = min(MAX_CELLS, 1 << int(np.ceil(np.log2(max(4.0, num_images**0.5)))))
     budget = max(1, bytes_per_vector - KEPT_BYTES)
     if device == "cuda":
-        choices = [
-            (m, next((size for size in GPU_SUBSPACE_DIMS if m * size >= dim), 0)) for m in GPU_SUBSPACES if m <= budget
-        ]
-        choices = [(m, size) for m, size in choices if size] or [(budget, -(-dim // budget))]
+        sizes = [(m, size) for m in GPU_SUBSPACES if m <= budget for size in GPU_SUBSPACE_DIMS if m * size >= dim]
+        if not sizes:
+            raise ConfigError(
+                f"expected vectors of at most {min(budget, GPU_SUBSPACES[0]) * GPU_SUBSPACE_DIMS[-1]:,} numbers for codes of {bytes_per_vector} bytes "
+                f"on a GPU, found {dim:,}; give more --bytes-per-vector or take another --engine"
+            )
         # The finest that turns a vector into at most an eighth more numbers, else the one that adds least.
-        fitting = [choice for choice in choices if choice[0] * choice[1] <= 1.125 * dim]
-        num, size = fitting[0] if fitting else min(choices, key=lambda choice: choice[0] * choice[1])
+        fitting = [one for one in sizes if one[0] * one[1] <= 1.125 * dim]
+        num, size = fitting[0] if fitting else min(sizes, key=lambda one: one[0] * one[1])
         return CodeShape(dim=dim, num_cells=num_cells, num_subspaces=num, subspace_dim=size, bits=8)
     size = next((size for size in FAST_SUBSPACE_DIMS if 2 * budget * size >= dim), -(-dim // (2 * budget)))
     num = -(-dim // size)
@@ -574,9 +579,9 @@ class Shard:
         index = self._gpu if self._gpu is not None and num <= GPU_NEIGHBOURS else self._index
         index.nprobe = cell_NP.shape[1]
         plain_NK, row_NK = index.search_preassigned(rotated_NR, num, own_NP, np.ascontiguousarray(score_NP))
+        plain_NK[row_NK < 0] = -np.inf
         plain_NK += (rotated_NR @ codec.mean_R)[:, None]
         plain_NK /= self._kept_N[np.maximum(row_NK, 0)]
-        plain_NK[row_NK < 0] = -np.inf
         return plain_NK, row_NK
 
     def own(self, cell_NP: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -71,7 +71,7 @@ PROBED_RECALL = 0.995
 """Share of the sample's pairs that the probed cells must hold; one step of PROBES is added for what the sample does not show."""
 CUT_QUANTILE, CUT_MARGIN = 0.002, 1.15
 """The cut lies below the floor by what estimates of true pairs fall short, all but two in a thousand, and a bit more."""
-CUT_LEAST, CUT_UNCALIBRATED = 0.005, 0.05
+CUT_LEAST, CUT_UNCALIBRATED = 0.01, 0.05
 QUERY_ROWS = 8192
 NEIGHBOURS_GROWTH = 4
 MAX_CANDIDATES = 20_000_000

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from mmvp_ray import MineConfig, mine_pairs
+from mmvp_ray import MineConfig, mine_pairs, open_run
 from mmvp_ray.embed import EmbedConfig
 from mmvp_ray.errors import ConfigError
 from mmvp_ray.mine import RuleConfig
 from mmvp_ray.miniature.shards import WorldConfig, write_shards
 from mmvp_ray.pipeline import Progress, Run
 from mmvp_ray.search import SearchConfig
+from mmvp_ray.store import read_table
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_session")]
 GREY = "python:tests.integration.grey_encoder:factory"
@@ -199,3 +200,41 @@ def test_the_report_shows_engine_and_audit(world: Path, tmp_path: Path) -> None:
     audit = report["audit"]
     assert audit["num_anchors"] == audit["num_images"] == 408
     assert audit["low"] <= audit["recall"] <= audit["high"]
+
+
+class TestDiff:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def runs(cls, world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Run]:
+        out = tmp_path_factory.mktemp("diff")
+        old, _ = mine(world, EARLIER, out / "old", store=fresh_store(world, out / "store"))
+        rule = RuleConfig(near_above=0.94, far_below=0.75)
+        new, _ = mine(world, ALL, out / "new", store=str(out / "store"), rule=rule, compare_with=str(out / "old"))
+        return old, new
+
+    def test_every_pair_of_both_is_in_it_once(self, runs: tuple[Run, Run]) -> None:
+        old, new = (
+            {(row["image_id_a"], row["image_id_b"]): (row["cos_near"], row["cos_far"]) for row in pairs(run)}
+            for run in runs
+        )
+        rows = read_table(f"{runs[1].url}/diff.parquet").to_pylist()
+        found = {(row["image_id_a"], row["image_id_b"]): row for row in rows}
+        assert len(found) == len(rows)
+        assert found.keys() == old.keys() | new.keys()
+        for key, row in found.items():
+            expected = {
+                (True, True): {"still_blind"},
+                (True, False): {"fixed"},
+                (False, True): {"new_blind", "new_images"},
+            }
+            assert row["change"] in expected[key in old, key in new]
+        assert {row["change"] for row in rows} == {"still_blind", "fixed", "new_blind", "new_images"}
+
+    def test_the_report_links_the_page(self, runs: tuple[Run, Run]) -> None:
+        assert 'href="diff.html"' in Path(runs[1].url, "report.html").read_text()
+        assert Path(runs[1].url, "diff.html").stat().st_size > 10_000
+
+    def test_a_run_is_not_compared_with_itself(self, runs: tuple[Run, Run], world: Path) -> None:
+        with pytest.raises(ConfigError, match="--compare-with"):
+            mine(world, ALL, Path(runs[1].url), compare_with=runs[1].url)
+        assert open_run(runs[1].url).report()["diff_href"] == "diff.html"

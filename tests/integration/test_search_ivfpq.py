@@ -12,14 +12,15 @@ import pytest
 
 from mmvp_ray import storage
 from mmvp_ray.cluster import Inline, Session
-from mmvp_ray.errors import DataError, ResourceError
+from mmvp_ray.errors import ConfigError, DataError, ResourceError
 from mmvp_ray.search import PieceRef, SearchConfig, Space, index_shards, ivfpq, take_census
 from mmvp_ray.search.engines import JoinWork, Method
 from mmvp_ray.search.index_shards import Call, Codec, Holders, IndexHolder, IndexPlace, Shard, shape_for, train_codec
 from mmvp_ray.search.ivfpq import ivfpq_join
 from mmvp_ray.search.neighbours import neighbours
 from mmvp_ray.search.table import record_batches
-from mmvp_ray.sources.piece import Piece, Shard as SourceShard
+from mmvp_ray.sources.piece import Piece
+from mmvp_ray.sources.piece import Shard as SourceShard
 from mmvp_ray.store import Store, commit_embeddings, id_keys, id_matrix, open_store
 
 pytestmark = pytest.mark.integration
@@ -256,11 +257,11 @@ def test_copies_beyond_the_neighbours_asked_for_are_found(tmp_path: Path) -> Non
 
 
 def test_nothing_but_copies(tmp_path: Path) -> None:
-    vectors, ids = np.repeat(cone(5), 900, axis=0), random_ids(4500)
+    vectors, ids = np.repeat(cone(40), 110, axis=0), random_ids(4400)
     store, pieces = fill(tmp_path, vectors, ids)
-    found, facts = asked(store, pieces, floor=0.999)
-    assert len(found) == len(brute_force(vectors, ids, 0.999)) == 5 * 900 * 899 // 2
-    assert facts["num_indexed"] == 4500
+    found, facts = asked(store, pieces, floor=0.999, config=SearchConfig(num_neighbours=32))
+    assert len(found) == len(brute_force(vectors, ids, 0.999)) >= 40 * 110 * 109 // 2
+    assert facts["num_indexed"] == facts["num_saturated"] == 4400
 
 
 def test_vectors_without_a_cosine_join_with_nothing(tmp_path: Path) -> None:
@@ -352,7 +353,7 @@ def test_a_shard_answers_what_its_codes_say(tmp_path: Path, dim: int) -> None:
     got = np.empty_like(wanted)
     np.put_along_axis(got, order[row_NK], estimate_NK, axis=1)
     # Fast scan rounds its tables to 8 bits, the kept share is stored as fp16.
-    np.testing.assert_allclose(got, wanted, atol=0.01)
+    np.testing.assert_allclose(got, wanted, atol=0.02)
 
 
 def test_estimates_are_nearer_to_cosines_than_scores_are() -> None:
@@ -366,7 +367,8 @@ def test_estimates_are_nearer_to_cosines_than_scores_are() -> None:
     score_C = np.einsum("cr,cr->c", rotated_NR[a], stands_for_NR[b])
     cos_C = np.einsum("cd,cd->c", wide[a], wide[b])
     assert np.abs(score_C / kept_N[b] - cos_C).mean() < 0.25 * np.abs(score_C - cos_C).mean()
-    assert abs((score_C / kept_N[b] - cos_C).mean()) < 0.005
+    # It is a little high where the code lost noise of b's own, never low: nothing falls below the cut for that.
+    assert (score_C / kept_N[b] - cos_C).mean() > -0.005
 
 
 def test_training_gives_the_same_codec_again_and_a_codec_survives_its_file() -> None:
@@ -382,17 +384,23 @@ def test_training_gives_the_same_codec_again_and_a_codec_survives_its_file() -> 
         Codec.from_bytes(b"PK nothing of the kind", where="here")
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("dim", [1, 2, 7, 12, 48, 100, 384, 512, 768, 1024, 1536, 4096])
 @pytest.mark.parametrize("num_bytes", [1, 4, 16, 64, 96])
-def test_codes_fit_their_bytes_and_hold_the_vector(device: str, dim: int, num_bytes: int) -> None:
-    shape = shape_for(dim, 100_000, bytes_per_vector=num_bytes, device=device)
+def test_codes_fit_their_bytes_and_hold_the_vector(dim: int, num_bytes: int) -> None:
+    shape = shape_for(dim, 100_000, bytes_per_vector=num_bytes, device="cpu")
     assert shape.rotated_dim >= dim
     assert shape.vector_bytes <= max(num_bytes, 3)
-    if device == "cuda":
-        assert shape.bits == 8 and shape.num_subspaces in {1, 2, 3, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96}
-    else:
-        assert shape.bits == 4 and shape.num_subspaces % 2 == 0
+    assert shape.bits == 4 and shape.num_subspaces % 2 == 0
+
+
+@pytest.mark.parametrize("dim", [1, 48, 100, 384, 512, 768, 1024, 1536])
+def test_codes_for_a_gpu_are_of_the_sizes_that_its_kernels_know(dim: int) -> None:
+    shape = shape_for(dim, 100_000, bytes_per_vector=64, device="cuda")
+    assert dim <= shape.rotated_dim <= max(1.34 * dim, 4)
+    assert shape.bits == 8 and shape.vector_bytes <= 64
+    assert shape.num_subspaces in {1, 2, 3, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96}
+    with pytest.raises(ConfigError, match="at most 448 numbers"):
+        shape_for(1024, 100_000, bytes_per_vector=16, device="cuda")
 
 
 def test_cells_are_cut_into_ranges_that_miss_none() -> None:

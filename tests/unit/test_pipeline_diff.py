@@ -22,13 +22,13 @@ from mmvp_ray import storage
 from mmvp_ray.errors import ConfigError, DataError, ResourceError
 from mmvp_ray.pipeline import changes, diff
 from mmvp_ray.pipeline.changes import find_changes, merge
-from mmvp_ray.pipeline.diff import DIFF, DIFF_HTML, DIFF_JSON, DIFF_TABLE, diff_runs, write_diff
-from mmvp_ray.pipeline.results import MANIFEST, PIECES_FILE, REPORT_JSON, blind_folder
+from mmvp_ray.pipeline.diff import diff_runs, write_diff
+from mmvp_ray.pipeline.results import DIFF_HTML, DIFF_JSON, DIFF_TABLE, MANIFEST, PIECES_FILE, REPORT_JSON, blind_folder
 from mmvp_ray.pipeline.run import Run, open_run
 from mmvp_ray.pipeline.run_side import RunSide
 from mmvp_ray.report.data import Blindness
 from mmvp_ray.report.diff_data import CHANGES, RunDiff
-from mmvp_ray.schema import BLIND_PAIRS, IMAGES, PIECES
+from mmvp_ray.schema import BLIND_PAIRS, DIFF, IMAGES, PIECES
 from mmvp_ray.search import PairBatch
 from mmvp_ray.search.decide import exact_cosines
 from mmvp_ray.sources.piece import image_id
