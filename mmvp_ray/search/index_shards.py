@@ -39,7 +39,7 @@ from mmvp_ray.search.space import Space, read_vectors
 from mmvp_ray.store import DONE, Store, done_names, id_keys, read_marker, write_marker, write_table
 
 # Shapes: N vectors, D numbers in a stored one, R in a rotated one, L cells (FAISS's lists), P cells probed for a vector, K neighbours asked
-# for, S bytes of a code, T sampled vectors.
+# for, S bytes of a code, T sampled vectors, M subspaces, W words of each.
 
 KEPT_BYTES = 2
 """What a code kept, fp16: it counts among the bytes of a compressed vector."""
@@ -218,6 +218,19 @@ class Codec:
         codes_NS = self._quantizer.compute_codes(rotated_NR - near_NR)
         near_NR += self._quantizer.decode(codes_NS)
         return codes_NS, near_NR
+
+    def scan_noise(self, rotated_NR: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Standard deviation of the scores that FAISS's fast scan makes of each query, (N,): it rounds its tables to 8 bits, all alike."""
+        shape = self.shape
+        if shape.bits != 4:
+            return np.zeros(len(rotated_NR), dtype=np.float32)
+        words_MWD = self.words.reshape(shape.num_subspaces, 16, shape.subspace_dim)
+        tables_NMW = np.einsum(
+            "nmd,mwd->nmw", rotated_NR.reshape(-1, shape.num_subspaces, shape.subspace_dim), words_MWD, optimize=True
+        )
+        steps_N = np.ptp(tables_NMW, axis=2).max(axis=1, initial=0.0) / 255
+        noise_N: NDArray[np.float32] = steps_N * np.sqrt(shape.num_subspaces / 12)
+        return noise_N
 
     def to_bytes(self) -> bytes:
         """The codec as the file codec.npz."""

@@ -71,7 +71,9 @@ PROBED_RECALL = 0.995
 """Share of the sample's pairs that the probed cells must hold; one step of PROBES is added for what the sample does not show."""
 CUT_QUANTILE, CUT_MARGIN = 0.002, 1.15
 """The cut lies below the floor by what estimates of true pairs fall short, all but two in a thousand, and a bit more."""
-CUT_LEAST, CUT_UNCALIBRATED = 0.01, 0.05
+CUT_LEAST, CUT_UNCALIBRATED = 0.005, 0.05
+CUT_NOISE = 4.0
+"""Standard deviations of what FAISS's fast scan rounds away, which the calibration's own estimates do not suffer."""
 QUERY_ROWS = 8192
 NEIGHBOURS_GROWTH = 4
 MAX_CANDIDATES = 20_000_000
@@ -286,10 +288,12 @@ class Judged:
     Attributes:
         rank_2C: How many cells are nearer to the one that asks than the other's; a large number beyond the most that are probed.
         estimate_2C: The cosine that the other's code makes it.
+        noise: Standard deviation of what the index itself adds to estimates, the largest of the anchors'.
     """
 
     rank_2C: NDArray[np.int64]
     estimate_2C: NDArray[np.float32]
+    noise: float
 
 
 def judge_pairs(holder: IndexHolder, item: tuple[IndexPlace, TruePairs], anchors_AD: NDArray[np.float16]) -> Judged:
@@ -307,7 +311,11 @@ def judge_pairs(holder: IndexHolder, item: tuple[IndexPlace, TruePairs], anchors
         same_CP = cell_CP == other_CP[:, :1]
         ranks.append(np.where(same_CP.any(axis=1), same_CP.argmax(axis=1), np.iinfo(np.int64).max))
         estimates.append(np.einsum("cr,cr->c", asks_CR, near_CR) / np.maximum(kept_C, 1e-3))
-    return Judged(rank_2C=np.stack(ranks), estimate_2C=np.stack(estimates))
+    rotated_AR, usable_A = codec.rotate(anchors_AD)
+    noise_A = codec.scan_noise(rotated_AR[usable_A])
+    return Judged(
+        rank_2C=np.stack(ranks), estimate_2C=np.stack(estimates), noise=float(noise_A.max(initial=0.0) / codec.kept)
+    )
 
 
 def _calibrated(
@@ -324,6 +332,7 @@ def _calibrated(
     if seen_C.sum() >= MIN_CALIBRATION_PAIRS:
         short = float(np.quantile(best_C[seen_C] - pairs.cos_C[seen_C], CUT_QUANTILE))
         slack = max(CUT_LEAST, -CUT_MARGIN * short)
+    slack += CUT_NOISE * judged.noise
     cut = work.floor - slack
     num_found = int((best_C > cut).sum())
     low, high = wilson_interval(num_found, num_pairs)
@@ -343,6 +352,8 @@ def _calibrated(
 
 
 def _probes_for(rank_C: NDArray[np.int64]) -> int:
+    if not len(rank_C):
+        return PROBES_UNCALIBRATED
     enough = next(
         (step for step, probes in enumerate(PROBES) if (rank_C < probes).mean() >= PROBED_RECALL), len(PROBES)
     )

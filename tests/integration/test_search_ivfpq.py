@@ -353,7 +353,10 @@ def test_a_shard_answers_what_its_codes_say(tmp_path: Path, dim: int) -> None:
     got = np.empty_like(wanted)
     np.put_along_axis(got, order[row_NK], estimate_NK, axis=1)
     # Fast scan rounds its tables to 8 bits, the kept share is stored as fp16.
-    np.testing.assert_allclose(got, wanted, atol=0.02)
+    error_NK = got * kept_N - wanted * kept_N
+    noise_N = codec.scan_noise(rotated_NR[:200])
+    assert (np.abs(error_NK) <= 6 * noise_N[:, None] + 1e-3).all()
+    assert 0.3 < np.median(error_NK.std(axis=1) / noise_N) < 1.2
 
 
 def test_estimates_are_nearer_to_cosines_than_scores_are() -> None:

@@ -11,7 +11,6 @@ import runpy
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -366,13 +365,6 @@ def test_no_earlier_run(world, tmp_path):
     new = world.run("new", [])
     with pytest.raises(ConfigError, match="expected a finished run"):
         write_diff(str(tmp_path / "nowhere"), new)
-
-
-def test_the_table_goes_to_an_object_store_whole(tmp_path):
-    local = tmp_path / "table"
-    local.write_bytes(b"rows")
-    diff._publish(local, "memory://diff-test/out/diff.parquet")
-    assert fsspec.filesystem("memory").cat_file("/diff-test/out/diff.parquet") == b"rows"
 
 
 class Listed:

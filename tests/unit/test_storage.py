@@ -466,3 +466,23 @@ def test_normalise(uri: str, expected: str) -> None:
 
 def test_join_puts_single_slashes() -> None:
     assert storage.join("s3://b/", "/x/", "y.parquet") == "s3://b/x/y.parquet"
+
+
+@pytest.mark.parametrize("scheme", ["", "memory://"])
+def test_a_local_file_is_put_in_its_place_whole(tmp_path, scheme):
+    local = tmp_path / "table"
+    local.write_bytes(b"rows")
+    target = f"{scheme or tmp_path}/write-file/out/diff.parquet"
+    storage.write_file(target, local)
+    assert storage.read_bytes(target) == b"rows"
+    assert storage.list_names(f"{scheme or tmp_path}/write-file/out") == ["diff.parquet"]
+
+
+def test_folders_are_listed_and_removed(tmp_path):
+    for name in ("b/one", "a/deep/two", "file"):
+        storage.write_bytes(f"{tmp_path}/{name}", b"x")
+    assert storage.list_folders(str(tmp_path)) == ["a", "b"]
+    storage.remove_folder(f"{tmp_path}/a")
+    storage.remove_folder(f"{tmp_path}/none")
+    assert storage.list_folders(str(tmp_path)) == ["b"]
+    assert storage.list_folders(f"{tmp_path}/none") == []
