@@ -165,6 +165,21 @@ def test_tally_counts_like_plain_loops_in_any_order() -> None:
     assert [miss[0] for miss in tallies[0].misses] == distances[:50]
 
 
+@pytest.mark.parametrize("floor", [0.93, 1.0])
+def test_the_joint_histogram_is_numpys(floor: float) -> None:
+    rule = settle_rule(RuleConfig(near_above=1.0, floor=floor), sample([], []))
+    tally = Tally(rule)
+    edges = np.concatenate([tally.near_edges, tally.near_edges + 1e-9, [0.5, 1.0]])
+    near = np.resize(edges, 700)
+    far = np.resize([*tally.far_edges, np.nan, 0.31, -1.0, 1.0], 700)
+    ids = np.zeros((700, 16), dtype=np.uint8)
+    tally.add(PairBatch(ids_a_P16=ids, ids_b_P16=ids, cos_near_P=near, cos_far_P=far))
+    seen = np.isfinite(far)
+    expected, _, _ = np.histogram2d(near[seen], far[seen], bins=(tally.near_edges, tally.far_edges))
+    np.testing.assert_array_equal(tally.joint, expected)
+    assert expected.sum() > 0
+
+
 def test_degrees_count_near_pairs_over_all_batches() -> None:
     rule = settle_rule(RuleConfig(), sample([], []))
     whole = random_batch(2, 30, 300)

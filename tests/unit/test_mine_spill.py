@@ -29,7 +29,7 @@ def keys(rng: np.random.Generator, kind: Kind, num_rows: int) -> np.ndarray:
     return np.stack([np.full(num_rows, 7), rng.integers(0, 200, num_rows)], axis=1).astype(np.uint64)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(
     st.integers(0, 1000),
     st.sampled_from(["hashes", "few", "same", "last byte"]),
