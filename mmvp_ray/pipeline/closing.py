@@ -28,10 +28,27 @@ def closing_lines(run: Run) -> list[str]:
         lines.append(
             f"  relative blindness {blindness['fraction']:.2%} of near pairs (95 % interval {blindness['low']:.2%} to {blindness['high']:.2%})"
         )
+    if report["matrix"]:
+        lines += ["", "  who is blind (near) to what whom sees (far)"]
+        lines += [
+            f"  {cell['near']} / {cell['far']}: {cell['num_blind']:,} of {cell['num_near']:,} near pairs"
+            + (
+                ""
+                if cell["fraction"] is None
+                else f", {cell['fraction']:.2%} ({cell['low']:.2%} to {cell['high']:.2%})"
+            )
+            for cell in report["matrix"]
+        ]
+    audit = report["audit"]
+    if audit["recall"] is not None:
+        lines.append(
+            f"  recall of the search {audit['recall']:.4f} ({audit['low']:.4f} to {audit['high']:.4f}) by {audit['num_true_pairs']:,} true pairs of {audit['num_anchors']:,} images"
+        )
+    width = max(14, *(len(time["stage"]) + 1 for time in report["throughput"]))
     lines += [
         "",
         *(
-            f"  {time['stage']:<14}{time['count']:>14,} {time['unit']} in {time['seconds']:.1f} s{_rate(time['per_second'])}"
+            f"  {time['stage']:<{width}}{time['count']:>14,} {time['unit']} in {time['seconds']:.1f} s{_rate(time['per_second'])}"
             for time in report["throughput"]
         ),
     ]

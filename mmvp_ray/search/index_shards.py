@@ -18,7 +18,7 @@ import hashlib
 import io
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -35,6 +35,7 @@ from mmvp_ray.search.blocks import Block, cut_blocks
 from mmvp_ray.search.census import Census
 from mmvp_ray.search.decide import squared_lengths
 from mmvp_ray.search.gather import Chunk, gather_chunks, lay_out
+from mmvp_ray.search.kernel import join_block
 from mmvp_ray.search.space import Space, read_vectors
 from mmvp_ray.store import DONE, Store, done_names, id_keys, read_marker, write_marker, write_table
 
@@ -49,6 +50,8 @@ POINTS_PER_CELL = 32
 TRAINED_ON = 16_384
 """Sampled vectors that the product quantizer is trained on: 512 for each of its 4-bit words, 64 for an 8-bit one."""
 CELL_ROUNDS, WORD_ROUNDS = 8, 10
+SAME_CELL = 0.9995
+"""Cosine above which two cells are one."""
 ROTATION_GAIN = 0.98
 """The rotation is used where it leaves less than this share of the error: turning a vector costs as much as finding its cell."""
 CHUNK_ROWS = 4096
@@ -289,7 +292,10 @@ def usable_rows(vectors_ND: NDArray[np.float16]) -> NDArray[np.bool_]:
 
 
 def train_codec(shape: CodeShape, sample_TD: NDArray[np.float16]) -> Codec:
-    """Fit cells, rotation and words to a sample of at least `num_cells` usable vectors; one thread, so that equal samples give equal codecs."""
+    """Fit cells, rotation and words to a sample of at least `num_cells` usable vectors; one thread, so that equal samples give equal codecs.
+
+    Cells that fall together are one: the codec may have fewer than `shape` says.
+    """
     import faiss
 
     num_threads = faiss.omp_get_max_threads()
@@ -305,6 +311,10 @@ def train_codec(shape: CodeShape, sample_TD: NDArray[np.float16]) -> Codec:
         fit.niter, fit.spherical, fit.seed, fit.min_points_per_centroid = CELL_ROUNDS, True, 1, 1
         fit.train(seen_TD, faiss.IndexFlatIP(shape.dim))
         cells_LD = faiss.vector_to_array(fit.centroids).reshape(shape.num_cells, shape.dim)
+        # Many copies draw several cells into one place, where rounding would part them.
+        same = join_block(cells_LD.astype(np.float16), None, SAME_CELL)
+        cells_LD = np.delete(cells_LD, np.unique(same.rows_b_P), axis=0)
+        shape = replace(shape, num_cells=len(cells_LD))
         flat = faiss.IndexFlatIP(shape.dim)
         flat.add(cells_LD)
         score_T1, cell_T1 = flat.search(seen_TD, 1)
@@ -839,11 +849,14 @@ def build_index(plan: IndexPlan, holders: Holders) -> dict[str, Any]:
         plan: Its codec is trained.
         holders: Where it is done.
     """
-    place, shape = plan.place, plan.shape
+    place = plan.place
     index_uri = storage.join(place.folder, INDEX_JSON)
     if storage.exists(index_uri):
         found: dict[str, Any] = storage.read_json(index_uri)
         return found
+    codec_uri = storage.join(place.codec_folder, CODEC_FILE)
+    codec = Codec.from_bytes(storage.read_bytes(codec_uri), where=codec_uri)
+    shape = codec.shape
     uris = [place.codes_uri(block) for block in plan.blocks]
     done = set(done_names(storage.join(place.codec_folder, "codes")))
     left = [block for block, uri in zip(plan.blocks, uris, strict=True) if _name_of(uri) not in done]
@@ -875,8 +888,6 @@ def build_index(plan: IndexPlan, holders: Holders) -> dict[str, Any]:
     entry = write_table(place.store, storage.join(place.folder, "pieces.parquet"), table)
     write_marker(storage.join(place.folder, "pieces" + DONE), files=[entry])
     num_rows = int(counts_L.sum())
-    codec_uri = storage.join(place.codec_folder, CODEC_FILE)
-    codec = Codec.from_bytes(storage.read_bytes(codec_uri), where=codec_uri)
     facts = {
         "pieces_key": plan.pieces_key,
         "num_rows": num_rows,
@@ -885,6 +896,7 @@ def build_index(plan: IndexPlan, holders: Holders) -> dict[str, Any]:
         "sample_kept_without": round(codec.kept_without, 6),
         "sample_kept": round(codec.kept, 6),
         "rotated": codec.rotation_RD is not None,
+        "shape": asdict(shape),
         "shards": [[task.name, task.first, task.last] for task in tasks],
     }
     storage.write_json(index_uri, facts)
@@ -898,7 +910,7 @@ def index_facts(plan: IndexPlan, index: dict[str, Any]) -> dict[str, Any]:
         plan: How it was made.
         index: What build_index gave.
     """
-    shape = plan.shape
+    shape = CodeShape(**index["shape"])
     return {
         "index": plan.place.store.relative(plan.place.folder),
         "codec": {"key": plan.place.codec_key, "shape": asdict(shape), "num_images": plan.grown_from},

@@ -240,7 +240,7 @@ def _settle_search(
             return None
     pairs = _in_order(parts)
     (judged,) = holders.run([Call(work=judge_pairs, item=(plan.place, pairs), shared=shared[1:])])
-    search = _calibrated(plan, config, work, pairs, judged, num_anchors=len(keys_A))
+    search = _calibrated(config, work, pairs, judged, num_anchors=len(keys_A))
     storage.write_json(uri, asdict(search))
     return search
 
@@ -288,11 +288,13 @@ class Judged:
     Attributes:
         rank_2C: How many cells are nearer to the one that asks than the other's; a large number beyond the most that are probed.
         estimate_2C: The cosine that the other's code makes it.
+        num_cells: Cells that there are.
         noise: Standard deviation of what the index itself adds to estimates, the largest of the anchors'.
     """
 
     rank_2C: NDArray[np.int64]
     estimate_2C: NDArray[np.float32]
+    num_cells: int
     noise: float
 
 
@@ -314,17 +316,20 @@ def judge_pairs(holder: IndexHolder, item: tuple[IndexPlace, TruePairs], anchors
     rotated_AR, usable_A = codec.rotate(anchors_AD)
     noise_A = codec.scan_noise(rotated_AR[usable_A])
     return Judged(
-        rank_2C=np.stack(ranks), estimate_2C=np.stack(estimates), noise=float(noise_A.max(initial=0.0) / codec.kept)
+        rank_2C=np.stack(ranks),
+        estimate_2C=np.stack(estimates),
+        num_cells=codec.shape.num_cells,
+        noise=float(noise_A.max(initial=0.0) / codec.kept),
     )
 
 
 def _calibrated(
-    plan: IndexPlan, config: SearchConfig, work: JoinWork, pairs: TruePairs, judged: Judged, *, num_anchors: int
+    config: SearchConfig, work: JoinWork, pairs: TruePairs, judged: Judged, *, num_anchors: int
 ) -> SearchSettings:
     # Old images do not ask: with them, a pair must be found from one side.
     sides = slice(0, 2 if work.census.num_old == 0 else 1)
-    num_pairs, num_cells = len(pairs.cos_C), plan.shape.num_cells
-    probes = min(config.num_probes or _probes_for(judged.rank_2C[sides].min(axis=0)), num_cells)
+    num_pairs = len(pairs.cos_C)
+    probes = min(config.num_probes or _probes_for(judged.rank_2C[sides].min(axis=0)), judged.num_cells)
     probed_2C = judged.rank_2C[sides] < probes
     best_C = np.where(probed_2C, judged.estimate_2C[sides], -np.inf).max(axis=0)
     seen_C = np.isfinite(best_C)
