@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -164,8 +165,8 @@ def _session(workers: int, *, bf16: bool) -> Any:
 
     if not bf16:
         without_bf16()
+    load_libraries(0)
     if not workers:
-        load_libraries(0)
         return Inline()
     # As Session starts it, but with so many cores.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -195,13 +196,19 @@ def _session(workers: int, *, bf16: bool) -> Any:
 
 
 def load_libraries(number: int) -> int:
-    """Import in a worker what its tasks will use, as the clock of a peer starts after its imports too."""
-    import pyarrow.parquet  # noqa: F401
-
+    """Import and set up what tasks will use, as the clock of a peer starts after its imports too."""
+    from mmvp_ray import storage
     from mmvp_ray.search import exact, kernel  # noqa: F401
+    from mmvp_ray.store import embeddings_table, open_store, read_embeddings, write_table
 
     if kernel._multiplies_bf16():
         import torch  # noqa: F401
+    with tempfile.TemporaryDirectory() as folder:
+        store, uri = open_store(folder), storage.join(folder, "some.parquet")
+        rng = np.random.default_rng(number)
+        vectors_ND = rng.standard_normal((64, 32)).astype(np.float16)
+        write_table(store, uri, embeddings_table(rng.integers(0, 256, (64, 16), dtype=np.uint8), vectors_ND))
+        kernel.join_block(read_embeddings(uri)[1], None, 0.9)
     time.sleep(0.2)
     return os.getpid()
 

@@ -24,6 +24,8 @@ PRODUCT_SLACK = 4e-6
 """The same for the difference of two products, where centroids lie so close that the distance between them is no lever."""
 CHUNK_NUMBERS = 1 << 24
 """Numbers of a chunk's products with all centroids: 64 MB."""
+MATRIX_CELLS = 8192
+"""Up to so many cells the distances between all centroids are kept: 256 MB."""
 KMEANS_SEED = 240106209
 KMEANS_ROUNDS = 10
 POINTS_PER_CELL = 48
@@ -67,6 +69,7 @@ class Cells:
 
     def __init__(self, centroids_KD: NDArray[np.float32]) -> None:
         self.centroids_KD = np.ascontiguousarray(centroids_KD, dtype=np.float32)
+        self._apart_KK = self._all_apart() if len(self) <= MATRIX_CELLS else None
         self._widest_K = np.concatenate([np.empty(0, dtype=np.float32), *self._widest()])
 
     def __len__(self) -> int:
@@ -130,6 +133,20 @@ class Cells:
             yield first, multiply(unit_ND[first : first + step])
 
     def _apart(self, a_P: NDArray[np.integer], b_P: NDArray[np.integer]) -> NDArray[np.float32]:
+        if self._apart_KK is not None:
+            found: NDArray[np.float32] = self._apart_KK[a_P, b_P]
+            return found
+        return self._each_apart(a_P, b_P)
+
+    def _all_apart(self) -> NDArray[np.float32]:
+        products_KK = self.centroids_KD @ self.centroids_KD.T
+        apart_KK: NDArray[np.float32] = np.sqrt(np.maximum(0.0, 2.0 - 2.0 * products_KK))
+        # 2 - 2 <c_a, c_b> loses its digits where centroids are close.
+        a_P, b_P = np.nonzero(apart_KK < 0.1)
+        apart_KK[a_P, b_P] = self._each_apart(a_P, b_P)
+        return apart_KK
+
+    def _each_apart(self, a_P: NDArray[np.integer], b_P: NDArray[np.integer]) -> NDArray[np.float32]:
         # |c_a - c_b| of unit vectors, from the difference itself: 2 - 2 <c_a, c_b> loses its digits where they are close.
         apart = np.empty(len(a_P), dtype=np.float32)
         step = max(1, CHUNK_NUMBERS // max(1, self.centroids_KD.shape[1]))

@@ -81,10 +81,10 @@ def find_copy_edges(
     Yields:
         Ids of both images of some edges, (E, 16) uint8 each.
     """
-    cells, facts = settle_cells(store, census, near, SearchConfig(), {}, device=device, session=session)
+    fitted = settle_cells(store, census, near, SearchConfig(), {}, device=device, session=session)
     delta = provable_delta(np.nextafter(near_at_least, -1.0))
-    routed = storage.join(folder, "routed", facts["cells"])
-    files = routing.route_census(store, census, near, cells, delta, routed, device=device, session=session, also=also)
+    routed = storage.join(folder, "routed", fitted.facts["cells"])
+    files = routing.route_census(store, census, near, fitted, delta, routed, device=device, session=session, also=also)
     parts = list(routing.cut_parts(files, max_rows=routing.max_part_rows(device, 2 * (near.dim + also.dim))))
     done = set(done_names(folder))
     tasks = [

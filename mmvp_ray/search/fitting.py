@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,15 @@ DRIFTED_CELL = 4.0
 DRIFTED_COSINE = 0.05
 
 
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """Cells, what is known of them, and the vectors of random images: at most SHAPE_IMAGES, (S, D) float16."""
+
+    cells: Cells
+    facts: dict[str, Any]
+    sample_SD: NDArray[np.float16]
+
+
 def settle_cells(
     store: Store,
     census: Census,
@@ -39,7 +49,7 @@ def settle_cells(
     *,
     device: str,
     session: Session,
-) -> tuple[Cells, dict[str, Any]]:
+) -> Fitted:
     """The cells of the parent, or those fitted to this census, which are kept in the store; and what is known of them.
 
     Args:
@@ -53,29 +63,32 @@ def settle_cells(
     """
     if "cells" in parent and not config.refit_cells:
         cells = _read_cells(store, space, parent["cells"])
-        return cells, {name: parent[name] for name in ("cells", "num_cells", "fit_largest_cell", "fit_home_cosine")} | {
-            "drift": _drift(store, census, space, cells, parent, session=session)
-        }
+        sample_SD = sample_vectors(store, census, space, SHAPE_IMAGES, session=session)
+        facts = {name: parent[name] for name in ("cells", "num_cells", "fit_largest_cell", "fit_home_cosine")}
+        return Fitted(cells, {**facts, "drift": _drift(census, cells, parent, sample_SD)}, sample_SD)
     num_cells = config.num_cells or max(1, min(MAX_CELLS, census.num_images // IMAGES_PER_CELL))
     key = fingerprint({"pieces": census.content_key, "num_images": census.num_images, "num_cells": num_cells})
     uri = _cells_uri(store, space, key)
-    if not storage.exists(uri):
-        task = (num_cells, device == "cuda")
-        shared = [session.share(sample_vectors(store, census, space, num_cells * POINTS_PER_CELL, session=session))]
-        gpus = 1.0 if device == "cuda" else 0.0
-        (centroids_KD,) = session.run_tasks(_fit, [task], num_gpus=gpus, shared=shared)
+    is_fitted = storage.exists(uri)
+    count = SHAPE_IMAGES if is_fitted else max(SHAPE_IMAGES, num_cells * POINTS_PER_CELL)
+    sample_SD = sample_vectors(store, census, space, count, session=session)
+    if not is_fitted:
+        fit_SD = sample_SD[: num_cells * POINTS_PER_CELL]
+        gpu = device == "cuda"
+        fits = session.run_tasks(_fit, [(num_cells, gpu)], num_gpus=1.0 if gpu else 0.0, shared=[session.share(fit_SD)])
         sink = io.BytesIO()
-        np.save(sink, centroids_KD, allow_pickle=False)
+        np.save(sink, next(fits), allow_pickle=False)
         storage.write_bytes(uri, sink.getvalue())
-    cells = _read_cells(store, space, key)
-    largest, cosine = _shape_of(cells, sample_vectors(store, census, space, SHAPE_IMAGES, session=session))
-    return cells, {
+    cells, sample_SD = _read_cells(store, space, key), sample_SD[:SHAPE_IMAGES]
+    largest, cosine = _shape_of(cells, sample_SD)
+    facts = {
         "cells": key,
         "num_cells": len(cells),
         "fit_largest_cell": largest,
         "fit_home_cosine": cosine,
         "drift": "",
     }
+    return Fitted(cells, facts, sample_SD)
 
 
 def has_cells(store: Store, space: Space, parent: dict[str, Any]) -> bool:
@@ -114,10 +127,8 @@ def _shape_of(cells: Cells, sample_SD: NDArray[np.float16]) -> tuple[float, floa
     return round(largest, 6), round(float(finite.mean()), 6) if len(finite) else 1.0
 
 
-def _drift(
-    store: Store, census: Census, space: Space, cells: Cells, parent: dict[str, Any], *, session: Session
-) -> str:
-    largest, cosine = _shape_of(cells, sample_vectors(store, census, space, SHAPE_IMAGES, session=session))
+def _drift(census: Census, cells: Cells, parent: dict[str, Any], sample_SD: NDArray[np.float16]) -> str:
+    largest, cosine = _shape_of(cells, sample_SD)
     limit = DRIFTED_CELL * max(parent["fit_largest_cell"], 1.0 / len(cells))
     if largest > limit:
         return f"the largest cell holds {largest:.2%} of the images, {parent['fit_largest_cell']:.2%} when the cells were fitted; --refit-cells joins faster"

@@ -108,10 +108,10 @@ def route_block(task: RouteTask, centroids_KD: NDArray[np.float32], group_K: NDA
                 pa.ListArray.from_arrays(
                     np.concatenate([[0], np.cumsum(listed)]).astype(np.int32), pa.array(cells_listed)
                 ).cast(schema.field("visits").type),
-                _vector_array(vectors_ND[rows], schema.field("vector").type),
+                _vector_array(vectors_ND[rows]),
             ]
             if also_NE is not None:
-                columns.append(_vector_array(also_NE[rows], schema.field("also").type))
+                columns.append(_vector_array(also_NE[rows]))
             writer.write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=max(1, len(rows)))
     entry = write_written(task.store, storage.join(task.folder, f"{task.name}.parquet"), sink.getvalue(), len(row_R))
     write_marker(
@@ -124,8 +124,9 @@ def route_block(task: RouteTask, centroids_KD: NDArray[np.float32], group_K: NDA
     )
 
 
-def _vector_array(vectors_RD: NDArray[np.float16], kind: pa.DataType) -> pa.Array:
-    return pa.FixedSizeListArray.from_arrays(pa.array(vectors_RD.reshape(-1), type=pa.float16()), type=kind)
+def _vector_array(vectors_RD: NDArray[np.float16]) -> pa.Array:
+    kind = pa.binary(vectors_RD.shape[1] * vectors_RD.itemsize)
+    return pa.Array.from_buffers(kind, len(vectors_RD), [None, pa.py_buffer(vectors_RD)])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -186,8 +187,9 @@ def read_group(folder: str, slices: Sequence[tuple[str, int, bool]]) -> RoutedRo
 
 def _vectors(table: pa.Table, name: str) -> NDArray[np.float16]:
     column = table.column(name).combine_chunks()
-    numbers: NDArray[np.float16] = column.flatten().to_numpy(zero_copy_only=False)
-    return numbers.reshape(-1, table.schema.field(name).type.list_size)
+    dim = column.type.byte_width // 2
+    numbers = np.frombuffer(column.buffers()[1], dtype=np.float16)
+    return numbers[column.offset * dim : (column.offset + len(column)) * dim].reshape(-1, dim)
 
 
 def _read_row_group(uri: str, index: int) -> pa.Table:

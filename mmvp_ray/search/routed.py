@@ -80,14 +80,23 @@ def routed_join(
         return plan["parts"], plan["facts"]
     if not has_cells(store, space, parent):
         parent = {}
-    cells, cells_facts = settle_cells(store, census, space, config, parent, device=device, session=session)
+    fitted = settle_cells(store, census, space, config, parent, device=device, session=session)
     delta = settle_delta(
-        store, census, space, cells, folder, floor=floor, config=config, parent=parent, device=device, session=session
+        store,
+        census,
+        space,
+        fitted.cells,
+        folder,
+        floor=floor,
+        config=config,
+        parent=parent,
+        device=device,
+        session=session,
     )
     routed = storage.join(
-        store.routed(space.name), fingerprint([folder.rsplit("/", 1)[-1], cells_facts["cells"], delta.delta])
+        store.routed(space.name), fingerprint([folder.rsplit("/", 1)[-1], fitted.facts["cells"], delta.delta])
     )
-    files = routing.route_census(store, census, space, cells, delta.delta, routed, device=device, session=session)
+    files = routing.route_census(store, census, space, fitted, delta.delta, routed, device=device, session=session)
     tasks = [
         MeetTask(
             store=store,
@@ -103,7 +112,7 @@ def routed_join(
     ]
     num_homes, num_visits = sum(file.num_homes for file in files), sum(file.num_visits for file in files)
     facts = {
-        **cells_facts,
+        **fitted.facts,
         "delta": delta.delta,
         "provable": delta.provable,
         "calibration_pairs": delta.num_pairs,

@@ -9,18 +9,17 @@ from numpy.typing import NDArray
 
 from mmvp_ray.cluster import Session
 from mmvp_ray.search.blocks import cut_blocks
-from mmvp_ray.search.cells import Cells
 from mmvp_ray.search.census import Census
-from mmvp_ray.search.fitting import SHAPE_IMAGES, sample_vectors
+from mmvp_ray.search.fitting import Fitted
 from mmvp_ray.search.route import RoutedFile, RouteTask, read_routed_marker, route_block
 from mmvp_ray.search.space import Space
 from mmvp_ray.store import Store, done_names
 
 # Shapes: K cells.
 
-ROUTED_BYTES = {"cpu": 192 << 20, "cuda": 1 << 30}
+ROUTED_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
 """Routed vectors of one file, about: what a routing task holds."""
-GROUP_BYTES = {"cpu": 96 << 20, "cuda": 1 << 30}
+GROUP_BYTES = {"cpu": 48 << 20, "cuda": 1 << 30}
 """Routed vectors of one group, about: what a join task holds. A group that turns out larger is joined in bundles of files."""
 GROUP_COMPARISONS = {"cpu": 2e9, "cuda": 4e12}
 """Pairs that one join task compares, about: half a minute of work."""
@@ -33,7 +32,7 @@ def route_census(
     store: Store,
     census: Census,
     space: Space,
-    cells: Cells,
+    fitted: Fitted,
     delta: float,
     folder: str,
     *,
@@ -47,15 +46,16 @@ def route_census(
         store: Holds the vectors.
         census: The distinct images.
         space: Decides who visits whom.
-        cells: The cells.
+        fitted: The cells, with a sample that tells what groups will hold.
         delta: How far visitors come from.
         folder: Takes the files; its name says cells and delta, for files that are there are taken as they are.
         device: "cuda" or "cpu".
         session: Where tasks run.
         also: A space whose vectors travel with the others.
     """
+    cells = fitted.cells
     row_bytes = 2 * (space.dim + (also.dim if also else 0))
-    sample = cells.visits(sample_vectors(store, census, space, SHAPE_IMAGES, session=session), delta)
+    sample = cells.visits(fitted.sample_SD, delta)
     scale = census.num_images / max(1, len(sample.home_N))
     homes_K = np.bincount(sample.home_N[sample.home_N >= 0], minlength=len(cells)) * scale
     visits_K = np.bincount(sample.cell_V, minlength=len(cells)) * scale
