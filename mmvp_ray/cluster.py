@@ -138,6 +138,11 @@ class Session:
             object_store_bytes=int(total.get("object_store_memory", 0)),
         )
 
+    def num_workers(self, device: str) -> float:
+        """Tasks that run at the same time: GPUs for "cuda", else cores."""
+        have = self.resources()
+        return have.num_gpus if device == "cuda" else have.num_cpus
+
     def run_tasks(
         self,
         work: Callable[..., R],
@@ -228,6 +233,10 @@ class Session:
 
 class Inline(Session):
     """A session without Ray: every task runs in this process, one after the other. For work too small to start Ray for."""
+
+    def num_workers(self, device: str) -> float:
+        """One."""
+        return 1.0
 
     def run_tasks(
         self,

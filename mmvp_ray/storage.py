@@ -199,6 +199,16 @@ def _look(system: Any, path: str) -> dict[str, Any] | None:
         return None
 
 
+def free_bytes(uri: str) -> int | None:
+    """Room on the disk where `uri` lies or would lie; None for an object store, which has no such limit."""
+    if not is_local(uri):
+        return None
+    folder = local_path(normalise(uri))
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
 def remove(uri: str) -> None:
     """Remove the file at `uri`; none there is no error."""
 

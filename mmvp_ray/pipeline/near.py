@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from mmvp_ray import storage
 from mmvp_ray.cluster import Session
 from mmvp_ray.encoders import EncoderSpec
 from mmvp_ray.mine import CopyGroups, RandomSample, Rule, sample_random_pairs, settle_rule
@@ -112,7 +113,15 @@ def search_near(
             )
             stage.note = f"{len(collapse.without):,} near-copies are represented by another image"
 
-    method = choose_method(config.search, num_images=census.num_images - len(collapse.without), device=device)
+    num_joined = census.num_images - len(collapse.without)
+    method = choose_method(
+        config.search,
+        num_images=num_joined,
+        device=device,
+        num_workers=session.num_workers(device),
+        dim=near.dim,
+        free_bytes=storage.free_bytes(store.root),
+    )
     with progress.stage(f"join{label}", total=None, unit="pairs") as stage:
         stage.note = f"pairs compared by the {method.engine} engine ({method.reason})"
         table, census = find_near_pairs(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -155,15 +154,11 @@ def check_room(
     Raises:
         ResourceError: the store would not fit on its disk, or the encoders not into memory.
     """
-    if storage.is_local(store):
-        folder = Path(store)
-        while not folder.exists():
-            folder = folder.parent
-        free = shutil.disk_usage(folder).free
-        if expected.store_bytes > free:
-            raise ResourceError(
-                f"expected {expected.store_bytes / 1e9:,.1f} GB free for the store at {store}, found {free / 1e9:,.1f} GB; free space or choose another --store"
-            )
+    free = storage.free_bytes(store)
+    if free is not None and expected.store_bytes > free:
+        raise ResourceError(
+            f"expected {expected.store_bytes / 1e9:,.1f} GB free for the store at {store}, found {free / 1e9:,.1f} GB; free space or choose another --store"
+        )
     if device == "cpu" and expected.num_images:
         actors = config.num_actors or max(1, (os.cpu_count() or 1) // config.num_threads)
         needed = actors * sum(spec.num_parameters * (2 if spec.dtype == "bfloat16" else 4) for spec in specs.values())

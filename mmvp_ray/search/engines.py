@@ -15,9 +15,11 @@ from mmvp_ray.search.space import Space
 from mmvp_ray.search.table import COMPLETE
 from mmvp_ray.store import Store
 
-EXACT_IMAGES = {"cpu": 50_000, "cuda": 20_000_000}
-"""Up to so many images the exact join is done within a few minutes on one device, before cells and routing pay
-(docs/performance.md)."""
+EXACT_IMAGES = {"cpu": 35_000, "cuda": 20_000_000}
+"""Up to so many images one core, or one GPU, compares all pairs within a minute or so, before cells and routing pay; four times the workers
+allow twice the images (docs/performance.md: measured on a CPU, arithmetic for GPUs)."""
+ROUTED_COPIES = 12
+"""Vectors that routing may write for each image, its home and its visits: what a store's disk must hold for a while."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,30 +67,28 @@ Engine = Callable[[JoinWork, Method, Session, OnPart], tuple[list[str], dict[str
 """Gives the names of all parts, finished ones of an earlier attempt included, and facts for the table and the report."""
 
 
-def choose_method(config: SearchConfig, *, num_images: int, device: str) -> Method:
-    """The engine that --engine names, or that `auto` takes for so many images on this device.
+def choose_method(
+    config: SearchConfig,
+    *,
+    num_images: int,
+    device: str,
+    num_workers: float = 1.0,
+    dim: int = 0,
+    free_bytes: int | None = None,
+) -> Method:
+    """The engine that --engine names, or that `auto` takes for so many images on this hardware.
 
     Args:
         config: The settings.
         num_images: Images to be joined.
         device: "cuda" or "cpu".
+        num_workers: GPUs, or cores.
+        dim: Numbers in a near vector.
+        free_bytes: Room where the store lies; None where there is no such limit.
     """
     engine, reason = config.engine, "asked for"
     if engine == "auto":
-        limit = EXACT_IMAGES[device]
-        place = "GPUs" if device == "cuda" else "CPUs"
-        if config.provable:
-            engine, reason = "routed", "--provable is a way of the routed engine"
-        elif num_images <= limit:
-            engine, reason = (
-                "exact",
-                f"{num_images:,} images: up to {limit:,} on {place}, comparing all pairs is fast enough",
-            )
-        else:
-            engine, reason = (
-                "routed",
-                f"{num_images:,} images: beyond {limit:,} on {place}, comparing all pairs is slower than routing",
-            )
+        engine, reason = _choose(config, num_images, device, num_workers, dim, free_bytes)
     settings: dict[str, Any] = {"engine": engine}
     if engine == "routed":
         settings |= {"target_recall": config.target_recall, "num_cells": config.num_cells}
@@ -105,6 +105,24 @@ def choose_method(config: SearchConfig, *, num_images: int, device: str) -> Meth
         config=config,
         reason=reason,
     )
+
+
+def _choose(
+    config: SearchConfig, num_images: int, device: str, num_workers: float, dim: int, free_bytes: int | None
+) -> tuple[EngineName, str]:
+    limit = int(EXACT_IMAGES[device] * max(1.0, num_workers) ** 0.5)
+    place = f"{num_workers:g} {'GPUs' if device == 'cuda' else 'cores'}"
+    if config.provable:
+        return "routed", "--provable is a way of the routed engine"
+    if num_images <= limit:
+        return "exact", f"{num_images:,} images: up to {limit:,} on {place} all pairs are compared soon enough"
+    routed_bytes = num_images * 2 * dim * ROUTED_COPIES
+    if free_bytes is not None and routed_bytes > free_bytes:
+        return (
+            "ivfpq",
+            f"{num_images:,} images: routing may write {routed_bytes / 1e9:,.1f} GB beside the store, where {free_bytes / 1e9:,.1f} GB are free",
+        )
+    return "routed", f"{num_images:,} images: beyond {limit:,} on {place} routing is faster than comparing all pairs"
 
 
 def _exact(work: JoinWork, method: Method, session: Session, on_part: OnPart) -> tuple[list[str], dict[str, Any]]:

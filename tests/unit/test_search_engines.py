@@ -1,0 +1,62 @@
+"""Which engine `auto` takes, what it says, and which tables may be mixed."""
+
+from __future__ import annotations
+
+import pytest
+
+from mmvp_ray.errors import ConfigError
+from mmvp_ray.search import SearchConfig, choose_method
+from mmvp_ray.search.engines import ENGINES
+from mmvp_ray.search.table import COMPLETE
+
+
+@pytest.mark.parametrize(
+    ("num_images", "device", "num_workers", "free_bytes", "engine", "says"),
+    [
+        (10, "cpu", 2, None, "exact", "2 cores"),
+        (40_000, "cpu", 1, None, "routed", "beyond 35,000 on 1 cores"),
+        (60_000, "cpu", 4, None, "exact", "up to 70,000"),
+        (10_000_000, "cuda", 1, None, "exact", "1 GPUs"),
+        (10**9, "cuda", 64, None, "routed", "faster"),
+        (10**9, "cuda", 64, 10**12, "ivfpq", "1,000.0 GB are free"),
+    ],
+)
+def test_auto_says_why(
+    num_images: int, device: str, num_workers: float, free_bytes: int | None, engine: str, says: str
+) -> None:
+    method = choose_method(
+        SearchConfig(), num_images=num_images, device=device, num_workers=num_workers, dim=768, free_bytes=free_bytes
+    )
+    assert method.engine == engine
+    assert says in method.reason
+    assert engine in ENGINES
+
+
+@pytest.mark.parametrize("engine", ["exact", "routed", "ivfpq"])
+def test_auto_can_be_overruled(engine: str) -> None:
+    method = choose_method(SearchConfig(engine=engine), num_images=10**9, device="cpu")  # type: ignore[arg-type]
+    assert (method.engine, method.reason) == (engine, "asked for")
+
+
+def test_what_finds_every_pair_is_complete_and_other_settings_are_not_mixed() -> None:
+    def key(**settings: object) -> str:
+        return choose_method(SearchConfig(**settings), num_images=10, device="cpu").key  # type: ignore[arg-type]
+
+    assert key(engine="exact") == key(engine="routed", provable=True) == key(provable=True) == COMPLETE
+    others = [key(engine="routed"), key(engine="routed", target_recall=0.9), key(engine="ivfpq")]
+    assert len({*others, COMPLETE}) == 4
+    assert key(engine="routed", audit_share=0.5) == key(engine="routed")
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"num_cells": 0}, "--num-cells"),
+        ({"target_recall": 1.0}, "--provable"),
+        ({"audit_share": 2.0}, "--audit-share"),
+        ({"engine": "exact", "provable": True}, "--engine routed"),
+    ],
+)
+def test_mistakes_are_one_line(settings: dict[str, object], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        SearchConfig(**settings).check()  # type: ignore[arg-type]
