@@ -184,13 +184,17 @@ def make_report(found: Findings) -> MiningReport:
 def _engine(judged: Judgement) -> EngineCard:
     near = judged.near
     num_all = near.census.num_images * (near.census.num_images - 1) // 2
+    facts = near.table.facts
+    name = facts.get("engine", near.method.engine)
     return EngineCard(
-        name=near.table.facts.get("engine", near.method.engine),
-        reason=near.method.reason,
+        name=name,
+        reason=near.method.reason
+        if name == near.method.engine
+        else "a complete table of an earlier run serves every engine",
         num_images=near.census.num_images,
         num_compared=near.num_compared,
         share_of_all_pairs=near.num_compared / num_all if num_all else None,
-        facts={name: value for name, value in near.table.facts.items() if name != "engine"},
+        facts={key: value for key, value in facts.items() if key != "engine" and value not in ("", None, 0)},
     )
 
 
