@@ -201,7 +201,7 @@ def load_libraries(number: int) -> int:
     from mmvp_ray.search import exact, kernel  # noqa: F401
     from mmvp_ray.store import embeddings_table, open_store, read_embeddings, write_table
 
-    if kernel._multiplies_bf16():
+    if kernel.multiplies_bf16():
         import torch  # noqa: F401
     with tempfile.TemporaryDirectory() as folder:
         store, uri = open_store(folder), storage.join(folder, "some.parquet")
@@ -217,7 +217,7 @@ def without_bf16() -> None:
     """Let join_block multiply in float32 on every CPU."""
     from mmvp_ray.search import kernel
 
-    kernel._multiplies_bf16 = lambda: False  # type: ignore[assignment]
+    kernel.multiplies_bf16 = lambda: False  # type: ignore[assignment]
 
 
 def _codes_of_table(table: Any, keys_N: NDArray[np.bytes_]) -> NDArray[np.int64]:

@@ -11,9 +11,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mmvp_ray import storage
-from mmvp_ray.mine import BestPairs, CopyGroups, Rule
+from mmvp_ray.mine import CopyGroups, Rule
 from mmvp_ray.mine.counted_pairs import sorted_with_places
-from mmvp_ray.mine.pair_rows import batch_of, rows_of
+from mmvp_ray.mine.pair_rows import batch_of
 from mmvp_ray.pipeline.places import Places, find_places, seen_ids
 from mmvp_ray.schema import BLIND_PAIRS, PAIRS, PIECES
 from mmvp_ray.search import PairBatch, PieceRef
@@ -134,14 +134,6 @@ def _in_files(parts: Iterable[NDArray[np.uint64]]) -> Iterator[NDArray[np.uint64
             num_held = len(held[0])
     if num_held or not num_files:
         yield np.concatenate(held)
-
-
-def best_of(pairs: PairBatch | BlindPairs, limit: int) -> PairBatch:
-    """At most `limit` pairs: those with the largest near minus far cosine, best first, ties by ids."""
-    best = BestPairs(limit)
-    for batch in [pairs] if isinstance(pairs, PairBatch) else pairs.batches():
-        best.add(rows_of(batch))
-    return best.pairs()
 
 
 def write_pieces(out: str, pieces: Sequence[PieceRef]) -> None:

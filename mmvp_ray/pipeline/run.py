@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from mmvp_ray.pipeline.results import (
     blind_folder,
 )
 from mmvp_ray.schema import BLIND_PAIRS, SCHEMA_VERSION
-from mmvp_ray.search import PieceRef
+from mmvp_ray.search import PieceRef, Space
 from mmvp_ray.store import Store, Verdict, open_store, read_table, verify
 
 if TYPE_CHECKING:
@@ -81,10 +82,7 @@ class Run:
             ConfigError: no image id, or an image that is not in this run.
         """
         key = _key(image_id)
-        pieces = [
-            PieceRef(row["corpus"], row["piece"]) for row in read_table(storage.join(self.url, PIECES_FILE)).to_pylist()
-        ]
-        found = first_places(self._store(), pieces, [key])
+        found = first_places(self._store(), self._pieces(), [key])
         if key not in found:
             raise ConfigError(
                 f"expected an image of the run {self.url}, found none with id {key.hex()}; ids are in pairs() and blind_pairs()"
@@ -114,6 +112,26 @@ class Run:
             )
         return Image.fromarray(found.image_HWC)
 
+    def neighbours(self, image_id: str | bytes, *, num: int = 10) -> list[tuple[bytes, float]]:
+        """The images nearest to one image in the first near encoder's space: (image id, cosine), best first, ties by id.
+
+        The first call builds an index in the store and later ones use it; neighbours are ranked by their exact cosines, and the index may
+        overlook one.
+
+        Args:
+            image_id: 16 bytes, or 32 hex digits.
+            num: How many.
+
+        Raises:
+            ConfigError: no image id, or an image that is not in this run.
+        """
+        from mmvp_ray.search.neighbours import neighbours
+
+        card = self.manifest["encoders"]["near"]
+        centre = self.manifest.get("centres", {}).get(card["slug"])
+        space = Space(card["slug"], card["dim"], None if centre is None else base64.b64decode(centre))
+        return neighbours(self._store(), space, self._pieces(), _key(image_id), num=num)
+
     def to_csv(self, url: str) -> None:
         """Write the selection as CSV, ids as hex digits."""
         import pyarrow.csv
@@ -132,6 +150,10 @@ class Run:
     def verify(self) -> Verdict:
         """Recount and re-hash the run's store."""
         return verify(self.manifest["store"])
+
+    def _pieces(self) -> list[PieceRef]:
+        rows = read_table(storage.join(self.url, PIECES_FILE)).to_pylist()
+        return [PieceRef(row["corpus"], row["piece"]) for row in rows]
 
     def _store(self) -> Store:
         return open_store(self.manifest["store"], create=False)

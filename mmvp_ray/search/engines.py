@@ -8,14 +8,15 @@ from typing import Any
 
 from mmvp_ray.cluster import Session
 from mmvp_ray.config import fingerprint
-from mmvp_ray.search import exact, routed
+from mmvp_ray.search import exact, ivfpq, routed
 from mmvp_ray.search.census import Census
 from mmvp_ray.search.config import EngineName, SearchConfig
+from mmvp_ray.search.kernel import multiplies_bf16
 from mmvp_ray.search.space import Space
 from mmvp_ray.search.table import COMPLETE
 from mmvp_ray.store import Store
 
-EXACT_IMAGES = {"cpu": 35_000, "cuda": 20_000_000}
+EXACT_IMAGES = {"cpu": 35_000, "cpu with AMX": 100_000, "cuda": 20_000_000}
 """Up to so many images one core, or one GPU, compares all pairs within a minute or so, before cells and routing pay; four times the workers
 allow twice the images (docs/performance.md: measured on a CPU, arithmetic for GPUs)."""
 ROUTED_COPIES = 12
@@ -110,8 +111,9 @@ def choose_method(
 def _choose(
     config: SearchConfig, num_images: int, device: str, num_workers: float, dim: int, free_bytes: int | None
 ) -> tuple[EngineName, str]:
-    limit = int(EXACT_IMAGES[device] * max(1.0, num_workers) ** 0.5)
-    place = f"{num_workers:g} {'GPUs' if device == 'cuda' else 'cores'}"
+    kind = "cpu with AMX" if device == "cpu" and multiplies_bf16() else device
+    limit = int(EXACT_IMAGES[kind] * max(1.0, num_workers) ** 0.5)
+    place = f"{num_workers:g} {'GPUs' if device == 'cuda' else 'cores'}{' with AMX' if kind.endswith('AMX') else ''}"
     if config.provable:
         return "routed", "--provable is a way of the routed engine"
     if num_images <= limit:
@@ -154,4 +156,4 @@ def _routed(work: JoinWork, method: Method, session: Session, on_part: OnPart) -
     )
 
 
-ENGINES: dict[str, Engine] = {"exact": _exact, "routed": _routed}
+ENGINES: dict[str, Engine] = {"exact": _exact, "routed": _routed, "ivfpq": ivfpq.ivfpq_join}

@@ -39,7 +39,7 @@ from mmvp_ray.search.kernel import join_block
 from mmvp_ray.search.space import Space, read_vectors
 from mmvp_ray.store import DONE, Store, done_names, id_keys, read_marker, write_marker, write_table
 
-# Shapes: N vectors, D numbers in a stored one, R in a rotated one, L cells (FAISS's lists), P cells probed for a vector, K neighbours asked
+# Shapes: N vectors, D numbers in a stored one, R in a rotated one, L cells (FAISS's lists), H nearest cells, P cells probed for a vector, K neighbours asked
 # for, S bytes of a code, T sampled vectors, M subspaces, W words of each.
 
 KEPT_BYTES = 2
@@ -55,6 +55,7 @@ SAME_CELL = 0.9995
 ROTATION_GAIN = 0.98
 """The rotation is used where it leaves less than this share of the error: turning a vector costs as much as finding its cell."""
 CHUNK_ROWS = 4096
+HOMES_TOGETHER = 1024
 SHARD_ROWS = 8_000_000
 """Rows of a shard: 0.8 GB with ids at 64 bytes a vector."""
 FAST_SUBSPACE_DIMS = (1, 2, 4, 8, 12)
@@ -190,10 +191,41 @@ class Codec:
             return _pad(vectors32_ND, self.shape.rotated_dim), usable_N
         return vectors32_ND @ self.rotation_RD.T, usable_N
 
-    def probe(self, rotated_NR: NDArray[np.float32], num_probes: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The cells nearest to each vector, (N, P), best first, and its product with the middle of each."""
+    def probe(
+        self, rotated_NR: NDArray[np.float32], num_probes: int, margin: float = np.inf
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The cells nearest to each vector, (N, P), best first, and its product with the middle of each.
+
+        Args:
+            rotated_NR: The vectors.
+            num_probes: Cells at most.
+            margin: Cells whose border with the nearest one lies further away are left out: -1.
+        """
         score_NP, cell_NP = self._finder.search(rotated_NR - self.mean_R, num_probes)
-        return cell_NP, self.reach_L[cell_NP] * (score_NP + self._mean_scores[cell_NP])
+        middle_NP = self.reach_L[cell_NP] * (score_NP + self._mean_scores[cell_NP])
+        if np.isfinite(margin):
+            cell_NP[self._border_distances(score_NP, cell_NP) > margin] = -1
+        return cell_NP, middle_NP
+
+    def distances(
+        self, rotated_NR: NDArray[np.float32], num_probes: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The cells nearest to each vector, (N, P), best first, and how far it lies from the border of its nearest with each."""
+        score_NP, cell_NP = self._finder.search(rotated_NR - self.mean_R, num_probes)
+        return cell_NP, self._border_distances(score_NP, cell_NP)
+
+    def _border_distances(self, score_NP: NDArray[np.float32], cell_NP: NDArray[np.int64]) -> NDArray[np.float32]:
+        # The difference of the products with two unit directions, over the length of their difference. Two vectors on either side of a
+        # border are at least as far apart as both are from it (ClusterJoin's bisectors; research/mining.md).
+        home_H, which_N = np.unique(cell_NP[:, 0], return_inverse=True)
+        distance_NP = np.zeros_like(score_NP)
+        for first in range(0, len(home_H), HOMES_TOGETHER):
+            rows = np.flatnonzero((which_N >= first) & (which_N < first + HOMES_TOGETHER))
+            cosine_HL = self.cells_LR[home_H[first : first + HOMES_TOGETHER]] @ self.cells_LR.T
+            apart_NP = np.sqrt(np.maximum(2.0 - 2.0 * cosine_HL[which_N[rows, None] - first, cell_NP[rows]], 1e-12))
+            distance_NP[rows] = (score_NP[rows, :1] - score_NP[rows]) / apart_NP
+        distance_NP[:, 0] = 0.0
+        return distance_NP
 
     def encode(
         self, rotated_NR: NDArray[np.float32], cell_N: NDArray[np.int64]

@@ -142,12 +142,13 @@ def _tiles(num_a: int, num_b: int, num_rows: int, num_columns: int, *, within: b
 
 def _way(a_ND: NDArray[np.float16], b_MD: NDArray[np.float16], device: str) -> str:
     flop = 2.0 * len(a_ND) * len(b_MD) * a_ND.shape[1]
-    bf16 = device == "cpu" and (flop >= BF16_FLOP or "torch" in sys.modules) and _multiplies_bf16()
+    bf16 = device == "cpu" and (flop >= BF16_FLOP or "torch" in sys.modules) and multiplies_bf16()
     return "bf16" if bf16 else device
 
 
 @functools.cache
-def _multiplies_bf16() -> bool:
+def multiplies_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices in hardware (AMX)."""
     try:
         return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split()
     except OSError:

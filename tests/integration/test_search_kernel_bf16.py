@@ -21,7 +21,7 @@ def both_ways(
 ) -> tuple[kernel.JoinedPairs, kernel.JoinedPairs]:
     found = []
     for bf16 in (True, False):
-        monkeypatch.setattr(kernel, "_multiplies_bf16", lambda bf16=bf16: bf16)
+        monkeypatch.setattr(kernel, "multiplies_bf16", lambda bf16=bf16: bf16)
         assert kernel._way(a, a if b is None else b, "cpu") == ("bf16" if bf16 else "cpu")
         found.append(join_block(a, b, tau))
     return found[0], found[1]

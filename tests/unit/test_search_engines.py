@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mmvp_ray.errors import ConfigError
-from mmvp_ray.search import SearchConfig, choose_method
+from mmvp_ray.search import SearchConfig, choose_method, engines
 from mmvp_ray.search.engines import ENGINES
 from mmvp_ray.search.table import COMPLETE
 
@@ -22,14 +22,28 @@ from mmvp_ray.search.table import COMPLETE
     ],
 )
 def test_auto_says_why(
-    num_images: int, device: str, num_workers: float, free_bytes: int | None, engine: str, says: str
+    monkeypatch: pytest.MonkeyPatch,
+    num_images: int,
+    device: str,
+    num_workers: float,
+    free_bytes: int | None,
+    engine: str,
+    says: str,
 ) -> None:
+    monkeypatch.setattr(engines, "multiplies_bf16", lambda: False)
     method = choose_method(
         SearchConfig(), num_images=num_images, device=device, num_workers=num_workers, dim=768, free_bytes=free_bytes
     )
     assert method.engine == engine
     assert says in method.reason
     assert engine in ENGINES
+
+
+def test_a_cpu_with_amx_compares_all_pairs_of_more_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "multiplies_bf16", lambda: True)
+    method = choose_method(SearchConfig(), num_images=140_000, device="cpu", num_workers=2)
+    assert method.engine == "exact"
+    assert "2 cores with AMX" in method.reason
 
 
 @pytest.mark.parametrize("engine", ["exact", "routed", "ivfpq"])
