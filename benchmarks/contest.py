@@ -38,17 +38,23 @@ class Outcome:
     worker_bytes: int
 
 
-def run_apart(work: Callable[..., Any], *args: Any, num_threads: int | None) -> Outcome:
+def run_apart(
+    work: Callable[..., Any], *args: Any, num_threads: int | None, blas_threads: int | None = None
+) -> Outcome:
     """Run `work(*args)` in a fresh process and wait for it.
 
     Args:
         work: A function that a fresh process can import.
         args: Picklable.
         num_threads: Threads of BLAS and OpenMP; None leaves that to Ray, which gives a task as many as it has CPUs.
+        blas_threads: Threads of a product of numpy's where they are others: 1 if there are many small products at a time.
     """
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
-    with _environment(dict.fromkeys(THREAD_LIMITS, None if num_threads is None else str(num_threads))):
+    limits = dict.fromkeys(THREAD_LIMITS, None if num_threads is None else str(num_threads))
+    if blas_threads is not None:
+        limits["OPENBLAS_NUM_THREADS"] = str(blas_threads)
+    with _environment(limits):
         process = context.Process(target=_run, args=(there, work, args))
         process.start()
     there.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -154,16 +155,20 @@ def single_cell(
     cell_N = np.asarray(cell_N1).reshape(-1)
     by_cell_N = np.argsort(cell_N, kind="stable")
     sizes_K = np.bincount(cell_N, minlength=num_cells)
-    codes = [np.empty(0, dtype=np.int64)]
-    for rows in np.split(by_cell_N, np.cumsum(sizes_K)[:-1]):
+
+    def compare(rows: NDArray[np.int64]) -> NDArray[np.int64]:
         members_RD = unit_ND[rows]
+        codes = [np.empty(0, dtype=np.int64)]
         for first in range(0, len(rows), 4096):
-            products = members_RD[first : first + 4096] @ members_RD.T
-            hit_a, hit_b = np.nonzero(products > tau)
+            hit_a, hit_b = np.nonzero(members_RD[first : first + 4096] @ members_RD.T > tau)
             codes.append(pair_codes(rows[first + hit_a], rows[hit_b], len(unit_ND)))
+        return np.unique(np.concatenate(codes))
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        codes_P = np.concatenate(list(pool.map(compare, np.split(by_cell_N, np.cumsum(sizes_K)[:-1]))))
     clock.lap("search")
     return Found(
-        codes_P=np.unique(np.concatenate(codes)),
+        codes_P=np.sort(codes_P),
         stages=clock.seconds,
         num_compared=float((sizes_K * (sizes_K - 1) // 2).sum()),
         num_queries=len(unit_ND),

@@ -46,7 +46,14 @@ def hold(field: Field, args: argparse.Namespace) -> dict[str, Any]:
     errors: dict[str, str] = {}
     for number, name in itertools.product(range(args.rounds), names):
         threads = None if name in ENGINES and field.workers else max(1, field.workers)
-        outcome = run_apart(run_engine if name in ENGINES else run_peer, field, name, num_threads=threads)
+        outcome = run_apart(
+            run_engine if name in ENGINES else run_peer,
+            field,
+            name,
+            num_threads=threads,
+            # Its cells are products of their own, a thread each.
+            blas_threads=1 if name.startswith("one-cell") else None,
+        )
         _note(found, errors, name, outcome)
         print(f"  {field.num_images:,} images, round {number + 1}, {name}: {_said(outcome)}", flush=True)
     truth, num_anchors = None, field.num_images
@@ -170,7 +177,7 @@ def fields(args: argparse.Namespace, folder: Path) -> Iterator[Field]:
     for num_images in args.num_images:
         place = folder / f"n{num_images}"
         clock = Clock()
-        world = World(num_images=num_images, copies=args.copies, dim=args.dim, seed=args.seed)
+        world = World(num_images=num_images, copies=args.copies, is_cone=args.cone, dim=args.dim, seed=args.seed)
         pieces = write_vectors(open_store(str(place / "store")), world)
         clock.lap("write")
         print(f"{world}: written in {clock.seconds['write']:.1f} s", flush=True)
@@ -235,6 +242,7 @@ def main() -> None:
     parser.add_argument(
         "--copies", type=float, default=0.0, help="share of near-copies; 0.3 as in LAION, one image with 5,000"
     )
+    parser.add_argument("--cone", action="store_true", help="no themes and concepts: the hardest world for cells")
     parser.add_argument("--floor", type=float, default=0.95)
     parser.add_argument("--dim", type=int, default=768)
     parser.add_argument("--seed", type=int, default=0)

@@ -38,7 +38,7 @@ EQUAL_COPIES = 0.25
 """Share of the copies with the very vector of their original."""
 HUB_COPIES = 5000
 
-_THEMES, _CONCEPTS, _ROWS, _OWN, _PLANTED, _COPIES, _HUB = range(7)
+_OFFSET, _THEMES, _CONCEPTS, _ROWS, _OWN, _PLANTED, _COPIES, _HUB = range(8)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,12 +48,14 @@ class World:
     Attributes:
         num_images: Images of all pieces.
         copies: Share of them that are near-copies, those of the much-copied image included.
+        is_cone: No themes and no concepts, only the offset: the hardest world for cells, since none lies apart from the others.
         dim: Numbers in a vector.
         seed: Another seed is another world.
     """
 
     num_images: int
     copies: float = 0.0
+    is_cone: bool = False
     dim: int = 768
     seed: int = 0
 
@@ -121,8 +123,12 @@ def _originals(world: World, piece: int, count: int) -> NDArray[np.float32]:
     concept_N = np.searchsorted(chances_K / chances_K[-1], rng.random(PIECE_ROWS))[:count]
     own_N = np.sqrt(rng.uniform(*OWN, PIECE_ROWS))[:count].astype(np.float32)
     vectors_ND = _directions(rng, count, world.dim, flat=10.0)
-    vectors_ND *= own_N[:, None]
-    vectors_ND += _concepts(world.seed, world.dim)[concept_N]
+    if world.is_cone:
+        vectors_ND *= np.float32(np.sqrt(1.0 - OFFSET))
+        vectors_ND += np.sqrt(np.float32(OFFSET)) * _offset(world.seed, world.dim)
+    else:
+        vectors_ND *= own_N[:, None]
+        vectors_ND += _concepts(world.seed, world.dim)[concept_N]
     return _unit(vectors_ND)
 
 
@@ -179,11 +185,15 @@ def _unit(vectors_ND: NDArray[np.float32]) -> NDArray[np.float32]:
     return vectors_ND
 
 
+def _offset(seed: int, dim: int) -> NDArray[np.float32]:
+    return _directions(np.random.default_rng([seed, _OFFSET]), 1, dim, flat=2.0)
+
+
 @functools.lru_cache(maxsize=1)
 def _concepts(seed: int, dim: int) -> NDArray[np.float16]:
     """Offset, theme and concept together, (K, D) float16."""
     rng = np.random.default_rng([seed, _THEMES])
-    offset_1D, themes_TD = _directions(rng, 1, dim, flat=2.0), _directions(rng, NUM_THEMES, dim, flat=2.0)
+    offset_1D, themes_TD = _offset(seed, dim), _directions(rng, NUM_THEMES, dim, flat=2.0)
     # Themes and offset at right angles, so that random vectors share the offset alone.
     themes_TD = _unit(themes_TD - np.vecdot(themes_TD, offset_1D)[:, None] * offset_1D)
     rng = np.random.default_rng([seed, _CONCEPTS])

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from mmvp_ray.mine.best import BestPairs
-from mmvp_ray.mine.blind import Tally, keep_representatives, near_degrees
+from mmvp_ray.mine.blind import Tally
 from mmvp_ray.mine.copies import CopyFinder, CopyGroups, find_copies
 from mmvp_ray.mine.degrees import Degrees, find_hubs
 from mmvp_ray.mine.hygiene import Candidates, clean
@@ -12,7 +11,6 @@ from mmvp_ray.mine.rule import Rule, RuleConfig, settle_rule
 from mmvp_ray.mine.select import SelectConfig, cluster_pairs, select
 
 __all__ = [
-    "BestPairs",
     "Candidates",
     "CopyFinder",
     "CopyGroups",
@@ -26,8 +24,6 @@ __all__ = [
     "cluster_pairs",
     "find_copies",
     "find_hubs",
-    "keep_representatives",
-    "near_degrees",
     "sample_random_pairs",
     "select",
     "settle_rule",

@@ -1,15 +1,12 @@
-"""One pass over the near pairs: which are blind, how often each image is near another, and the counts that the report shows."""
+"""One pass over the near pairs: how many are near, how many are blind, and the other counts that the report shows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmvp_ray.mine.copies import CopyGroups
-from mmvp_ray.mine.degrees import find_hubs
 from mmvp_ray.mine.rule import Rule
 from mmvp_ray.search import PairBatch
 from mmvp_ray.store import id_keys, key_bytes
@@ -125,21 +122,3 @@ def _bins(values_P: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[
 def _around(centre: float, steps: tuple[float, ...], *, low: float) -> list[float]:
     values = {round(centre + step, 6) for step in steps if low <= round(centre + step, 6) < 1.0}
     return sorted({value for value in values if abs(value - centre) > 1e-6} | {centre})
-
-
-def keep_representatives(batches: Iterable[PairBatch], copies: CopyGroups) -> Iterator[PairBatch]:
-    """The batches without the pairs of an image that another one represents."""
-    represented_M = copies.keys_M != copies.group_M
-    for batch in batches:
-        kept = np.ones(len(batch), dtype=bool)
-        for ids_P16 in (batch.ids_a_P16, batch.ids_b_P16) if len(represented_M) else ():
-            at = copies.places(ids_P16)
-            kept[at >= 0] &= ~represented_M[at[at >= 0]]
-        yield batch if kept.all() else batch.take(kept)
-
-
-def near_degrees(batches: Iterable[PairBatch], rule: Rule) -> tuple[NDArray[np.bytes_], NDArray[np.int64]]:
-    """For every image with a near pair, sorted by id: the id and the number of its near pairs; 24 bytes an image."""
-    keys, degrees = find_hubs(batches, rule, 0)
-    order = np.argsort(keys)
-    return keys[order], degrees[order]

@@ -65,8 +65,7 @@ class CopyGroups:
 
     def sizes(self) -> NDArray[np.int64]:
         """For each image of `keys_M`, the number of images in its group."""
-        # A group's smallest id represents it, and `keys_M` is sorted.
-        at = np.searchsorted(self.keys_M, self.group_M)
+        at = self.places(np.ascontiguousarray(self.group_M).view(np.uint8).reshape(-1, 16))
         return np.bincount(at, minlength=len(self.keys_M))[at]
 
 

@@ -45,12 +45,6 @@ class SelectConfig:
                 )
 
 
-def best_first(pairs: PairBatch) -> NDArray[np.int64]:
-    """Rows ordered by near minus far cosine, largest first; ties by ids."""
-    margin = pairs.cos_near_P - pairs.cos_far_P
-    return np.lexsort((id_keys(pairs.ids_b_P16), id_keys(pairs.ids_a_P16), -margin))
-
-
 def cluster_pairs(
     near_a_CD: NDArray[np.float16], near_b_CD: NDArray[np.float16], num_clusters: int
 ) -> NDArray[np.int64]:

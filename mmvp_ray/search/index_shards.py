@@ -39,7 +39,7 @@ from mmvp_ray.search.kernel import join_block
 from mmvp_ray.search.space import Space, read_vectors
 from mmvp_ray.store import DONE, Store, done_names, id_keys, read_marker, write_marker, write_table
 
-# Shapes: N vectors, D numbers in a stored one, R in a rotated one, L cells (FAISS's lists), H nearest cells, P cells probed for a vector, K neighbours asked
+# Shapes: N vectors, D numbers in a stored one, R in a rotated one, L cells (FAISS's lists), H some of them, P cells probed for a vector, V visits, K neighbours asked
 # for, S bytes of a code, T sampled vectors, M subspaces, W words of each.
 
 KEPT_BYTES = 2
@@ -55,7 +55,10 @@ SAME_CELL = 0.9995
 ROTATION_GAIN = 0.98
 """The rotation is used where it leaves less than this share of the error: turning a vector costs as much as finding its cell."""
 CHUNK_ROWS = 4096
-HOMES_TOGETHER = 1024
+SCORES_TOGETHER = 1 << 23
+"""Products of vectors with all cells that are held at a time."""
+MAX_KEPT_DISTANCES = 4096
+"""Up to so many cells (16 million images) their distances to each other are kept: 67 MB."""
 SHARD_ROWS = 8_000_000
 """Rows of a shard: 0.8 GB with ids at 64 bytes a vector."""
 FAST_SUBSPACE_DIMS = (1, 2, 4, 8, 12)
@@ -191,41 +194,70 @@ class Codec:
             return _pad(vectors32_ND, self.shape.rotated_dim), usable_N
         return vectors32_ND @ self.rotation_RD.T, usable_N
 
-    def probe(
-        self, rotated_NR: NDArray[np.float32], num_probes: int, margin: float = np.inf
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The cells nearest to each vector, (N, P), best first, and its product with the middle of each.
+    def probe(self, rotated_NR: NDArray[np.float32], num_probes: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The cells nearest to each vector, (N, P), best first, and its product with the middle of each."""
+        score_NP, cell_NP = self._finder.search(rotated_NR - self.mean_R, num_probes)
+        return cell_NP, self._middle_scores(score_NP, cell_NP)
 
-        Args:
-            rotated_NR: The vectors.
-            num_probes: Cells at most.
-            margin: Cells whose border with the nearest one lies further away are left out: -1.
+    def probe_within(
+        self, rotated_NR: NDArray[np.float32], margin: float, most: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Like `probe`, for the nearest cell of each vector and those whose border with it is no further than `margin`; at most `most`.
+
+        In no order; -1 fills up.
         """
-        score_NP, cell_NP = self._finder.search(rotated_NR - self.mean_R, num_probes)
-        middle_NP = self.reach_L[cell_NP] * (score_NP + self._mean_scores[cell_NP])
-        if np.isfinite(margin):
-            cell_NP[self._border_distances(score_NP, cell_NP) > margin] = -1
-        return cell_NP, middle_NP
+        parts = []
+        step = max(1, SCORES_TOGETHER // len(self.cells_LR))
+        for first in range(0, len(rotated_NR), step):
+            score_NL = (rotated_NR[first : first + step] - self.mean_R) @ self.cells_LR.T
+            home_N = score_NL.argmax(axis=1)[:, None]
+            best_N = np.take_along_axis(score_NL, home_N, 1)
+            near_NL = score_NL >= best_N - margin * self._apart(home_N[:, 0])
+            np.put_along_axis(near_NL, home_N, True, 1)
+            for row in np.flatnonzero(near_NL.sum(axis=1) > most):
+                near = np.flatnonzero(near_NL[row])
+                near_NL[row, near[np.argsort(-score_NL[row, near], kind="stable")[most:]]] = False
+            row_V, cell_V = np.nonzero(near_NL)
+            nth_V = np.arange(len(row_V)) - np.searchsorted(row_V, row_V)
+            cell_NP = np.full((len(score_NL), most), -1, dtype=np.int64)
+            score_NP = np.zeros((len(score_NL), most), dtype=np.float32)
+            cell_NP[row_V, nth_V], score_NP[row_V, nth_V] = cell_V, score_NL[row_V, cell_V]
+            parts.append((cell_NP, self._middle_scores(score_NP, cell_NP)))
+        cells, scores = (np.concatenate([part[side] for part in parts]) for side in range(2))
+        return cells, scores
 
-    def distances(
-        self, rotated_NR: NDArray[np.float32], num_probes: int
+    def border_distances(
+        self, rotated_NR: NDArray[np.float32], most: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The cells nearest to each vector, (N, P), best first, and how far it lies from the border of its nearest with each."""
-        score_NP, cell_NP = self._finder.search(rotated_NR - self.mean_R, num_probes)
-        return cell_NP, self._border_distances(score_NP, cell_NP)
-
-    def _border_distances(self, score_NP: NDArray[np.float32], cell_NP: NDArray[np.int64]) -> NDArray[np.float32]:
-        # The difference of the products with two unit directions, over the length of their difference. Two vectors on either side of a
-        # border are at least as far apart as both are from it (ClusterJoin's bisectors; research/mining.md).
+        """The `most` cells nearest to each vector, (N, P), best first, and how far it lies from the border of its nearest with each."""
+        score_NP, cell_NP = self._finder.search(rotated_NR - self.mean_R, most)
         home_H, which_N = np.unique(cell_NP[:, 0], return_inverse=True)
         distance_NP = np.zeros_like(score_NP)
-        for first in range(0, len(home_H), HOMES_TOGETHER):
-            rows = np.flatnonzero((which_N >= first) & (which_N < first + HOMES_TOGETHER))
-            cosine_HL = self.cells_LR[home_H[first : first + HOMES_TOGETHER]] @ self.cells_LR.T
-            apart_NP = np.sqrt(np.maximum(2.0 - 2.0 * cosine_HL[which_N[rows, None] - first, cell_NP[rows]], 1e-12))
+        for number, home in enumerate(home_H):
+            rows = np.flatnonzero(which_N == number)
+            apart_NP = np.maximum(self._apart(np.array([home]))[0][cell_NP[rows]], 1e-6)
             distance_NP[rows] = (score_NP[rows, :1] - score_NP[rows]) / apart_NP
         distance_NP[:, 0] = 0.0
-        return distance_NP
+        return cell_NP, distance_NP
+
+    def _middle_scores(self, score_NP: NDArray[np.float32], cell_NP: NDArray[np.int64]) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = self.reach_L[cell_NP] * (score_NP + self._mean_scores[cell_NP])
+        return found
+
+    def _apart(self, home_N: NDArray[np.int64]) -> NDArray[np.float32]:
+        """How far the directions of all cells are from those of some: (N, L).
+
+        The difference of a vector's products with two directions, over the distance of the directions, is how far it lies from the border of
+        their cells; two vectors on either side are at least as far apart as both are from it (ClusterJoin's bisectors, research/mining.md).
+        """
+        if len(self.cells_LR) <= MAX_KEPT_DISTANCES:
+            return self._all_apart[home_N]
+        some, which_N = np.unique(home_N, return_inverse=True)
+        return _distances(self.cells_LR[some], self.cells_LR)[which_N]
+
+    @cached_property
+    def _all_apart(self) -> NDArray[np.float32]:
+        return _distances(self.cells_LR, self.cells_LR)
 
     def encode(
         self, rotated_NR: NDArray[np.float32], cell_N: NDArray[np.int64]
@@ -376,6 +408,11 @@ def train_codec(shape: CodeShape, sample_TD: NDArray[np.float16]) -> Codec:
         kept_without=1.0 - error,
         kept=1.0 - (turned_error if use else error),
     )
+
+
+def _distances(one_KR: NDArray[np.float32], other_LR: NDArray[np.float32]) -> NDArray[np.float32]:
+    found: NDArray[np.float32] = np.sqrt(np.maximum(2.0 - 2.0 * (one_KR @ other_LR.T), 0.0))
+    return found
 
 
 def _pad(rows_ND: NDArray[np.float32], width: int) -> NDArray[np.float32]:

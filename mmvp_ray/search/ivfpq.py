@@ -318,7 +318,7 @@ def judge_pairs(
     sides = []
     for vectors_CD in (anchors_AD[pairs.anchor_C], pairs.vectors_CD):
         rotated_CR, _ = codec.rotate(vectors_CD)
-        cell_CP, distance_CP = codec.distances(rotated_CR, min(num_probes, codec.shape.num_cells))
+        cell_CP, distance_CP = codec.border_distances(rotated_CR, min(num_probes, codec.shape.num_cells))
         sides.append((rotated_CR, cell_CP, distance_CP, *codec.approximate(rotated_CR, cell_CP[:, 0])))
     margins, estimates = [], []
     for (asks_CR, cell_CP, distance_CP, _, _), (_, other_CP, _, near_CR, kept_C) in (sides, sides[::-1]):
@@ -406,6 +406,7 @@ class QueryTask:
     num_probes: int
     margin: float | None
     cut: float
+    floor: float
     probes_uri: str | None
     uri: str
 
@@ -431,6 +432,7 @@ def _find_candidates(
             num_probes=search.num_probes,
             margin=search.margin,
             cut=search.cut,
+            floor=work.floor,
             probes_uri=storage.join(scratch, f"{number:06d}.probes") if several else None,
             uri=storage.join(scratch, f"{number:06d}-{name}"),
         )
@@ -464,7 +466,9 @@ def write_probes(holder: IndexHolder, task: QueryTask) -> None:
 def _probe(
     codec: Codec, rotated_NR: NDArray[np.float32], task: QueryTask
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    return codec.probe(rotated_NR, task.num_probes, np.inf if task.margin is None else task.margin)
+    if task.margin is None:
+        return codec.probe(rotated_NR, task.num_probes)
+    return codec.probe_within(rotated_NR, task.margin, task.num_probes)
 
 
 def _some(vectors_ND: NDArray[np.float16]) -> Iterator[NDArray[np.float16]]:
@@ -543,8 +547,8 @@ def _ask(
             some = asking[first : first + step]
             estimate_NK, row_NK = shard.nearest(codec, rotated_NR[some], cell_NP[some], score_NP[some], num)
             above_NK = estimate_NK > task.cut
-            # FAISS ranks by the plain score. As long as the last quarter of the answers still holds candidates, there are more behind it.
-            full_N = above_NK[:, num - max(1, num // NEIGHBOURS_GROWTH) :].any(axis=1)
+            # FAISS ranks by the plain score. As long as the last quarter of the answers still holds near ones, there are more behind it.
+            full_N = (estimate_NK[:, num - max(1, num // NEIGHBOURS_GROWTH) :] > task.floor).any(axis=1)
             above_NK[full_N] = False
             query_C, column_C = np.nonzero(above_NK)
             queries.append(some[query_C])

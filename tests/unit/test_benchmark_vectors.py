@@ -39,8 +39,9 @@ def test_pieces_are_the_same_in_any_order_and_distinct() -> None:
     assert not np.array_equal(other, found[:500])
 
 
-def test_random_pairs_share_an_offset_and_a_fifth_has_a_planted_neighbour() -> None:
-    _, found = drawn(World(num_images=3000, dim=256))
+@pytest.mark.parametrize("is_cone", [False, True])
+def test_random_pairs_share_an_offset_and_a_fifth_has_a_planted_neighbour(is_cone: bool) -> None:
+    _, found = drawn(World(num_images=3000, dim=256, is_cone=is_cone))
     unit = found.astype(np.float32)
     np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1.0, atol=1e-3)
     rng = np.random.default_rng(0)

@@ -18,13 +18,10 @@ from mmvp_ray.mine import (
     clean,
     cluster_pairs,
     find_copies,
-    keep_representatives,
-    near_degrees,
     select,
     settle_rule,
 )
 from mmvp_ray.mine.random_pairs import TILE_IMAGES, RandomSample, draw_tiles, tile_cosines
-from mmvp_ray.mine.select import best_first
 from mmvp_ray.search import PairBatch
 from mmvp_ray.store import id_keys, key_bytes
 
@@ -134,12 +131,6 @@ def test_copies_below_the_floor_cannot_be_seen() -> None:
         find_copies([], floor=0.99)
 
 
-def test_represented_images_leave_the_pairs() -> None:
-    copies = find_copies([batch([(1, 2, 0.99, 0.99)])], floor=0.9)
-    kept = list(keep_representatives([batch([(1, 3, 0.96, 0.1), (2, 3, 0.96, 0.1), (1, 2, 0.99, 0.99)])], copies))
-    assert pairs_in(kept[0]) == [(key(1), key(3))]
-
-
 def test_tally_counts_like_plain_loops_in_any_order() -> None:
     rule = settle_rule(RuleConfig(), sample([], []))
     whole = random_batch(1, 60, 900)
@@ -178,18 +169,6 @@ def test_the_joint_histogram_is_numpys(floor: float) -> None:
     expected, _, _ = np.histogram2d(near[seen], far[seen], bins=(tally.near_edges, tally.far_edges))
     np.testing.assert_array_equal(tally.joint, expected)
     assert expected.sum() > 0
-
-
-def test_degrees_count_near_pairs_over_all_batches() -> None:
-    rule = settle_rule(RuleConfig(), sample([], []))
-    whole = random_batch(2, 30, 300)
-    keys, degrees = near_degrees([whole.take(np.arange(i, 300, 4)) for i in range(4)], rule)
-    expected: dict[bytes, int] = {}
-    for (a, b), near in zip(pairs_in(whole), whole.cos_near_P, strict=True):
-        if near > 0.95:
-            expected[a] = expected.get(a, 0) + 1
-            expected[b] = expected.get(b, 0) + 1
-    assert dict(zip(keys.tolist(), degrees.tolist(), strict=True)) == expected
 
 
 def test_hygiene_takes_out_copies_hubs_and_what_is_beyond_the_cap() -> None:
@@ -241,12 +220,6 @@ def test_the_selection_is_spread_over_clusters() -> None:
     clusters = np.array([0] * 15 + [1] * 5)
     rows = select(found, clusters, 6, max_pairs_per_image=2)
     assert rows.tolist() == [0, 15, 1, 16, 2, 17]
-
-
-def test_the_order_of_input_does_not_matter() -> None:
-    pairs = random_batch(9, 40, 200)
-    shuffled = pairs.take(np.random.default_rng(0).permutation(200))
-    assert pairs_in(pairs.take(best_first(pairs))) == pairs_in(shuffled.take(best_first(shuffled)))
 
 
 def test_clusters_of_pairs_are_repeatable_and_survive_few_pairs() -> None:

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from mmvp_ray.mine.best import BestPairs
 from mmvp_ray.mine.id_words import IdIndex, ids_of, run_starts, sort_order, words_of
 from mmvp_ray.mine.pair_rows import batch_of, margins, rows_of
-from mmvp_ray.mine.select import best_first
 from mmvp_ray.search import PairBatch
 from mmvp_ray.store import id_keys
 
@@ -69,6 +68,11 @@ def test_an_index_of_many_ids(crowded: bool) -> None:
     index = IdIndex(held)
     np.testing.assert_array_equal(index.find(held.view(np.uint8).reshape(-1, 16)), np.arange(2000))
     assert (index.find(others) == -1).all()
+
+
+def best_first(pairs: PairBatch) -> np.ndarray:
+    margin = pairs.cos_near_P - pairs.cos_far_P
+    return np.lexsort((id_keys(pairs.ids_b_P16), id_keys(pairs.ids_a_P16), -margin))
 
 
 def random_pairs(seed: int, num_pairs: int) -> PairBatch:
