@@ -69,7 +69,7 @@ def run_apart(
         process.join()
     finally:
         if process.is_alive():
-            process.terminate()
+            _end(process.pid)
             process.join()
     return Outcome(result=result, error=error, tree_bytes=tree_bytes, worker_bytes=worker_bytes)
 
@@ -80,6 +80,14 @@ def _run(there: Connection, work: Callable[..., Any], args: tuple[Any, ...]) -> 
     except Exception as error:
         traceback.print_exc()
         there.send((None, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"))
+
+
+def _end(pid: int | None) -> None:
+    with contextlib.suppress(psutil.Error):
+        root = psutil.Process(pid)
+        for process in [*root.children(recursive=True), root]:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
 
 
 @contextlib.contextmanager

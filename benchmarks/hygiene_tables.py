@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mmvp_ray.mine.id_words import ids_of, sort_order, words_of
 from mmvp_ray.schema import IMAGES, NEAR_PAIRS, REJECTS, SCORES
+from mmvp_ray.search.id_words import ids_of, sort_order, words_of
 from mmvp_ray.sources.piece import Shard
 from mmvp_ray.store import DONE, embeddings_table, id_array, open_store, write_marker, write_table
 

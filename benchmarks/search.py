@@ -16,7 +16,9 @@ import json
 import math
 import os
 import shutil
+import signal
 import statistics
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -261,6 +263,8 @@ def main() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
     )
+    # Ended by `timeout` or a scheduler: leave no process and no folder behind.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     facts = machine()
     print(
         f"{facts['cpu']}, {facts['cores']} cores, {' '.join(facts['instructions'])}, load {facts['load_at_start']}",

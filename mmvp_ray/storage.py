@@ -249,18 +249,34 @@ def list_folders(folder: str) -> list[str]:
 
 def _list(folder: str, kind: str) -> list[str]:
     def ls() -> list[str]:
+        if is_local(folder):
+            return _local_names(local_path(folder), kind)
         system, path = file_system(folder)
         system.invalidate_cache()
         try:
             entries = system.ls(path, detail=True)
         except FileNotFoundError:
             return []
+        finally:
+            # fsspec would keep a kilobyte for each of a million names.
+            system.invalidate_cache()
         # Object stores list the folder's own marker among its content.
         own = path.rstrip("/")
         names = [entry["name"].rstrip("/") for entry in entries if entry["type"] == kind]
         return sorted(name.rsplit("/", 1)[-1] for name in names if name != own and name)
 
     return with_retries("listing", folder, ls)
+
+
+def _local_names(folder: Path, kind: str) -> list[str]:
+    # Not system.ls: it makes a dict of a kilobyte for each name, and asks the disk for the size of each.
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(
+                entry.name for entry in entries if (entry.is_dir() if kind == "directory" else entry.is_file())
+            )
+    except FileNotFoundError:
+        return []
 
 
 def find_files(pattern: str) -> list[FileInfo]:

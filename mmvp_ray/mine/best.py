@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mmvp_ray.mine.id_words import WORD, sort_order
 from mmvp_ray.mine.pair_rows import batch_of, margins
 from mmvp_ray.search import PairBatch
+from mmvp_ray.search.id_words import WORD, sort_order
 
 # Shapes: P pairs, as rows of 6 words (mine/pair_rows.py).
 

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmvp_ray.errors import ConfigError
-from mmvp_ray.mine.id_words import IdIndex, run_starts, sort_order, words_of
 from mmvp_ray.search import PairBatch
+from mmvp_ray.search.id_words import IdIndex, run_starts, sort_order, words_of
 from mmvp_ray.store import id_keys
 
 # Shapes: M images in groups, P pairs, E edges (pairs of copies).

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from mmvp_ray.mine.copies import CopyGroups
 from mmvp_ray.mine.degrees import sum_counts
-from mmvp_ray.mine.id_words import WORD, sort_order, words_of
 from mmvp_ray.mine.pair_rows import rows_of
-from mmvp_ray.mine.spill import BUCKET_BYTES, Spill, Stream
 from mmvp_ray.search import PairBatch
+from mmvp_ray.search.id_words import WORD, sort_order, words_of
+from mmvp_ray.search.spill import BUCKET_BYTES, Spill, Stream
 
 # Shapes: P pairs as rows of words (mine/pair_rows.py), C images as rows of 3 words: an id and its number of places.
 

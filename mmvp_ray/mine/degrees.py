@@ -7,10 +7,10 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from mmvp_ray.mine.id_words import WORD, ids_of, run_starts, sort_order, words_of
 from mmvp_ray.mine.rule import Rule
-from mmvp_ray.mine.spill import BUCKET_BYTES, Spill, Stream
 from mmvp_ray.search import PairBatch
+from mmvp_ray.search.id_words import WORD, ids_of, run_starts, sort_order, words_of
+from mmvp_ray.search.spill import BUCKET_BYTES, Spill, Stream
 from mmvp_ray.store import id_keys
 
 # Shapes: H hubs; N rows of 3 words: an id and how often it was seen.
@@ -33,7 +33,7 @@ def find_hubs(batches: Iterable[PairBatch], rule: Rule, limit: int) -> tuple[NDA
 class Degrees:
     """Counts the near pairs of each image; grows batch by batch and does not depend on their order.
 
-    Memory is that of a Spill (mine/spill.py). Temporary files: at most 48 bytes a near pair, less where a batch names an image again
+    Memory is that of a Spill (search/spill.py). Temporary files: at most 48 bytes a near pair, less where a batch names an image again
     and again.
     """
 

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from mmvp_ray.mine.best import BestPairs
 from mmvp_ray.mine.copies import CopyGroups
-from mmvp_ray.mine.id_words import IdIndex, ids_of, run_starts, sort_order, words_of
 from mmvp_ray.mine.pair_rows import margins, rows_of
 from mmvp_ray.mine.select import SelectConfig
-from mmvp_ray.mine.spill import BUCKET_BYTES, Spill, Stream
 from mmvp_ray.search import PairBatch
+from mmvp_ray.search.id_words import IdIndex, ids_of, run_starts, sort_order, words_of
+from mmvp_ray.search.spill import BUCKET_BYTES, Spill, Stream
 
 # Shapes: P pairs as rows of 6 words (mine/pair_rows.py); E sides, two for each pair: this image, the other one, both cosines (6 words);
 # G pairs behind those of their groups, 10 words.

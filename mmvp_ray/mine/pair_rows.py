@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mmvp_ray.mine.id_words import WORD, ids_of, words_of
 from mmvp_ray.search import PairBatch
+from mmvp_ray.search.id_words import WORD, ids_of, words_of
 
 # Shapes: P pairs of 6 words: id a (2), id b (2), near cosine, far cosine.
 

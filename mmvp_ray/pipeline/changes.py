@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from mmvp_ray import storage
 from mmvp_ray.errors import DataError
-from mmvp_ray.mine.id_words import IdIndex
 from mmvp_ray.pipeline.places import seen_ids
 from mmvp_ray.report.diff_data import CHANGES, FIXED, GONE, NEW_BLIND, NEW_IMAGES, STILL_BLIND
 from mmvp_ray.search import PairBatch, PieceRef
+from mmvp_ray.search.id_words import IdIndex
 from mmvp_ray.search.table import record_batches
 from mmvp_ray.store import Store, id_keys, id_matrix
 

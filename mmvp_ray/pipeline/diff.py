@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 
 from mmvp_ray import storage
 from mmvp_ray.errors import ResourceError
-from mmvp_ray.mine.id_words import IdIndex
 from mmvp_ray.pipeline.changes import CODE, Changes, find_changes
 from mmvp_ray.pipeline.reporting import thumbnails
 from mmvp_ray.pipeline.results import DIFF_HTML, DIFF_JSON, DIFF_TABLE
@@ -24,6 +23,7 @@ from mmvp_ray.pipeline.run_side import RunSide
 from mmvp_ray.report.diff_data import CHANGES, FIXED, GONE, NEW_BLIND, ChangedPair, RunCard, RunDiff
 from mmvp_ray.report.diff_html import render_diff_html
 from mmvp_ray.schema import DIFF
+from mmvp_ray.search.id_words import IdIndex
 from mmvp_ray.store import id_array, read_record
 
 # Shapes: P pairs.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from mmvp_ray import config as configs
 from mmvp_ray import storage
-from mmvp_ray.mine import Candidates, CopyFinder, Degrees, Rule, Tally, clean
+from mmvp_ray.mine import Candidates, CopyFinder, Degrees, Tally, clean
 from mmvp_ray.pipeline import results
 from mmvp_ray.pipeline.config import MineConfig
 from mmvp_ray.pipeline.near import FarSide, NearSide
 from mmvp_ray.schema import COPIES, HUBS
-from mmvp_ray.search import PairBatch, PairTable, PieceRef
+from mmvp_ray.search import PairTable, PieceRef
 from mmvp_ray.store import Store, id_array, write_table
 
 MAX_CANDIDATES = 1_000_000
@@ -78,7 +78,7 @@ def judge(
     copies = finder.groups()
     key = configs.fingerprint({"table": near.table.key, "near": near.space.name, "far": far.space.name})
     _write_groups(store, key, copies.keys_M, copies.group_M, copies.sizes(), hub_keys, hub_degrees)
-    results.write_blind_pairs(
+    blind = results.write_blind_pairs(
         store,
         config.out_url,
         near.spec.slug,
@@ -88,13 +88,8 @@ def judge(
         pieces,
         near.copies,
     )
-    candidates = clean(_blind(table, rule), copies, np.sort(hub_keys), config.selection, limit=MAX_CANDIDATES)
+    candidates = clean(blind.batches(), copies, np.sort(hub_keys), config.selection, limit=MAX_CANDIDATES)
     return Judgement(near=near, far=far, tally=tally, candidates=candidates, hub_keys=hub_keys, hub_degrees=hub_degrees)
-
-
-def _blind(table: PairTable, rule: Rule) -> Iterator[PairBatch]:
-    for batch in table.batches():
-        yield batch.take(rule.blind(batch.cos_near_P, batch.cos_far_P))
 
 
 def _write_groups(

@@ -18,7 +18,7 @@ from mmvp_ray.pipeline.funnel import check_rejects, count_images, run_pieces
 from mmvp_ray.pipeline.judge import MAX_CANDIDATES, Judgement, judge
 from mmvp_ray.pipeline.manifest import describe_run
 from mmvp_ray.pipeline.near import search_near
-from mmvp_ray.pipeline.places import first_places
+from mmvp_ray.pipeline.places import find_places
 from mmvp_ray.pipeline.prepare import Preflight, prepare
 from mmvp_ray.pipeline.progress import Progress
 from mmvp_ray.pipeline.reporting import Findings, make_report, shown_rows, thumbnails
@@ -88,12 +88,14 @@ def _mine(config: MineConfig, ready: Preflight, session: Session, progress: Prog
     first = judged[0]
     with progress.stage("select", total=None, unit="pairs") as stage:
         chosen, clusters = _choose(store, first, config, workers)
-        selected = results.describe_pairs(store, pieces, chosen, clusters)
+        near_misses = first.tally.nearest_misses()
+        places = find_places(store, pieces, results.images_of(chosen, near_misses))
+        selected = results.describe_pairs(store, pieces, chosen, clusters, places=places)
         results.write_selection(out, selected)
         results.write_pieces(out, pieces)
         stage.advance(len(selected))
 
-    misses = results.describe_pairs(store, pieces, first.tally.nearest_misses())
+    misses = results.describe_pairs(store, pieces, near_misses, places=places)
     found = Findings(
         config=config,
         corpora=ready.corpora,
@@ -106,11 +108,10 @@ def _mine(config: MineConfig, ready: Preflight, session: Session, progress: Prog
     )
     report = make_report(found)
     shown = shown_rows(selected, misses)
-    places = first_places(store, pieces, {row[f"image_id_{side}"] for row in shown for side in ("a", "b")})
     storage.write_bytes(storage.join(out, results.REPORT_JSON), report.to_json().encode())
     storage.write_bytes(
         storage.join(out, results.REPORT_HTML),
-        render_html(report, thumbnails(shown, places)).encode(),
+        render_html(report, thumbnails(shown, dict(places.rows))).encode(),
     )
     counted = {step.stage: step.count for step in report.funnel}
     manifest = describe_run(config, ready, judged, report.created_at, counted, progress)

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from mmvp_ray import storage
 from mmvp_ray.errors import DataError
-from mmvp_ray.mine.id_words import IdIndex
 from mmvp_ray.search import PieceRef, read_ids
+from mmvp_ray.search.id_words import IdIndex
 from mmvp_ray.sources.piece import image_id
 from mmvp_ray.sources.reread import Place, read_image
 from mmvp_ray.store import Store, id_keys, key_bytes, read_table

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from mmvp_ray import storage
 from mmvp_ray.errors import DataError
-from mmvp_ray.mine.id_words import IdIndex
 from mmvp_ray.pipeline.changes import Changes, Side
 from mmvp_ray.pipeline.places import images_uri, seen_ids
 from mmvp_ray.pipeline.results import PIECES_FILE, REPORT_JSON, blind_folder
@@ -23,6 +22,7 @@ from mmvp_ray.report.data import EncoderCard, MiningReport
 from mmvp_ray.schema import IMAGE_ID
 from mmvp_ray.search import PieceRef, Space, load_vectors
 from mmvp_ray.search.decide import exact_cosines
+from mmvp_ray.search.id_words import IdIndex
 from mmvp_ray.store import id_keys, key_bytes, open_store, read_table
 
 # Shapes: N rows of an images table, M images, P pairs, D numbers in a vector.

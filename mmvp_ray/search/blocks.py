@@ -18,11 +18,16 @@ from mmvp_ray.store import PieceRef, Store, id_keys
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Block:
-    """Some pieces and, for each, the rows that count (None: all of them); light and picklable."""
+    """Some pieces and, for each, the rows that count, a bit for each row (None: all of them); light and picklable."""
 
     pieces: tuple[PieceRef, ...]
-    kept: tuple[NDArray[np.int32] | None, ...]
+    kept: tuple[NDArray[np.uint8] | None, ...]
     num_rows: int
+
+
+def kept_rows(kept: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """The rows that the bits of Block.kept stand for."""
+    return np.flatnonzero(np.unpackbits(kept))
 
 
 def cut_blocks(census: Census, block_rows: int, which: Literal["all", "old", "new"] = "all") -> list[Block]:
@@ -35,11 +40,12 @@ def cut_blocks(census: Census, block_rows: int, which: Literal["all", "old", "ne
         block_rows: Vectors of a block.
         which: All images; or those joined earlier; or the others.
     """
-    groups: list[list[tuple[PieceRef, NDArray[np.int32] | None, int]]] = []
+    groups: list[list[tuple[PieceRef, NDArray[np.uint8] | None, int]]] = []
     num_rows = 0
     for index, piece in enumerate(census.pieces):
-        kept = _kept(census, index, which)
-        size = int(census.piece_rows[index]) if kept is None else len(kept)
+        counts = _counts(census, index, which)
+        size = int(counts.sum())
+        kept = None if size == len(counts) else np.packbits(counts)
         if not size:
             continue
         if not groups or num_rows + size > block_rows:
@@ -57,18 +63,13 @@ def cut_blocks(census: Census, block_rows: int, which: Literal["all", "old", "ne
     ]
 
 
-def _kept(census: Census, index: int, which: str) -> NDArray[np.int32] | None:
-    none = np.empty(0, dtype=np.int32)
-    is_old = index < census.num_earlier
-    dropped, late = census.dropped.get(index, none), census.late.get(index, none)
+def _counts(census: Census, index: int, which: str) -> NDArray[np.bool_]:
+    is_old, late = index < census.num_earlier, census.late.mask(index)
     if which == "new" and is_old:
         return late
-    if which == "old" and not is_old:
-        return none
-    out = np.union1d(dropped, late) if which == "old" else dropped
-    if not len(out):
-        return None
-    return np.setdiff1d(np.arange(census.piece_rows[index], dtype=np.int32), out, assume_unique=True)
+    if which == "old":
+        return ~(census.dropped.mask(index) | late) if is_old else np.zeros_like(late)
+    return ~census.dropped.mask(index)
 
 
 def load_block(store: Store, space: Space, block: Block) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
@@ -79,7 +80,8 @@ def load_block(store: Store, space: Space, block: Block) -> tuple[NDArray[np.uin
     for piece, kept in zip(block.pieces, block.kept, strict=True):
         ids, vectors = read_vectors(store, space, piece)
         if kept is not None:
-            ids, vectors = ids[kept], vectors[kept]
+            rows = kept_rows(kept)
+            ids, vectors = ids[rows], vectors[rows]
         ids_N16[first : first + len(ids)], vectors_ND[first : first + len(ids)] = ids, vectors
         first += len(ids)
     return ids_N16, vectors_ND

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,7 +25,10 @@ CALIBRATION_PAIRS = 6_000
 SAMPLE_MARGIN = 1.05
 """Factor on the delta that a large sample supports, for what makes corpora lumpier than independent pairs."""
 DELTA_MARGIN = 1.15
-"""Where the sample is too small to support the recall, delta is so much larger than any pair of it needs (research/mining.md)."""
+"""Where the sample is too small to support the recall, delta is at least so much larger than any pair of it needs (research/mining.md)."""
+TAIL_SHARE = 0.1
+TAIL_SAFETY = 10.0
+"""There delta is also what an exponential tail through the largest tenth of the needs reaches with a tenth of the misses allowed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,7 +118,10 @@ def calibrate(needed_P: NDArray[np.float64], target_recall: float, *, proof: flo
     allowed = -1
     while allowed + 1 < num_pairs and bdtr(allowed + 1, num_pairs, 1.0 - target_recall) <= 0.05:
         allowed += 1
-    needed = largest * DELTA_MARGIN if allowed < 0 else float(np.sort(needed_P)[::-1][allowed]) * SAMPLE_MARGIN
+    if allowed < 0:
+        needed = max(largest * DELTA_MARGIN, _tail(needed_P, (1.0 - target_recall) / TAIL_SAFETY))
+    else:
+        needed = float(np.sort(needed_P)[::-1][allowed]) * SAMPLE_MARGIN
     # A delta of zero would leave pairs at a bisector to rounding.
     delta = round(min(proof, max(needed, 0.01)), 6)
     return Delta(
@@ -124,3 +131,10 @@ def calibrate(needed_P: NDArray[np.float64], target_recall: float, *, proof: flo
         num_missed=int((needed_P > delta).sum()),
         largest_needed=largest,
     )
+
+
+def _tail(needed_P: NDArray[np.float64], share: float) -> float:
+    """The need that a share of pairs exceeds, if the largest TAIL_SHARE of needs falls off exponentially."""
+    start = float(np.quantile(needed_P, 1.0 - TAIL_SHARE))
+    excess = needed_P[needed_P > start] - start
+    return start + (float(excess.mean()) if len(excess) else 0.0) * math.log(TAIL_SHARE / share)

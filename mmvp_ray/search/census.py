@@ -6,11 +6,9 @@ hold the ids of all images: it knows the rows that do not count, and a random dr
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,18 +17,19 @@ from numpy.typing import NDArray
 from mmvp_ray import retries, storage
 from mmvp_ray.config import fingerprint
 from mmvp_ray.schema import check_version
+from mmvp_ray.search.id_words import WORD, IdIndex, ids_of, run_starts, sort_order, words_of
 from mmvp_ray.search.space import embeddings_uri
-from mmvp_ray.store import PieceRef, Store, id_keys, id_matrix
+from mmvp_ray.search.spill import Spill, Stream
+from mmvp_ray.store import PieceRef, Store, id_matrix
 
 # Shapes: N rows of all pieces, S drawn images.
 
 NUM_READING_THREADS = 8
-BUCKET_ROWS = 16_000_000
-"""Rows looked at together for equal ids: 24 bytes each, and as much again for sorting."""
+BUCKET_BYTES = 128 << 20
+"""Rows looked at together for equal ids, 24 bytes each; four times as much while they are sorted."""
 DRAW_IMAGES = 1_000_000
 """Images in the draw: enough for the largest sample that anything takes."""
 
-_ROW = np.dtype([("id", "S16"), ("piece", "<i4"), ("row", "<i4")])
 _MIXER = 0x9E3779B97F4A7C15
 """Odd, from the golden ratio: ids are hashes already, this gives an order other than their own, which the quantiles use."""
 
@@ -55,6 +54,39 @@ class Draw:
         return Draw(self.ids_S16[first:last], self.piece_S[first:last])
 
 
+class PieceRows:
+    """Some rows of many pieces: a bit for each row there is, 125 MB for a thousand million."""
+
+    def __init__(self, piece_rows: NDArray[np.int32]) -> None:
+        """No rows yet.
+
+        Args:
+            piece_rows: Rows of each piece.
+        """
+        self._sizes = piece_rows
+        self._starts = np.zeros(len(piece_rows) + 1, dtype=np.int64)
+        np.cumsum((piece_rows + 7) // 8, out=self._starts[1:])
+        self._bits = np.zeros(self._starts[-1], dtype=np.uint8)
+
+    def add(self, piece_M: NDArray[np.int64], row_M: NDArray[np.int64]) -> None:
+        """Add rows."""
+        bit_M = np.right_shift(np.uint8(128), (row_M & 7).astype(np.uint8))
+        np.bitwise_or.at(self._bits, self._starts[piece_M] + (row_M >> 3), bit_M)
+
+    def counts(self) -> NDArray[np.int64]:
+        """For each piece the number of its rows that are here."""
+        counts = np.zeros(len(self._sizes), dtype=np.int64)
+        some = self._sizes > 0
+        if some.any():
+            counts[some] = np.add.reduceat(np.bitwise_count(self._bits), self._starts[:-1][some], dtype=np.int64)
+        return counts
+
+    def mask(self, piece: int) -> NDArray[np.bool_]:
+        """Which rows of a piece are here."""
+        bits = self._bits[self._starts[piece] : self._starts[piece + 1]]
+        return np.unpackbits(bits, count=int(self._sizes[piece])).astype(bool)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Census:
     """The distinct images of a run in reading order (pieces in their order, rows as they lie in them).
@@ -64,8 +96,8 @@ class Census:
         pieces: The pieces: those joined earlier first, sorted by corpus and name within both.
         num_earlier: How many of them were joined earlier.
         piece_rows: For each piece the rows of its table, those that do not count included.
-        dropped: Rows that do not count, for each piece that has some, sorted.
-        late: Rows of earlier pieces that count, yet were not joined earlier, for each piece that has some, sorted.
+        dropped: Rows that do not count.
+        late: Rows of earlier pieces that count, yet were not joined earlier.
         num_images: Rows that count.
         draw: Some of them in random order.
     """
@@ -74,8 +106,8 @@ class Census:
     pieces: tuple[PieceRef, ...]
     num_earlier: int
     piece_rows: NDArray[np.int32]
-    dropped: dict[int, NDArray[np.int32]]
-    late: dict[int, NDArray[np.int32]]
+    dropped: PieceRows
+    late: PieceRows
     num_images: int
     draw: Draw
 
@@ -87,15 +119,11 @@ class Census:
     @property
     def num_old(self) -> int:
         """Images that were joined earlier."""
-        late = sum(len(rows) for rows in self.late.values())
-        return int(self.images_of_pieces()[: self.num_earlier].sum()) - late
+        return int(self.images_of_pieces()[: self.num_earlier].sum()) - int(self.late.counts().sum())
 
     def images_of_pieces(self) -> NDArray[np.int64]:
         """For each piece the rows that count."""
-        images = self.piece_rows.astype(np.int64)
-        for piece, rows in self.dropped.items():
-            images[piece] -= len(rows)
-        return images
+        return self.piece_rows - self.dropped.counts()
 
 
 def content_key(pieces: Iterable[PieceRef]) -> str:
@@ -111,9 +139,11 @@ def take_census(
     earlier: Sequence[PieceRef] = (),
     without: NDArray[np.bytes_] | None = None,
     late: NDArray[np.bytes_] | None = None,
-    bucket_rows: int = BUCKET_ROWS,
+    bucket_bytes: int = BUCKET_BYTES,
 ) -> Census:
     """Read the ids of the vectors of `encoder` in `pieces` and keep the first row of each id.
+
+    Temporary files: 24 bytes a row, if there are more than `bucket_bytes`.
 
     Args:
         store: Holds the embeddings.
@@ -122,129 +152,95 @@ def take_census(
         earlier: Those of them that were joined earlier.
         without: Ids that do not take part, sorted (as store.id_keys gives).
         late: Ids that lie in earlier pieces, yet did not take part in the earlier join, sorted.
-        bucket_rows: Rows compared in memory at a time; more go through temporary files, one for each range of ids.
+        bucket_bytes: Rows compared in memory at a time; more go through temporary files, one for each range of ids.
     """
     old = set(earlier) & set(pieces)
     ordered = (*sorted(old), *sorted(set(pieces) - old))
     uris = [embeddings_uri(store, encoder, piece) for piece in ordered]
     sizes = np.zeros(len(ordered), dtype=np.int32)
-    # Pieces hold at most 2,048 members: an upper bound is all that is needed here.
-    num_buckets = max(1, -(-len(ordered) * 2048 // bucket_rows))
-    finder = _Finder(without=_keys(without), late=_keys(late), num_earlier=len(old))
-    with tempfile.TemporaryDirectory(prefix="mmvp-ray-census-") as folder:
-        spill = _Buckets(folder, num_buckets)
+    with Spill(Stream(3), num_key_words=2, bucket_bytes=bucket_bytes) as spill:
         for piece, ids_N16 in enumerate(_read_all(uris)):
             sizes[piece] = len(ids_N16)
-            spill.add(piece, ids_N16)
-        for rows_N in spill.buckets():
-            finder.look(rows_N)
+            rows_N3 = np.empty((len(ids_N16), 3), dtype=WORD)
+            rows_N3[:, :2] = words_of(ids_N16)
+            rows_N3[:, 2] = np.arange(len(ids_N16)) + (piece << 32)
+            spill.add(rows_N3)
+        finder = _Finder(sizes, without=_keys(without), late=_keys(late), num_earlier=len(old))
+        for (rows_N3,) in spill.buckets():
+            finder.look(rows_N3)
     return Census(
         encoder=encoder,
         pieces=ordered,
         num_earlier=len(old),
         piece_rows=sizes,
-        dropped=_by_piece(finder.dropped),
-        late=_by_piece(finder.late_rows),
-        num_images=int(sizes.sum(dtype=np.int64)) - sum(len(rows) for rows in finder.dropped),
+        dropped=finder.dropped,
+        late=finder.late_rows,
+        num_images=int(sizes.sum(dtype=np.int64)) - int(finder.dropped.counts().sum()),
         draw=finder.draw(),
     )
 
 
-class _Buckets:
-    """Rows of all pieces by range of ids, in reading order: in memory if one bucket is enough, else in files."""
-
-    def __init__(self, folder: str, num_buckets: int) -> None:
-        self._paths = [Path(folder) / f"{bucket:05d}.rows" for bucket in range(num_buckets)]
-        self._parts: list[list[NDArray[np.void]]] = [[] for _ in self._paths]
-        self._num_held = 0
-
-    def add(self, piece: int, ids_N16: NDArray[np.uint8]) -> None:
-        rows_N = np.empty(len(ids_N16), dtype=_ROW)
-        rows_N["id"], rows_N["piece"], rows_N["row"] = id_keys(ids_N16), piece, np.arange(len(ids_N16))
-        if len(self._paths) == 1:
-            self._parts[0].append(rows_N)
-            return
-        first_N = ids_N16[:, 0].astype(np.int64) * 65536 + ids_N16[:, 1].astype(np.int64) * 256 + ids_N16[:, 2]
-        bucket_N = first_N * len(self._paths) >> 24
-        for bucket in np.unique(bucket_N):
-            self._parts[bucket].append(rows_N[bucket_N == bucket])
-        self._num_held += len(rows_N)
-        if self._num_held > BUCKET_ROWS // 4:
-            self._flush()
-
-    def buckets(self) -> Iterator[NDArray[np.void]]:
-        if len(self._paths) == 1:
-            parts, self._parts = self._parts[0], [[]]
-            yield np.concatenate([np.empty(0, dtype=_ROW), *parts])
-            return
-        self._flush()
-        for path in self._paths:
-            yield np.fromfile(path, dtype=_ROW) if path.exists() else np.empty(0, dtype=_ROW)
-            path.unlink(missing_ok=True)
-
-    def _flush(self) -> None:
-        for path, parts in zip(self._paths, self._parts, strict=True):
-            if parts:
-                with path.open("ab") as file:
-                    np.concatenate(parts).tofile(file)
-                parts.clear()
-        self._num_held = 0
-
-
 class _Finder:
-    """What a census wants of each bucket: rows that do not count, rows that count late, and the images drawn first."""
+    """What a census wants of each range of ids: rows that do not count, rows that count late, and the images drawn first.
 
-    def __init__(self, *, without: NDArray[np.bytes_], late: NDArray[np.bytes_], num_earlier: int) -> None:
-        self._without, self._late, self._num_earlier = without, late, num_earlier
-        self.dropped: list[NDArray[np.void]] = []
-        self.late_rows: list[NDArray[np.void]] = []
-        self._drawn: list[NDArray[np.void]] = []
+    Rows have 3 words: an id, then piece and row (32 bits each).
+    """
 
-    def look(self, rows_N: NDArray[np.void]) -> None:
-        _, first = np.unique(rows_N["id"], return_index=True)
-        counts = np.zeros(len(rows_N), dtype=bool)
-        counts[first] = True
-        counts &= ~_among(rows_N["id"], self._without)
-        self.dropped.append(rows_N[~counts][["piece", "row"]])
-        kept_N = rows_N[counts]
-        late = (kept_N["piece"] < self._num_earlier) & _among(kept_N["id"], self._late)
-        self.late_rows.append(kept_N[late][["piece", "row"]])
-        self._drawn.append(_first_drawn(kept_N))
+    def __init__(
+        self, sizes: NDArray[np.int32], *, without: NDArray[np.bytes_], late: NDArray[np.bytes_], num_earlier: int
+    ) -> None:
+        self._without, self._late = IdIndex(without), IdIndex(late) if len(late) else None
+        self._num_earlier = num_earlier
+        self.dropped, self.late_rows = PieceRows(sizes), PieceRows(sizes)
+        self._drawn: list[NDArray[np.uint64]] = []
+        self._num_drawn, self._last = 0, ~WORD.type(0)
+
+    def look(self, rows_N3: NDArray[np.uint64]) -> None:
+        columns = [np.ascontiguousarray(rows_N3[:, column]) for column in range(3)]
+        order = sort_order(*columns)
+        counts = np.zeros(len(order), dtype=bool)
+        counts[run_starts(columns[0][order], columns[1][order])] = True
+        rows_N3 = np.take(rows_N3, order, axis=0)
+        ids_N16 = ids_of(rows_N3[:, :2])
+        counts &= self._without.find(ids_N16) < 0
+        _add(self.dropped, rows_N3[~counts])
+        rows_N3 = rows_N3[counts]
+        if self._late is not None:
+            early = rows_N3[:, 2] < WORD.type(self._num_earlier << 32)
+            early[early] = self._late.find(ids_N16[counts][early]) >= 0
+            _add(self.late_rows, rows_N3[early])
+        self._drawn.append(rows_N3[_drawing(rows_N3) <= self._last])
+        self._num_drawn += len(self._drawn[-1])
+        if self._num_drawn > 2 * DRAW_IMAGES:
+            self._first_drawn()
 
     def draw(self) -> Draw:
-        rows_S = _first_drawn(np.concatenate([np.empty(0, dtype=_ROW), *self._drawn]))
-        ids_S16 = np.ascontiguousarray(rows_S["id"]).view(np.uint8).reshape(-1, 16)
-        return Draw(ids_S16, np.ascontiguousarray(rows_S["piece"]))
+        rows_S3 = self._first_drawn()
+        return Draw(ids_of(rows_S3[:, :2]), (rows_S3[:, 2] >> WORD.type(32)).astype(np.int32))
+
+    def _first_drawn(self) -> NDArray[np.uint64]:
+        rows_N3 = np.concatenate([np.empty((0, 3), dtype=WORD), *self._drawn])
+        order_N = _drawing(rows_N3)
+        first = sort_order(order_N, rows_N3[:, 0], rows_N3[:, 1])[:DRAW_IMAGES]
+        if len(first) == DRAW_IMAGES:
+            self._last = order_N[first[-1]]
+        self._drawn, self._num_drawn = [rows_N3[first]], len(first)
+        return self._drawn[0]
 
 
-def _first_drawn(rows_N: NDArray[np.void]) -> NDArray[np.void]:
-    words_N2 = np.ascontiguousarray(rows_N["id"]).view("<u8").reshape(-1, 2)
-    order_N = words_N2[:, 0] * np.uint64(_MIXER)
-    if len(rows_N) > DRAW_IMAGES:
-        kept = np.argpartition(order_N, DRAW_IMAGES - 1)[:DRAW_IMAGES]
-        rows_N, order_N = rows_N[kept], order_N[kept]
-    found: NDArray[np.void] = rows_N[np.lexsort((rows_N["id"], order_N))]
-    return found
+def _add(rows: PieceRows, rows_N3: NDArray[np.uint64]) -> None:
+    place_N = rows_N3[:, 2].astype(np.int64)
+    rows.add(place_N >> 32, place_N & 0xFFFFFFFF)
+
+
+def _drawing(rows_N3: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Words by which images are drawn, the smallest first."""
+    drawing_N: NDArray[np.uint64] = rows_N3[:, 0].byteswap() * WORD.type(_MIXER)
+    return drawing_N
 
 
 def _keys(keys: NDArray[np.bytes_] | None) -> NDArray[np.bytes_]:
     return np.empty(0, dtype="S16") if keys is None else keys
-
-
-def _among(keys_N: NDArray[np.bytes_], sorted_M: NDArray[np.bytes_]) -> NDArray[np.bool_]:
-    if not len(sorted_M):
-        return np.zeros(len(keys_N), dtype=bool)
-    at = np.minimum(np.searchsorted(sorted_M, keys_N), len(sorted_M) - 1)
-    found: NDArray[np.bool_] = sorted_M[at] == keys_N
-    return found
-
-
-def _by_piece(parts: list[NDArray[np.void]]) -> dict[int, NDArray[np.int32]]:
-    found = np.concatenate([np.empty(0, dtype=np.dtype([("piece", "<i4"), ("row", "<i4")])), *parts])
-    found = found[np.lexsort((found["row"], found["piece"]))]
-    pieces, starts = np.unique(found["piece"], return_index=True)
-    rows = np.split(np.ascontiguousarray(found["row"]), starts[1:]) if len(pieces) else []
-    return dict(zip(pieces.tolist(), rows, strict=True))
 
 
 def _read_all(uris: Sequence[str]) -> Iterator[NDArray[np.uint8]]:
@@ -260,7 +256,8 @@ def read_ids(uri: str) -> NDArray[np.uint8]:
     def read() -> NDArray[np.uint8]:
         system, path = storage.file_system(uri)
         with system.open(path, "rb") as file:
-            parquet = pq.ParquetFile(file)
+            # Reading ahead is for many columns: of one it costs as much time again.
+            parquet = pq.ParquetFile(file, pre_buffer=False)
             check_version(parquet.schema_arrow, where=uri)
             return id_matrix(parquet.read(columns=["image_id"], use_threads=False).column("image_id"))
 

@@ -15,6 +15,7 @@ from mmvp_ray.store import Store, done_names
 
 BLOCK_ROWS = {"cpu": 32_768, "cuda": 524_288}
 """Vectors of a block: two blocks of L/14 vectors, fp16 and fp32, are 0.4 GB on a CPU; fp16 alone 1.6 GB on a GPU."""
+MIN_BLOCK_ROWS = 8192
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +63,8 @@ def exact_join(
     Raises:
         ResourceError: more pairs than memory holds. DataError: a table is missing or broken.
     """
-    rows = block_rows or BLOCK_ROWS[device]
+    # At least four blocks, so that a few workers end at about the same time.
+    rows = block_rows or min(BLOCK_ROWS[device], max(MIN_BLOCK_ROWS, -(-census.num_images // 4)))
     new, old = cut_blocks(census, rows, "new"), cut_blocks(census, rows, "old")
     grid: list[tuple[str, Block, Block | None]] = [
         (f"{rows}-{i:06d}-{j:06d}", new[i], None if i == j else new[j])
@@ -87,6 +89,12 @@ def exact_join(
         for part, first, second in grid
         if part not in done
     ]
+    # The largest first, for the same reason.
+    tasks.sort(
+        key=lambda task: (
+            -task.first.num_rows * (task.first.num_rows // 2 if task.second is None else task.second.num_rows)
+        )
+    )
     for num_compared in session.run_tasks(join_part, tasks, num_gpus=1.0 if device == "cuda" else 0.0):
         on_part(num_compared)
     return [part for part, _, _ in grid]

@@ -29,9 +29,9 @@ from numpy.typing import NDArray
 from mmvp_ray import storage
 from mmvp_ray.cluster import Inline, Session, own_error
 from mmvp_ray.config import fingerprint
-from mmvp_ray.errors import ConfigError, DataError
+from mmvp_ray.errors import ConfigError, DataError, ResourceError
 from mmvp_ray.schema import PIECES
-from mmvp_ray.search.blocks import Block, cut_blocks
+from mmvp_ray.search.blocks import Block, cut_blocks, kept_rows
 from mmvp_ray.search.census import Census
 from mmvp_ray.search.decide import squared_lengths
 from mmvp_ray.search.gather import Chunk, gather_chunks, lay_out
@@ -175,8 +175,6 @@ class Codec:
 
         flat = faiss.IndexFlatIP(self.shape.rotated_dim)
         flat.add(self.cells_LR)
-        if self.shape.bits == 8 and faiss.get_num_gpus():
-            return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, flat)
         return flat
 
     @cached_property
@@ -523,7 +521,7 @@ def write_codes(holder: IndexHolder, task: CodesTask) -> None:
     records, cells, num_seen = [np.empty(0, dtype=record)], [np.empty(0, dtype=np.int64)], 0
     for piece, (ref, kept) in enumerate(zip(task.block.pieces, task.block.kept, strict=True)):
         ids_N16, vectors_ND = read_vectors(place.store, place.space, ref)
-        rows = np.arange(len(ids_N16)) if kept is None else kept
+        rows = np.arange(len(ids_N16)) if kept is None else kept_rows(kept)
         num_seen += len(rows)
         rotated_NR, usable_N = codec.rotate(vectors_ND[rows])
         rows, rotated_NR = rows[usable_N], rotated_NR[usable_N]
@@ -645,7 +643,7 @@ class Shard:
         # A code that kept next to nothing says nothing: it is proposed to everyone who looks into its cell.
         self._kept_N = np.maximum(table_N["kept"].astype(np.float32), 1e-3)
         self.sizes_L = np.array([index.invlists.list_size(cell) for cell in range(index.nlist)], dtype=np.int64)
-        if device == "cuda" and faiss.get_num_gpus():
+        if device == "cuda":
             options = faiss.GpuClonerOptions()
             options.useFloat16 = True
             self._gpu = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index, options)
@@ -682,17 +680,28 @@ class Shard:
 
 
 class IndexHolder:
-    """What one process holds: a codec and a shard at a time. An actor of its own on Ray, so that FAISS's CUDA and torch's never meet."""
+    """What one process holds: a codec and a shard at a time. On Ray an actor, so that FAISS's CUDA and torch's never meet in a process.
 
-    def __init__(self, device: str = "cpu", *, is_actor: bool = False) -> None:
+    Args:
+        device: "cuda": neighbours are looked for on the GPU that FAISS sees first.
+        num_threads: Threads that FAISS may take; all unless given.
+
+    Raises:
+        ResourceError: FAISS sees no GPU.
+    """
+
+    def __init__(self, device: str = "cpu", *, num_threads: int | None = None) -> None:
+        import faiss
+
         self._device = device
         self._codec: tuple[str, Codec] | None = None
         self._shard: tuple[str, Shard] | None = None
-        if is_actor:
-            import faiss
-
-            # One actor for each CPU: threads of their own would only wait for each other.
-            faiss.omp_set_num_threads(1)
+        if num_threads is not None:
+            faiss.omp_set_num_threads(num_threads)
+        if device == "cuda" and not faiss.get_num_gpus():
+            raise ResourceError(
+                f"expected a GPU for FAISS {faiss.__version__}, found none that it can use; install faiss-gpu and a driver for its CUDA, or use --device cpu"
+            )
 
     def ready(self) -> None:
         """Answers as soon as the process is there."""
@@ -738,13 +747,13 @@ class Call:
 
 
 class Holders:
-    """The processes that hold shards: an actor for each CPU (or GPU) of the cluster; in an inline session, one object here."""
+    """The processes that hold shards: an actor for each CPU (or GPU) of the cluster; in an inline session one object here, on its CPU."""
 
     def __init__(self, session: Session, device: str) -> None:
         self._session, self._device = session, device
-        self._here = IndexHolder(device) if isinstance(session, Inline) else None
+        self._here = IndexHolder() if isinstance(session, Inline) else None
         self._actors: list[Any] = []
-        self._holds: list[str] = []
+        self._holds: list[str | None] = []
 
     def __enter__(self) -> Self:
         return self
@@ -802,14 +811,19 @@ class Holders:
         import ray
 
         gpus = 1.0 if self._device == "cuda" else 0.0
-        num = int(have.num_gpus if gpus else have.num_cpus)
-        actor = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=3, max_task_retries=3)(IndexHolder)
-        self._actors = [actor.remote(self._device, is_actor=True) for _ in range(max(1, num))]
-        self._holds = [""] * len(self._actors)
+        num = max(1, int(have.num_gpus if gpus else have.num_cpus))
+        # One for each CPU: threads of their own would only wait for each other. A GPU is fed by the CPUs that fall to it.
+        cpus = max(1, int(have.num_cpus / num))
+        actor = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=3, max_task_retries=3)(IndexHolder)
+        self._actors = [actor.remote(self._device, num_threads=cpus) for _ in range(num)]
+        self._holds = [None] * len(self._actors)
 
     def _next(self, queues: dict[str, deque[Call]], index: int) -> Call:
-        # What the process holds already, else what most of the work is left for.
-        holds = self._holds[index] if self._holds[index] in queues else max(queues, key=lambda key: len(queues[key]))
+        # What the process holds already, else what nobody holds, else what most of the work is left for.
+        holds = self._holds[index]
+        if holds not in queues:
+            free = (key for key in queues if key not in self._holds)
+            holds = next(free, max(queues, key=lambda key: len(queues[key])))
         call = queues[holds].popleft()
         if not queues[holds]:
             del queues[holds]

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mmvp_ray import storage
 from mmvp_ray.cluster import Inline, Session
@@ -286,12 +288,13 @@ def test_few_images_are_compared_exactly(tmp_path: Path, num: int) -> None:
     assert "fewer than" in facts["compared_exactly"]
 
 
-def test_hardly_any_usable_vector_falls_back_to_comparing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("on_ray", [False, True])
+def test_hardly_any_usable_vector_falls_back_to_comparing(tmp_path: Path, on_ray: bool, ray_session: None) -> None:
     vectors, ids = cone(4200), random_ids(4200)
     vectors[20:] = np.nan
     vectors[0] = vectors[1]
     store, pieces = fill(tmp_path, vectors, ids)
-    found, facts = asked(store, pieces)
+    found, facts = asked(store, pieces, session=Session() if on_ray else Inline())
     assert "too few" in facts["compared_exactly"]
     assert tuple(sorted(row.tobytes() for row in ids[:2])) in found
 
@@ -429,6 +432,59 @@ def test_shards_pass_over_cells_that_are_not_theirs(corpus: Any) -> None:
     estimate_NK, row_NK = shard.nearest(codec, rotated_NR, cells_NP, scores_NP, 8)
     assert (row_NK[:25] == -1).all() and np.isneginf(estimate_NK[:25]).all()
     assert (row_NK[25:, 0] >= 0).all()
+
+
+def test_cells_within_a_margin_are_those_whose_border_is_near() -> None:
+    vectors = cone(5000)
+    codec = train_codec(shape_for(DIM, 5000, bytes_per_vector=64, device="cpu"), vectors)
+    rotated_NR, _ = codec.rotate(vectors[:300])
+    seen = (rotated_NR - codec.mean_R).astype(np.float64)
+    cells = codec.cells_LR.astype(np.float64)
+    score = seen @ cells.T
+    home = score.argmax(axis=1)
+    apart = np.sqrt(np.maximum(2 - 2 * cells @ cells.T, 0))
+    wanted = score[np.arange(300)[:, None], home[:, None]] - score <= 0.08 * apart[home]
+    assert 1.5 < wanted.sum(axis=1).mean() < 10 < wanted.sum(axis=1).max() < 128
+    found_NP, score_NP = codec.probe_within(rotated_NR, 0.08, 128)
+    ranked_NP, distance_NP = codec.border_distances(rotated_NR, 128)
+    all_NP, all_score_NP = codec.probe(rotated_NR, 128)
+    for row in range(300):
+        cells_of_row = found_NP[row][found_NP[row] >= 0]
+        assert set(cells_of_row) == set(np.flatnonzero(wanted[row]))
+        assert set(cells_of_row) == set(ranked_NP[row][distance_NP[row] <= 0.08])
+        scores = dict(zip(all_NP[row].tolist(), all_score_NP[row].tolist(), strict=True))
+        for cell, found in zip(found_NP[row].tolist(), score_NP[row].tolist(), strict=True):
+            assert cell < 0 or found == pytest.approx(scores[cell], abs=1e-5)
+    few_NP, _ = codec.probe_within(rotated_NR, 0.08, 3)
+    for row in range(300):
+        near = [cell for cell in ranked_NP[row].tolist() if wanted[row, cell]]
+        assert set(few_NP[row][few_NP[row] >= 0].tolist()) == set(near[:3])
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), scale=st.floats(0.005, 0.2))
+def test_the_margin_covers_what_it_was_not_shown(seed: int, scale: float) -> None:
+    rng = np.random.default_rng(seed)
+    needed = np.maximum(rng.normal(size=100_000), 0).astype(np.float32) * scale
+    margin = ivfpq._margin(needed[:400], 0.5, 2)
+    assert (needed <= margin).mean() > 0.988
+    assert ivfpq._margin(needed[:400], 1 - 1e-9, 2) < 1e-4
+
+
+def test_with_hardly_a_true_pair_the_margin_and_the_cut_are_wide() -> None:
+    needed, best = np.zeros(20, dtype=np.float32), np.full(20, 0.99, dtype=np.float32)
+    certain = np.sqrt(2 - 2 * FLOOR)
+    assert ivfpq._margin(needed, FLOOR, 2) == pytest.approx(0.75 * certain / 2, abs=1e-6)
+    assert ivfpq._margin(needed, FLOOR, 1) == pytest.approx(0.75 * certain, abs=1e-6)
+    assert ivfpq._cut(best, 0.001, FLOOR) == pytest.approx(FLOOR - 0.05)
+    assert ivfpq._cut(best[:0], 0.0, FLOOR) == pytest.approx(FLOOR - 0.05)
+
+
+def test_the_cut_lies_below_estimates_and_their_noise() -> None:
+    best = np.linspace(0.90, 0.99, 1000, dtype=np.float32)
+    assert 0.899 < ivfpq._cut(best, 0.0, FLOOR) < 0.9015
+    assert 0.88 < ivfpq._cut(best, 0.005, FLOOR) < 0.8985
+    assert ivfpq._cut(best + 0.05, 0.0001, FLOOR) == pytest.approx(FLOOR - 0.005, abs=1e-5)
 
 
 # --- processes that hold shards ---

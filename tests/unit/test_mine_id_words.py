@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmvp_ray.mine.best import BestPairs
-from mmvp_ray.mine.id_words import IdIndex, ids_of, run_starts, sort_order, words_of
 from mmvp_ray.mine.pair_rows import batch_of, margins, rows_of
 from mmvp_ray.search import PairBatch
+from mmvp_ray.search.id_words import IdIndex, ids_of, run_starts, sort_order, words_of
 from mmvp_ray.store import id_keys
 
 # Alphabets of few letters make ids with equal beginnings, equal words and zeros at the end.

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mmvp_ray.errors import ResourceError
 from mmvp_ray.mine.degrees import sum_counts
-from mmvp_ray.mine.spill import Spill, Stream
+from mmvp_ray.search.spill import Spill, Stream
 
 Kind = str
 

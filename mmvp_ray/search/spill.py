@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmvp_ray.errors import ResourceError
-from mmvp_ray.mine.id_words import WORD
+from mmvp_ray.search.id_words import WORD
 
 # Shapes: N rows, W words of a row.
 
