@@ -142,7 +142,7 @@ def scan_until(
         store: Holds the vectors.
         census: The distinct images.
         space: Where near is measured.
-        from_end: Take the draw from its end: what calibrates must not audit.
+        from_end: Take the draw from its end, as the audit does: what an engine was fitted or calibrated on comes from the beginning.
         num_pairs: Pairs that are enough.
         share: Share of the comparisons of an exact join that may be used; FIRST_ANCHORS are always scanned.
         floor: Pairs at or below it are left out.

@@ -101,7 +101,7 @@ def audit_table(
         table.store,
         census,
         table.space,
-        from_end=False,
+        from_end=True,
         num_pairs=config.audit_pairs,
         share=config.audit_share,
         floor=table.floor,

@@ -87,7 +87,7 @@ def settle_delta(
         store,
         census,
         space,
-        from_end=True,
+        from_end=False,
         num_pairs=CALIBRATION_PAIRS,
         share=config.audit_share,
         floor=floor,

@@ -156,3 +156,27 @@ def test_an_engine_that_finds_all_needs_no_number_of_pairs_and_may_miss_none(tmp
     assert audit.num_true_pairs < audit.num_needed
     assert ("defect" in audit.warning()) == (share < 1.0)
     assert bool(audit.warning()) == (share < 1.0)
+
+
+def test_the_audit_looks_at_the_end_of_the_draw_and_calibration_at_its_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(anchors, "FIRST_ANCHORS", 10)
+    _, census, *_ = table_of(tmp_path, 240, share=1.0)
+    store = open_store(str(tmp_path))
+    taken = {
+        from_end: anchors.scan_until(
+            store,
+            census,  # type: ignore[arg-type]
+            NEAR,
+            from_end=from_end,
+            num_pairs=1,
+            share=0.0,
+            floor=0.8,
+            device="cpu",
+            session=Inline(),
+        )[0].ids_S16.tolist()
+        for from_end in (False, True)
+    }
+    drawn = census.draw.ids_S16  # type: ignore[attr-defined]
+    assert taken == {False: drawn[:10].tolist(), True: drawn[::-1][:10].tolist()}
