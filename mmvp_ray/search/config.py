@@ -24,10 +24,10 @@ class SearchConfig:
     """Cells of the routed engine; about one for 96 images unless given."""
     refit_cells: bool = False
     """Fit the cells anew instead of keeping those of the earlier run that this one builds on."""
-    num_neighbours: int = 128
-    """Neighbours of each image that the ivfpq engine asks for."""
+    num_neighbours: int = 32
+    """Neighbours of each image that the ivfpq engine asks for at first; more where they are all near."""
     num_probes: int | None = None
-    """Lists that the ivfpq engine looks through for each image; calibrated unless given."""
+    """Lists that the ivfpq engine looks through for each image at most; a calibrated distance decides unless given."""
     bytes_per_vector: int = 64
     """Size of a compressed vector of the ivfpq engine."""
     audit_pairs: int = 3840

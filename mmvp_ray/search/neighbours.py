@@ -16,16 +16,9 @@ from mmvp_ray.search.blocks import load_vectors
 from mmvp_ray.search.census import NUM_READING_THREADS, Census, content_key, read_ids, take_census
 from mmvp_ray.search.config import SearchConfig
 from mmvp_ray.search.decide import exact_cosines
-from mmvp_ray.search.index_shards import (
-    INDEX_JSON,
-    INDEXES,
-    Holders,
-    IndexHolder,
-    IndexPlace,
-    build_index,
-    plan_index,
-    train_on_draw,
-)
+from mmvp_ray.search.index_build import build_index, plan_index, train_on_draw
+from mmvp_ray.search.index_holders import Holders, IndexHolder
+from mmvp_ray.search.index_shards import INDEX_JSON, INDEXES, IndexPlace
 from mmvp_ray.search.ivfpq import MIN_IMAGES
 from mmvp_ray.search.space import Space, embeddings_uri, read_vectors
 from mmvp_ray.store import PieceRef, Store, id_keys, key_bytes, read_table
@@ -35,7 +28,9 @@ from mmvp_ray.store import PieceRef, Store, id_keys, key_bytes, read_table
 NUM_PROBES = 64
 """Cells that are looked through for one image: an ad-hoc question costs next to nothing, so it looks further than a join."""
 COMPARED_PER_NEIGHBOUR = 8
-LEAST_COMPARED = 64
+LEAST_COMPARED = 128
+"""Compared by their stored vectors. Of the ten nearest of 50,000 synthetic images in clusters this found 0.991 (of those above a cosine of 0.85
+0.994); where nothing but a common axis gathers images, all above 0.85, and a tenth of the others, which are near by chance."""
 
 Neighbour = tuple[bytes, float]
 

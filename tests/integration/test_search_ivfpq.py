@@ -15,9 +15,22 @@ from hypothesis import strategies as st
 from mmvp_ray import storage
 from mmvp_ray.cluster import Inline, Session
 from mmvp_ray.errors import ConfigError, DataError, ResourceError
-from mmvp_ray.search import PieceRef, SearchConfig, Space, index_shards, ivfpq, take_census
+from mmvp_ray.search import (
+    PieceRef,
+    SearchConfig,
+    Space,
+    index_build,
+    index_calibration,
+    index_candidates,
+    index_shards,
+    rerank,
+    take_census,
+)
+from mmvp_ray.search.codec import Codec, shape_for
+from mmvp_ray.search.codec_training import train_codec
 from mmvp_ray.search.engines import JoinWork, Method
-from mmvp_ray.search.index_shards import Call, Codec, Holders, IndexHolder, IndexPlace, Shard, shape_for, train_codec
+from mmvp_ray.search.index_holders import Call, Holders, IndexHolder
+from mmvp_ray.search.index_shards import IndexPlace, Shard
 from mmvp_ray.search.ivfpq import ivfpq_join
 from mmvp_ray.search.neighbours import neighbours
 from mmvp_ray.search.table import record_batches
@@ -167,7 +180,7 @@ def test_workers_of_ray_find_what_this_process_finds(corpus: Any, ray_session: N
 def test_several_shards_find_what_one_finds(corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, _, vectors, ids = corpus
     store, pieces = fill(tmp_path, vectors, ids)
-    monkeypatch.setattr(index_shards, "SHARD_ROWS", 1500)
+    monkeypatch.setattr(index_build, "SHARD_ROWS", 1500)
     found, facts = asked(store, pieces, config=SearchConfig(num_neighbours=100))
     assert facts["num_shards"] >= 4
     assert_found(found, brute_force(vectors, ids), 0.99)
@@ -179,8 +192,8 @@ def test_several_shards_find_what_one_finds(corpus: Any, tmp_path: Path, monkeyp
 
 def test_resumes_after_a_stop_at_any_block(corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, _, vectors, ids = corpus
-    monkeypatch.setattr(ivfpq, "block_rows", lambda census: 1400)
-    monkeypatch.setattr(ivfpq, "PART_CANDIDATES", 300)
+    monkeypatch.setattr(index_candidates, "block_rows", lambda census: 1400)
+    monkeypatch.setattr(rerank, "PART_CANDIDATES", 300)
     store, pieces = fill(tmp_path / "whole", vectors, ids)
     whole, facts = asked(store, pieces)
     store, pieces = fill(tmp_path / "stopped", vectors, ids)
@@ -203,8 +216,8 @@ def test_resumes_after_a_stop_at_any_block(corpus: Any, tmp_path: Path, monkeypa
 def test_parts_that_are_done_are_kept(corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, _, vectors, ids = corpus
     store, pieces = fill(tmp_path, vectors, ids)
-    monkeypatch.setattr(ivfpq, "PART_CANDIDATES", 300)
-    write, left = ivfpq.write_near_part, [2]
+    monkeypatch.setattr(rerank, "PART_CANDIDATES", 300)
+    write, left = rerank.write_near_part, [2]
 
     def write_two(*args: Any, **options: Any) -> None:
         if not left[0]:
@@ -212,7 +225,7 @@ def test_parts_that_are_done_are_kept(corpus: Any, tmp_path: Path, monkeypatch: 
         left[0] -= 1
         write(*args, **options)
 
-    monkeypatch.setattr(ivfpq, "write_near_part", write_two)
+    monkeypatch.setattr(rerank, "write_near_part", write_two)
     with pytest.raises(KeyboardInterrupt):
         asked(store, pieces)
     parts = {path: path.stat().st_mtime_ns for path in Path(store.near_pairs(SPACE.name, "k")).glob("*.parquet")}
@@ -337,10 +350,10 @@ def test_a_shard_answers_what_its_codes_say(tmp_path: Path, dim: int) -> None:
         store, Piece(shard=shard, index=0, last=True, samples=(), rejects=()), space.slug, ids, vectors, []
     )
     census = take_census(store, space.slug, [PieceRef("c", f"{shard.key}-000000")])
-    plan = index_shards.plan_index(store, space, census, bytes_per_vector=64, device="cpu")
+    plan = index_build.plan_index(store, space, census, bytes_per_vector=64, device="cpu")
     with Holders(Inline(), "cpu") as holders:
-        assert index_shards.train_on_draw(plan, census, holders, Inline())
-        facts = index_shards.build_index(plan, holders)
+        assert index_build.train_on_draw(plan, census, holders, Inline())
+        facts = index_build.build_index(plan, holders)
     holder = IndexHolder()
     codec, ((name, _, _),) = holder.codec(plan.place), facts["shards"]
     held = holder.shard(plan.place, name)
@@ -466,25 +479,25 @@ def test_cells_within_a_margin_are_those_whose_border_is_near() -> None:
 def test_the_margin_covers_what_it_was_not_shown(seed: int, scale: float) -> None:
     rng = np.random.default_rng(seed)
     needed = np.maximum(rng.normal(size=100_000), 0).astype(np.float32) * scale
-    margin = ivfpq._margin(needed[:400], 0.5, 2)
+    margin = index_calibration.probe_margin(needed[:400], 0.5, 2)
     assert (needed <= margin).mean() > 0.988
-    assert ivfpq._margin(needed[:400], 1 - 1e-9, 2) < 1e-4
+    assert index_calibration.probe_margin(needed[:400], 1 - 1e-9, 2) < 1e-4
 
 
 def test_with_hardly_a_true_pair_the_margin_and_the_cut_are_wide() -> None:
     needed, best = np.zeros(20, dtype=np.float32), np.full(20, 0.99, dtype=np.float32)
     certain = np.sqrt(2 - 2 * FLOOR)
-    assert ivfpq._margin(needed, FLOOR, 2) == pytest.approx(0.75 * certain / 2, abs=1e-6)
-    assert ivfpq._margin(needed, FLOOR, 1) == pytest.approx(0.75 * certain, abs=1e-6)
-    assert ivfpq._cut(best, 0.001, FLOOR) == pytest.approx(FLOOR - 0.05)
-    assert ivfpq._cut(best[:0], 0.0, FLOOR) == pytest.approx(FLOOR - 0.05)
+    assert index_calibration.probe_margin(needed, FLOOR, 2) == pytest.approx(0.75 * certain / 2, abs=1e-6)
+    assert index_calibration.probe_margin(needed, FLOOR, 1) == pytest.approx(0.75 * certain, abs=1e-6)
+    assert index_calibration.candidate_cut(best, 0.001, FLOOR) == pytest.approx(FLOOR - 0.05)
+    assert index_calibration.candidate_cut(best[:0], 0.0, FLOOR) == pytest.approx(FLOOR - 0.05)
 
 
 def test_the_cut_lies_below_estimates_and_their_noise() -> None:
     best = np.linspace(0.90, 0.99, 1000, dtype=np.float32)
-    assert 0.899 < ivfpq._cut(best, 0.0, FLOOR) < 0.9015
-    assert 0.88 < ivfpq._cut(best, 0.005, FLOOR) < 0.8985
-    assert ivfpq._cut(best + 0.05, 0.0001, FLOOR) == pytest.approx(FLOOR - 0.005, abs=1e-5)
+    assert 0.899 < index_calibration.candidate_cut(best, 0.0, FLOOR) < 0.9015
+    assert 0.88 < index_calibration.candidate_cut(best, 0.005, FLOOR) < 0.8985
+    assert index_calibration.candidate_cut(best + 0.05, 0.0001, FLOOR) == pytest.approx(FLOOR - 0.005, abs=1e-5)
 
 
 # --- processes that hold shards ---

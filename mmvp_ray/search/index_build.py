@@ -1,0 +1,240 @@
+"""The index of a census: where it lies, training its codec, compressing what is not compressed yet, building its shards, keeping it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from mmvp_ray import storage
+from mmvp_ray.cluster import Session
+from mmvp_ray.config import fingerprint
+from mmvp_ray.schema import PIECES
+from mmvp_ray.search.blocks import Block, cut_blocks
+from mmvp_ray.search.census import Census
+from mmvp_ray.search.codec import Codec, CodeShape, shape_for
+from mmvp_ray.search.codec_training import num_sampled, train_codec, usable_rows
+from mmvp_ray.search.gather import Chunk, gather_chunks, lay_out
+from mmvp_ray.search.index_holders import Call, Holders, IndexHolder
+from mmvp_ray.search.index_shards import (
+    CODEC_FILE,
+    INDEX_JSON,
+    CodesTask,
+    IndexPlace,
+    ShardTask,
+    block_key,
+    build_shard,
+    cut_cells,
+    read_offsets,
+    write_codes,
+)
+from mmvp_ray.search.space import Space
+from mmvp_ray.store import DONE, Store, done_names, id_keys, read_marker, write_marker, write_table
+
+# Shapes: T sampled vectors, D numbers in each, L cells.
+
+SHARD_ROWS = 8_000_000
+"""Rows of a shard: 0.8 GB with ids at 64 bytes a vector."""
+
+REFIT_GROWTH = 4
+"""A corpus that grew to so many times the one that the codec was trained for has too few cells: a new codec is trained."""
+
+DRIFTED_KEPT = 0.05
+"""Codes that keep so much less of a vector than they kept of the sample are a reason to train anew."""
+
+CODEC_VERSION = 1
+"""Raised when codes of the same sizes come to mean something else."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IndexPlan:
+    """An index to be made, or kept already.
+
+    Attributes:
+        place: Where.
+        shape: How vectors are compressed.
+        blocks: All images of the census.
+        grown_from: Images that the codec was trained for.
+        pieces_key: Census.content_key.
+    """
+
+    place: IndexPlace
+    shape: CodeShape
+    blocks: tuple[Block, ...]
+    grown_from: int
+    pieces_key: str
+
+
+def plan_index(
+    store: Store,
+    space: Space,
+    census: Census,
+    *,
+    bytes_per_vector: int,
+    device: str,
+    parent: dict[str, Any] | None = None,
+) -> IndexPlan:
+    """Where the index of a census lies and how it is made; the codec of the join that this one builds on is kept while it fits.
+
+    Args:
+        store: Holds the vectors and takes the index.
+        space: Which vectors.
+        census: The images.
+        bytes_per_vector: Limit on a compressed vector.
+        device: "cuda" or "cpu".
+        parent: Facts of the earlier join; empty for none.
+    """
+    # Old and new apart, so that blocks compressed for the earlier join are found again.
+    rows = block_rows(census)
+    blocks = (*cut_blocks(census, rows, "old"), *cut_blocks(census, rows, "new"))
+    content = fingerprint([block_key(block) for block in blocks])
+    shape = shape_for(space.dim, census.num_images, bytes_per_vector=bytes_per_vector, device=device)
+    kept = (parent or {}).get("codec", {})
+    key, grown_from = (
+        fingerprint({"images": content, "shape": asdict(shape), "version": CODEC_VERSION}),
+        census.num_images,
+    )
+    if kept and census.num_images <= REFIT_GROWTH * kept["num_images"] and kept["shape"]["bits"] == shape.bits:
+        place = IndexPlace(store=store, space=space, codec_key=kept["key"], content_key=content)
+        if storage.exists(storage.join(place.codec_folder, CODEC_FILE)):
+            key, shape, grown_from = kept["key"], CodeShape(**kept["shape"]), kept["num_images"]
+    return IndexPlan(
+        place=IndexPlace(store=store, space=space, codec_key=key, content_key=content),
+        shape=shape,
+        blocks=blocks,
+        grown_from=grown_from,
+        pieces_key=census.content_key,
+    )
+
+
+def block_rows(census: Census) -> int:
+    """Images of a block: small enough to spread over workers, and at most some 400 blocks to collect a shard from up to 1e8 images."""
+    return min(262_144, max(16_384, 1 << int(np.log2(max(1, census.num_images // 256)))))
+
+
+def train_index(
+    holder: IndexHolder, plan_item: tuple[IndexPlace, CodeShape, NDArray[np.bytes_]], *chunks: Chunk
+) -> bool:
+    """Train the codec on the sampled images and keep it; False if too few of them have usable vectors."""
+    place, shape, keys_T = plan_item
+    sample_TD = lay_out(keys_T, chunks, shape.dim)
+    sample_TD = sample_TD[usable_rows(sample_TD)]
+    if len(sample_TD) < max(shape.num_cells, 1 << shape.bits):
+        return False
+    storage.write_bytes(storage.join(place.codec_folder, CODEC_FILE), train_codec(shape, sample_TD).to_bytes())
+    return True
+
+
+def train_on_draw(plan: IndexPlan, census: Census, holders: Holders, session: Session) -> bool:
+    """Train the codec on images of the census' draw if it is not kept; False if too few of them have usable vectors."""
+    if storage.exists(storage.join(plan.place.codec_folder, CODEC_FILE)):
+        return True
+    drawn = census.draw.slice(0, num_sampled(plan.shape))
+    keys_T = np.sort(id_keys(drawn.ids_S16))
+    pieces = [census.pieces[piece] for piece in np.unique(drawn.piece_S)]
+    chunks = gather_chunks(plan.place.store, plan.place.space, pieces, keys_T, session=session)
+    call = Call(work=train_index, item=(plan.place, plan.shape, keys_T), shared=tuple(chunks))
+    return all(holders.run([call]))
+
+
+def build_index(plan: IndexPlan, holders: Holders) -> dict[str, Any]:
+    """Compress what is not compressed yet, build the shards that are missing, and give what index.json says.
+
+    Args:
+        plan: Its codec is trained.
+        holders: Where it is done.
+    """
+    place = plan.place
+    index_uri = storage.join(place.folder, INDEX_JSON)
+    if storage.exists(index_uri):
+        found: dict[str, Any] = storage.read_json(index_uri)
+        return found
+    codec_uri = storage.join(place.codec_folder, CODEC_FILE)
+    codec = Codec.from_bytes(storage.read_bytes(codec_uri), where=codec_uri)
+    shape = codec.shape
+    uris = [place.codes_uri(block) for block in plan.blocks]
+    done = set(done_names(storage.join(place.codec_folder, "codes")))
+    left = [block for block, uri in zip(plan.blocks, uris, strict=True) if _name_of(uri) not in done]
+    for _ in holders.run([Call(work=write_codes, item=CodesTask(place=place, block=block)) for block in left]):
+        pass
+    counts_L = np.zeros(shape.num_cells, dtype=np.int64)
+    for uri in uris:
+        counts_L += np.diff(read_offsets(uri, shape.num_cells))
+    firsts = np.cumsum([0, *(len(block.pieces) for block in plan.blocks)])[:-1].tolist()
+    tasks = [
+        ShardTask(
+            place=place,
+            name=f"{first:06d}-{last:06d}",
+            first=first,
+            last=last,
+            codes=tuple(uris),
+            first_pieces=tuple(firsts),
+        )
+        for first, last in cut_cells(counts_L, SHARD_ROWS)
+    ]
+    built = set(done_names(place.folder))
+    for _ in holders.run([Call(work=build_shard, item=task) for task in tasks if task.name not in built]):
+        pass
+    markers = [read_marker(uri.removesuffix(".bin") + DONE)[1] for uri in uris]
+    pieces = [piece for block in plan.blocks for piece in block.pieces]
+    table = pa.table(
+        {"corpus": [piece.corpus for piece in pieces], "piece": [piece.name for piece in pieces]}, schema=PIECES
+    )
+    entry = write_table(place.store, storage.join(place.folder, "pieces.parquet"), table)
+    write_marker(storage.join(place.folder, "pieces" + DONE), files=[entry])
+    num_rows = int(counts_L.sum())
+    facts = {
+        "pieces_key": plan.pieces_key,
+        "num_rows": num_rows,
+        "num_unusable": sum(facts["num_unusable"] for facts in markers),
+        "mean_kept": round(sum(facts["sum_kept"] for facts in markers) / max(1, num_rows), 6),
+        "sample_kept_without": round(codec.kept_without, 6),
+        "sample_kept": round(codec.kept, 6),
+        "rotated": codec.rotation_RD is not None,
+        "shape": asdict(shape),
+        "shards": [[task.name, task.first, task.last] for task in tasks],
+    }
+    storage.write_json(index_uri, facts)
+    return facts
+
+
+def index_facts(plan: IndexPlan, index: dict[str, Any]) -> dict[str, Any]:
+    """What a table's facts say of the index behind it.
+
+    Args:
+        plan: How it was made.
+        index: What build_index gave.
+    """
+    shape = CodeShape(**index["shape"])
+    return {
+        "index": plan.place.store.relative(plan.place.folder),
+        "codec": {"key": plan.place.codec_key, "shape": asdict(shape), "num_images": plan.grown_from},
+        "num_lists": shape.num_cells,
+        "num_shards": len(index["shards"]),
+        "num_indexed": index["num_rows"],
+        "num_unusable": index["num_unusable"],
+        "bytes_per_vector": shape.vector_bytes,
+        "opq": index["rotated"],
+        "kept_by_codes": {
+            "sample_without_opq": index["sample_kept_without"],
+            "sample": index["sample_kept"],
+            "images": index["mean_kept"],
+        },
+        "drift": _drift(index),
+    }
+
+
+def _drift(index: dict[str, Any]) -> str:
+    if index["mean_kept"] >= index["sample_kept"] - DRIFTED_KEPT:
+        return ""
+    return (
+        f"codes keep {index['mean_kept']:.3f} of a vector, {index['sample_kept']:.3f} when the codec was trained: "
+        f"--refit-cells trains it anew"
+    )
+
+
+def _name_of(uri: str) -> str:
+    return uri.rsplit("/", 1)[-1].removesuffix(".bin")
