@@ -73,7 +73,8 @@ def collapse_copies(
             census,
             near,
             also,
-            storage.join(folder, "parts"),
+            # Parts of a search that builds on other groups look at other pairs.
+            storage.join(folder, "parts", parent or "from-scratch"),
             near_at_least=COPY_NEAR_AT_LEAST,
             also_at_least=COPY_FAR_AT_LEAST,
             device=device,

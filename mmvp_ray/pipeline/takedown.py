@@ -17,6 +17,7 @@ from mmvp_ray.pipeline.results import MANIFEST, REPORT_HTML, REPORT_JSON
 from mmvp_ray.store import (
     Store,
     TakedownResult,
+    among,
     apply_takedown,
     id_keys,
     is_applied,
@@ -24,7 +25,7 @@ from mmvp_ray.store import (
     read_table,
     write_table,
 )
-from mmvp_ray.store.takedown_record import among, count_rows_with, rows_with
+from mmvp_ray.store.takedown_record import count_rows_with, rows_with
 from mmvp_ray.store.takedown_tables import without_rows
 
 # Shapes: M images that were taken down.

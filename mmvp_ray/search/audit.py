@@ -13,7 +13,7 @@ from mmvp_ray.search.anchors import AnchorPairs, scan_until
 from mmvp_ray.search.census import Census
 from mmvp_ray.search.config import SearchConfig
 from mmvp_ray.search.table import NearTable, record_batches
-from mmvp_ray.store import id_keys, id_matrix
+from mmvp_ray.store import among, id_keys, id_matrix
 
 # Shapes: S anchors, P pairs.
 
@@ -154,17 +154,9 @@ def pairs_of_anchors(uri: str, anchor_keys_S: NDArray[np.bytes_]) -> NDArray[np.
     found: list[NDArray[np.bytes_]] = [np.empty(0, dtype="S32")]
     for batch in record_batches(uri, columns=["image_id_a", "image_id_b"]):
         keys_a, keys_b = (id_keys(id_matrix(batch.column(index))) for index in range(2))
-        hit = _among(keys_a, anchor_keys_S) | _among(keys_b, anchor_keys_S)
+        hit = among(keys_a, anchor_keys_S) | among(keys_b, anchor_keys_S)
         found.append(_pair_keys(keys_a[hit], keys_b[hit]))
     return np.sort(np.concatenate(found))
-
-
-def _among(keys_P: NDArray[np.bytes_], sorted_S: NDArray[np.bytes_]) -> NDArray[np.bool_]:
-    if not len(sorted_S):
-        return np.zeros(len(keys_P), dtype=bool)
-    at = np.minimum(np.searchsorted(sorted_S, keys_P), len(sorted_S) - 1)
-    hit: NDArray[np.bool_] = sorted_S[at] == keys_P
-    return hit
 
 
 def _pair_keys(keys_a: NDArray[np.bytes_], keys_b: NDArray[np.bytes_]) -> NDArray[np.bytes_]:

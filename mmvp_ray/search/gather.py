@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,8 @@ from mmvp_ray.search.space import Space
 from mmvp_ray.store import PieceRef, Store, id_keys
 
 # Shapes: M wanted images, P images in any order, D numbers in a vector.
+
+T = TypeVar("T")
 
 PIECES_PER_TASK = 64
 """Pieces that one task looks through: some 130,000 images."""
@@ -50,6 +53,33 @@ def gather_chunks(
         for first in range(0, len(pieces), PIECES_PER_TASK)
     ]
     return session.keep(gather, tasks, shared=[session.share(wanted_M)])
+
+
+def cut_waves(
+    tasks: Sequence[T], images_of: Callable[[T], NDArray[np.bytes_]], max_images: int
+) -> Iterator[tuple[list[T], NDArray[np.bytes_]]]:
+    """Tasks in their order, as many together as have at most `max_images` images among them (or one, if it has more).
+
+    Args:
+        tasks: What needs vectors.
+        images_of: The images of a task, sorted and distinct.
+        max_images: Images whose vectors may be held at a time.
+
+    Yields:
+        The tasks of a wave, and their images, sorted and distinct.
+    """
+    wave: list[T] = []
+    wanted: NDArray[np.bytes_] = np.empty(0, dtype="S16")
+    for task in tasks:
+        keys = images_of(task)
+        both = np.union1d(wanted, keys)
+        if wave and len(both) > max_images:
+            yield wave, wanted
+            wave, both = [], keys
+        wave.append(task)
+        wanted = both
+    if wave:
+        yield wave, wanted
 
 
 def gather(task: GatherTask, wanted_M: NDArray[np.bytes_]) -> Chunk:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mmvp_ray import storage
 from mmvp_ray.cluster import Session
 from mmvp_ray.search.decide import exact_cosines
-from mmvp_ray.search.gather import Chunk, gather_chunks, lay_out
+from mmvp_ray.search.gather import Chunk, cut_waves, gather_chunks, lay_out
 from mmvp_ray.search.index_candidates import NUM_BINS, PAIR, distinct_pairs
 from mmvp_ray.search.index_shards import cut_cells
 from mmvp_ray.search.score import WAVE_BYTES
@@ -64,8 +64,8 @@ def rerank(work: JoinWork, markers: Sequence[str], key: str, session: Session) -
     ]
     done = set(done_names(work.folder))
     pieces = work.census.pieces
-    for wave, wanted_M in _waves(
-        [task for task in tasks if task.part not in done], WAVE_BYTES // (2 * work.space.dim + 16)
+    for wave, wanted_M in cut_waves(
+        [task for task in tasks if task.part not in done], _images, WAVE_BYTES // (2 * work.space.dim + 16)
     ):
         chunks = gather_chunks(work.store, work.space, pieces, wanted_M, session=session)
         for _ in session.run_tasks(rerank_part, wave, shared=chunks):
@@ -73,20 +73,9 @@ def rerank(work: JoinWork, markers: Sequence[str], key: str, session: Session) -
     return [task.part for task in tasks]
 
 
-def _waves(tasks: Sequence[RerankTask], max_images: int) -> Iterator[tuple[list[RerankTask], NDArray[np.bytes_]]]:
-    wave: list[RerankTask] = []
-    wanted: NDArray[np.bytes_] = np.empty(0, dtype="S16")
-    for task in tasks:
-        pairs = _candidates(task)
-        keys = np.union1d(pairs["a"], pairs["b"])
-        both = np.union1d(wanted, keys)
-        if wave and len(both) > max_images:
-            yield wave, wanted
-            wave, both = [], keys
-        wave.append(task)
-        wanted = both
-    if wave:
-        yield wave, wanted
+def _images(task: RerankTask) -> NDArray[np.bytes_]:
+    pairs_C = _candidates(task)
+    return np.union1d(pairs_C["a"], pairs_C["b"])
 
 
 def _candidates(task: RerankTask) -> NDArray[np.void]:

@@ -6,7 +6,7 @@ whose images fit into the cluster's shared memory; one pass over the embeddings 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from mmvp_ray import storage
 from mmvp_ray.cluster import Session
 from mmvp_ray.schema import SCORES
 from mmvp_ray.search.decide import exact_cosines
-from mmvp_ray.search.gather import Chunk, gather_chunks, lay_out
+from mmvp_ray.search.gather import Chunk, cut_waves, gather_chunks, lay_out
 from mmvp_ray.search.space import Space
 from mmvp_ray.search.table import NearTable, record_batches
 from mmvp_ray.store import (
@@ -85,25 +85,12 @@ def score_pairs(
         for part in table.parts
         if part.name not in done[part.key]
     ]
-    for tasks, wanted_M in _waves(left, max(1, wave_bytes // (2 * far.dim + 16))):
+    for tasks, wanted_M in cut_waves(
+        left, lambda task: part_images(task.near_uri), max(1, wave_bytes // (2 * far.dim + 16))
+    ):
         chunks = gather_chunks(store, far, pieces, wanted_M, session=session)
         for num_pairs in session.run_tasks(score_part, tasks, shared=chunks):
             on_part(num_pairs)
-
-
-def _waves(tasks: Sequence[ScoreTask], max_images: int) -> Iterator[tuple[list[ScoreTask], NDArray[np.bytes_]]]:
-    wave: list[ScoreTask] = []
-    wanted: NDArray[np.bytes_] = np.empty(0, dtype="S16")
-    for task in tasks:
-        keys = part_images(task.near_uri)
-        both = np.union1d(wanted, keys)
-        if wave and len(both) > max_images:
-            yield wave, wanted
-            wave, both = [], keys
-        wave.append(task)
-        wanted = both
-    if wave:
-        yield wave, wanted
 
 
 def part_images(near_uri: str) -> NDArray[np.bytes_]:

@@ -27,6 +27,7 @@ from mmvp_ray.store import (
     DONE,
     PieceRef,
     Store,
+    among,
     id_array,
     id_keys,
     id_matrix,
@@ -136,9 +137,7 @@ def _kept(batch: PairBatch, table: NearTable) -> PairBatch:
     kept = batch.cos_near_P > table.floor
     if len(table.without):
         for ids in (batch.ids_a_P16, batch.ids_b_P16):
-            keys = id_keys(ids)
-            at = np.minimum(np.searchsorted(table.without, keys), len(table.without) - 1)
-            kept &= table.without[at] != keys
+            kept &= ~among(id_keys(ids), table.without)
     return batch if kept.all() else batch.take(kept)
 
 

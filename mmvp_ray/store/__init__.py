@@ -20,6 +20,7 @@ from mmvp_ray.store.pieces import (
     shard_states,
 )
 from mmvp_ray.store.tables import (
+    among,
     embeddings_table,
     id_array,
     id_keys,
@@ -43,6 +44,7 @@ __all__ = [
     "Store",
     "TakedownResult",
     "Verdict",
+    "among",
     "apply_takedown",
     "commit_embeddings",
     "commit_images",

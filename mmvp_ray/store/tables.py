@@ -110,6 +110,15 @@ def id_keys(ids_N16: NDArray[np.uint8]) -> NDArray[np.bytes_]:
     return np.ascontiguousarray(ids_N16, dtype=np.uint8).view(f"S{IMAGE_ID_BYTES}").reshape(-1)
 
 
+def among(keys_N: NDArray[np.bytes_], keys_M: NDArray[np.bytes_]) -> NDArray[np.bool_]:
+    """For each of N keys whether it is one of M sorted ones, (N,) bool."""
+    if not len(keys_M):
+        return np.zeros(len(keys_N), dtype=bool)
+    at = np.minimum(np.searchsorted(keys_M, keys_N), len(keys_M) - 1)
+    found: NDArray[np.bool_] = keys_M[at] == keys_N
+    return found
+
+
 def key_bytes(keys_N: NDArray[np.bytes_]) -> list[bytes]:
     """The ids of `id_keys` as Python bytes of full length: numpy drops trailing zero bytes when it hands one out."""
     return [key.ljust(IMAGE_ID_BYTES, b"\0") for key in keys_N.tolist()]

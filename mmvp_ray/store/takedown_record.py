@@ -22,7 +22,7 @@ from mmvp_ray import storage
 from mmvp_ray.errors import ConfigError
 from mmvp_ray.schema import IMAGE_ID, PIECES
 from mmvp_ray.store.layout import Store, write_marker
-from mmvp_ray.store.tables import id_keys, id_matrix, read_table, write_table
+from mmvp_ray.store.tables import among, id_keys, id_matrix, read_table, write_table
 
 # Shapes: N rows, M ids of the record.
 
@@ -164,15 +164,6 @@ def _digest(url: str) -> bytes:
 
 def _holds(keys_M: NDArray[np.bytes_], key: bytes) -> bool:
     return bool(among(np.array([key], dtype="S16"), keys_M)[0])
-
-
-def among(keys_N: NDArray[np.bytes_], keys_M: NDArray[np.bytes_]) -> NDArray[np.bool_]:
-    """For each of N keys whether it is one of M sorted ones, (N,) bool."""
-    if not len(keys_M):
-        return np.zeros(len(keys_N), dtype=bool)
-    at = np.minimum(np.searchsorted(keys_M, keys_N), len(keys_M) - 1)
-    found: NDArray[np.bool_] = keys_M[at] == keys_N
-    return found
 
 
 def id_columns(schema: pa.Schema) -> list[str]:

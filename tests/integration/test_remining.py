@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mmvp_ray import MineConfig, mine_pairs, open_run
@@ -16,7 +18,7 @@ from mmvp_ray.mine import RuleConfig
 from mmvp_ray.miniature.shards import WorldConfig, write_shards
 from mmvp_ray.pipeline import Progress, Run
 from mmvp_ray.search import SearchConfig
-from mmvp_ray.store import read_table
+from mmvp_ray.store import read_embeddings, read_table
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_session")]
 GREY = "python:tests.integration.grey_encoder:factory"
@@ -238,3 +240,20 @@ class TestDiff:
         with pytest.raises(ConfigError, match="--compare-with"):
             mine(world, ALL, Path(runs[1].url), compare_with=runs[1].url)
         assert open_run(runs[1].url).report()["diff_href"] == "diff.html"
+
+
+def test_neighbours_of_an_image_are_those_of_all_images(world: Path, tmp_path: Path) -> None:
+    run, _ = mine(world, ALL, tmp_path, rule=RuleConfig(near_above=0.93, far_below=0.7, centred=True))
+    image = run.pairs().to_pylist()[0]["image_id_a"]
+    found = run.neighbours(image, num=7)
+    centre = np.frombuffer(base64.b64decode(run.manifest["centres"][run.manifest["encoders"]["near"]["slug"]]), "<f2")
+    folder = Path(run.manifest["store"], "embeddings", run.manifest["encoders"]["near"]["slug"])
+    parts = [read_embeddings(str(path)) for path in sorted(folder.rglob("*.parquet"))]
+    rows = {key.tobytes(): vector for ids, vectors in parts for key, vector in zip(ids, vectors, strict=True)}
+    seen = {key: vector.astype(float) - centre for key, vector in rows.items()}
+    seen = {key: vector / np.linalg.norm(vector) for key, vector in seen.items()}
+    expected = sorted(((seen[image] @ vector, key) for key, vector in seen.items() if key != image), reverse=True)[:7]
+    np.testing.assert_allclose([cosine for _, cosine in found], [cosine for cosine, _ in expected], atol=1e-3)
+    assert len({key for key, _ in found} & {key for _, key in expected}) >= 6
+    with pytest.raises(ConfigError):
+        run.neighbours(b"\0" * 16)

@@ -144,6 +144,28 @@ def test_a_killed_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert found == groups_by_brute_force(ids, near, far)
 
 
+def test_a_killed_search_and_one_that_builds_on_other_groups_do_not_share_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routing, "ROUTED_BYTES", {"cpu": 1})
+    real_cut = routing.cut_blocks
+    monkeypatch.setattr(routing, "cut_blocks", lambda census, rows, which: real_cut(census, 50, which))
+    ids, near, far = with_copies(200, 8)
+    store = open_store(str(tmp_path))
+    pieces = fill(store, np.array_split(np.arange(200), 4), ids, near, far)
+
+    def killed(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    # Killed when everything is routed and nothing is searched; then the groups of three pieces are found elsewhere.
+    with monkeypatch.context() as patch:
+        patch.setattr(copy_edges, "search_part", killed)
+        with pytest.raises(KeyboardInterrupt):
+            collapsed(store, pieces)
+    collapsed(store, pieces[:3])
+    assert collapsed(store, pieces) == groups_by_brute_force(ids, near, far)
+
+
 def representatives(store: Store, pieces: list, config: SearchConfig) -> Found:
     _, collapse = collapse_copies(store, NEAR, FAR, pieces, device="cpu", session=Inline())
     table, _ = find_near_pairs(
