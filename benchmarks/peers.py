@@ -186,7 +186,7 @@ def bare_products(
 ) -> Found:
     """The products of the exact engine's tiles into one buffer, and nothing else: no reading, conversion, threshold or result."""
     multiply = (_torch_bf16 if bfloat16 else _numpy_fp32)(unit_ND, num_threads)
-    tiles = list(_tiles(len(unit_ND)))
+    tiles = list(_tiles(len(unit_ND), "bf16" if bfloat16 else "cpu"))
     sizes = [(a.stop - a.start) * (b.stop - b.start) for a, b in tiles]
     started = time.perf_counter()
     done = 0
@@ -205,7 +205,7 @@ def bare_products(
     )
 
 
-def _tiles(num: int) -> Iterator[tuple[slice, slice]]:
+def _tiles(num: int, way: str) -> Iterator[tuple[slice, slice]]:
     from mmvp_ray.search import exact, kernel
 
     block_rows = exact.BLOCK_ROWS["cpu"]
@@ -216,7 +216,7 @@ def _tiles(num: int) -> Iterator[tuple[slice, slice]]:
                 continue
             rows, columns = min(block_rows, num - first), min(block_rows, num - second)
             for tile in kernel._tiles(
-                rows, columns, kernel.TILE_ROWS["cpu"], kernel.TILE_COLUMNS["cpu"], within=first == second
+                rows, columns, kernel.TILE_ROWS[way], kernel.TILE_COLUMNS[way], within=first == second
             ):
                 yield slice(first + tile.top, first + tile.bottom), slice(second + tile.left, second + tile.right)
 
@@ -243,7 +243,7 @@ def _torch_bf16(unit_ND: NDArray[np.float32], num_threads: int) -> Multiply:
 
     torch.set_num_threads(num_threads)
     vectors_ND = torch.from_numpy(unit_ND).bfloat16()
-    size = kernel.TILE_ROWS["cpu"] * max(kernel.TILE_ROWS["cpu"], kernel.TILE_COLUMNS["cpu"])
+    size = kernel.TILE_ROWS["bf16"] * max(kernel.TILE_ROWS["bf16"], kernel.TILE_COLUMNS["bf16"])
     buffer = torch.empty(size, dtype=torch.bfloat16)
 
     def multiply(rows: slice, columns: slice) -> None:

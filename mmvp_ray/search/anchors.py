@@ -119,7 +119,7 @@ def scan_block(
     anchor_P, row_P = found.rows_a_P[other], found.rows_b_P[other]
     needed_P = np.empty(0)
     if centroids_KD is not None:
-        needed_P = Cells(centroids_KD).needed_delta(anchors_SD[anchor_P], vectors_ND[row_P])
+        needed_P = Cells(centroids_KD).needed_delta(anchors_SD, vectors_ND, anchor_P, row_P)
     return AnchorPairs(anchor_P=anchor_P, ids_P16=ids_N16[row_P], cos_P=found.cos_P[other], needed_P=needed_P)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,12 +27,6 @@ CHUNK_NUMBERS = 1 << 24
 """Numbers of a chunk's products with all centroids: 64 MB."""
 MATRIX_CELLS = 8192
 """Up to so many cells the distances between all centroids are kept: 256 MB."""
-KMEANS_SEED = 240106209
-KMEANS_ROUNDS = 10
-POINTS_PER_CELL = 48
-"""Vectors that k-means sees for each cell; FAISS advises at least 39."""
-TWO_LEVEL_CELLS = 256
-"""From so many cells on, k-means runs in two levels: sqrt(K) cells first, then cells in them."""
 
 
 def provable_delta(tau: float) -> float:
@@ -102,24 +97,41 @@ class Cells:
             cells.append(cell_V[near].astype(np.int32))
         return Visits(np.concatenate(homes), np.concatenate(rows), np.concatenate(cells))
 
-    def needed_delta(self, x_PD: NDArray[np.float16], y_PD: NDArray[np.float16]) -> NDArray[np.float64]:
-        """For each pair the smallest delta at which it meets in a cell: 0 for pairs with one home."""
-        homes, owns = [], []
-        for vectors in (x_PD, y_PD):
-            parts = [
-                (np.argmax(products, axis=1), products.max(axis=1, initial=-np.inf))
-                for _, products in self._products(unit_vectors(vectors), "cpu")
-            ]
-            homes.append(np.concatenate([np.empty(0, dtype=np.int64), *(home for home, _ in parts)]))
-            owns.append(np.concatenate([np.empty(0, dtype=np.float32), *(own for _, own in parts)]))
-        apart_P = np.maximum(self._apart(homes[0], homes[1]), 1e-9)
-        other_P = [
-            np.einsum("pd,pd->p", unit_vectors(vectors), self.centroids_KD[home])
-            for vectors, home in ((x_PD, homes[1]), (y_PD, homes[0]))
-        ]
-        needed_P = np.minimum((owns[0] - other_P[0]) / apart_P, (owns[1] - other_P[1]) / apart_P)
-        found: NDArray[np.float64] = np.where(homes[0] == homes[1], 0.0, np.maximum(needed_P, 0.0)).astype(np.float64)
+    def needed_delta(
+        self,
+        a_ND: NDArray[np.float16],
+        b_MD: NDArray[np.float16],
+        rows_a_P: NDArray[np.int64],
+        rows_b_P: NDArray[np.int64],
+    ) -> NDArray[np.float64]:
+        """For each pair of a row of a and a row of b the smallest delta at which they meet in a cell: 0 for pairs with one home.
+
+        Many pairs may share a row, as copies do: what depends on one vector is computed once for each, and pairs are taken some at a time.
+        """
+        sides = [self._homes(vectors, rows) for vectors, rows in ((a_ND, rows_a_P), (b_MD, rows_b_P))]
+        found = np.empty(len(rows_a_P))
+        step = max(1, CHUNK_NUMBERS // max(1, self.centroids_KD.shape[1]))
+        for first in range(0, len(found), step):
+            part = slice(first, first + step)
+            (unit_a, at_a, home_a, own_a), (unit_b, at_b, home_b, own_b) = (
+                (unit_UD, at_P[part], home_U[at_P[part]], own_U[at_P[part]]) for unit_UD, at_P, home_U, own_U in sides
+            )
+            apart_P = np.maximum(self._apart(home_a, home_b), 1e-9)
+            other_a = np.einsum("pd,pd->p", unit_a[at_a], self.centroids_KD[home_b])
+            other_b = np.einsum("pd,pd->p", unit_b[at_b], self.centroids_KD[home_a])
+            needed_P = np.minimum((own_a - other_a) / apart_P, (own_b - other_b) / apart_P)
+            found[part] = np.where(home_a == home_b, 0.0, np.maximum(needed_P, 0.0))
         return found
+
+    def _homes(self, vectors_ND: NDArray[np.float16], rows_P: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+        # The distinct vectors, where each pair's is among them, their homes and their products with these.
+        rows_U, at_P = np.unique(rows_P, return_inverse=True)
+        unit_UD = unit_vectors(vectors_ND[rows_U])
+        home_U, own_U = np.empty(len(rows_U), dtype=np.int64), np.empty(len(rows_U), dtype=np.float32)
+        for first, products_SK in self._products(unit_UD, "cpu"):
+            part = slice(first, first + len(products_SK))
+            home_U[part], own_U[part] = np.argmax(products_SK, axis=1), products_SK.max(axis=1)
+        return unit_UD, at_P, home_U, own_U
 
     def home_cosines(self, vectors_ND: NDArray[np.float16]) -> NDArray[np.float32]:
         """The cosine of each vector with the centroid of its home."""
@@ -178,73 +190,3 @@ def _torch_products(centroids_KD: NDArray[np.float32]) -> Multiply:
 
 
 _MULTIPLY: dict[str, Callable[[NDArray[np.float32]], Multiply]] = {"cpu": _numpy_products, "cuda": _torch_products}
-
-
-def fit_cells(vectors_SD: NDArray[np.float16], num_cells: int, *, gpu: bool = False) -> Cells:
-    """Spherical k-means by FAISS; fewer cells where there are fewer distinct vectors.
-
-    Args:
-        vectors_SD: A random sample; best some POINTS_PER_CELL for each cell.
-        num_cells: Cells wanted.
-        gpu: Let FAISS use its GPUs.
-    """
-    unit_SD = unit_vectors(vectors_SD)
-    unit_SD = np.ascontiguousarray(unit_SD[np.isfinite(unit_SD).all(axis=1)])
-    if len(unit_SD) <= num_cells:
-        # FAISS needs more vectors than cells; as many cells as vectors would only shift every comparison into routing.
-        num_cells = len(unit_SD) // 4
-    if num_cells <= 1:
-        whole_D = unit_SD.sum(axis=0, keepdims=True) if len(unit_SD) else np.ones((1, unit_SD.shape[1]), np.float32)
-        return Cells(_at_unit_length(whole_D))
-    if num_cells < TWO_LEVEL_CELLS:
-        return Cells(_kmeans(unit_SD, num_cells, gpu=gpu))
-    top_KD = _kmeans(unit_SD, math.isqrt(num_cells), gpu=gpu)
-    top_S = np.concatenate(
-        [np.argmax(unit_SD[i : i + 65536] @ top_KD.T, axis=1) for i in range(0, len(unit_SD), 65536)]
-    )
-    shares = _shares(np.bincount(top_S, minlength=len(top_KD)), num_cells)
-    parts = [
-        _kmeans(np.ascontiguousarray(unit_SD[top_S == top]), int(share), gpu=gpu)
-        for top, share in enumerate(shares)
-        if share
-    ]
-    return Cells(np.concatenate(parts))
-
-
-def _shares(sizes_T: NDArray[np.int64], num_cells: int) -> NDArray[np.int64]:
-    # In proportion to the vectors, by largest remainder, never more than vectors.
-    exact_T = sizes_T / sizes_T.sum() * num_cells
-    shares_T = np.floor(exact_T).astype(np.int64)
-    for top in np.argsort(shares_T - exact_T, kind="stable")[: num_cells - int(shares_T.sum())]:
-        shares_T[top] += 1
-    found: NDArray[np.int64] = np.minimum(np.maximum(shares_T, (sizes_T > 0).astype(np.int64)), sizes_T)
-    return found
-
-
-def _kmeans(unit_SD: NDArray[np.float32], num_cells: int, *, gpu: bool) -> NDArray[np.float32]:
-    if num_cells >= len(unit_SD):
-        return unit_SD
-    if num_cells == 1:
-        return _at_unit_length(unit_SD.sum(axis=0, keepdims=True))
-    import faiss
-
-    kmeans = faiss.Kmeans(
-        unit_SD.shape[1],
-        num_cells,
-        niter=KMEANS_ROUNDS,
-        spherical=True,
-        seed=KMEANS_SEED,
-        gpu=gpu,
-        min_points_per_centroid=1,
-        max_points_per_centroid=4 * POINTS_PER_CELL,
-    )
-    kmeans.train(unit_SD)
-    return _at_unit_length(np.asarray(kmeans.centroids, dtype=np.float32))
-
-
-def _at_unit_length(vectors_KD: NDArray[np.float32]) -> NDArray[np.float32]:
-    lengths_K = np.sqrt(np.einsum("kd,kd->k", vectors_KD, vectors_KD))
-    # A sum that vanishes has no direction: any one serves.
-    vectors_KD = np.where(lengths_K[:, None] > 1e-12, vectors_KD, 1.0)
-    unit: NDArray[np.float32] = vectors_KD / np.sqrt(np.einsum("kd,kd->k", vectors_KD, vectors_KD))[:, None]
-    return unit.astype(np.float32)

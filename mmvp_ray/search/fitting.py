@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from mmvp_ray import storage
 from mmvp_ray.cluster import Session
 from mmvp_ray.config import fingerprint
-from mmvp_ray.search.cells import POINTS_PER_CELL, Cells, fit_cells
+from mmvp_ray.search.cells import Cells
 from mmvp_ray.search.census import Census
 from mmvp_ray.search.config import SearchConfig
-from mmvp_ray.search.gather import gather_vectors
+from mmvp_ray.search.gather import gather_chunks, gather_vectors
+from mmvp_ray.search.kmeans import POINTS_PER_CELL, TWO_LEVEL_CELLS, fit_cells
 from mmvp_ray.search.space import Space
-from mmvp_ray.store import Store
+from mmvp_ray.store import Store, id_keys
 
 # Shapes: S sampled images, D numbers in a vector, K cells.
 
@@ -69,17 +70,16 @@ def settle_cells(
     num_cells = config.num_cells or max(1, min(MAX_CELLS, census.num_images // IMAGES_PER_CELL))
     key = fingerprint({"pieces": census.content_key, "num_images": census.num_images, "num_cells": num_cells})
     uri = _cells_uri(store, space, key)
-    is_fitted = storage.exists(uri)
-    count = SHAPE_IMAGES if is_fitted else max(SHAPE_IMAGES, num_cells * POINTS_PER_CELL)
-    sample_SD = sample_vectors(store, census, space, count, session=session)
-    if not is_fitted:
-        fit_SD = sample_SD[: num_cells * POINTS_PER_CELL]
-        gpu = device == "cuda"
-        fits = session.run_tasks(_fit, [(num_cells, gpu)], num_gpus=1.0 if gpu else 0.0, shared=[session.share(fit_SD)])
+    sample_SD = sample_vectors(store, census, space, SHAPE_IMAGES, session=session)
+    if not storage.exists(uri):
+        chunks = []
+        if num_cells >= TWO_LEVEL_CELLS:
+            chunks = _sample_chunks(store, census, space, num_cells * POINTS_PER_CELL, session=session)
+        fitted = fit_cells(sample_SD, chunks, num_cells, session=session, gpu=device == "cuda")
         sink = io.BytesIO()
-        np.save(sink, next(fits), allow_pickle=False)
+        np.save(sink, fitted.centroids_KD, allow_pickle=False)
         storage.write_bytes(uri, sink.getvalue())
-    cells, sample_SD = _read_cells(store, space, key), sample_SD[:SHAPE_IMAGES]
+    cells = _read_cells(store, space, key)
     largest, cosine = _shape_of(cells, sample_SD)
     facts = {
         "cells": key,
@@ -106,14 +106,15 @@ def _read_cells(store: Store, space: Space, key: str) -> Cells:
 
 def sample_vectors(store: Store, census: Census, space: Space, count: int, *, session: Session) -> NDArray[np.float16]:
     """The vectors of at most `count` random images, (S, D) float16."""
-    drawn = census.draw.slice(0, min(count, MAX_SAMPLE))
+    drawn = census.draw.slice(0, count)
     pieces = [census.pieces[piece] for piece in np.unique(drawn.piece_S)]
     return gather_vectors(store, space, pieces, drawn.ids_S16, session=session)
 
 
-def _fit(task: tuple[int, bool], sample_SD: NDArray[np.float16]) -> NDArray[np.float32]:
-    num_cells, gpu = task
-    return fit_cells(sample_SD, num_cells, gpu=gpu).centroids_KD
+def _sample_chunks(store: Store, census: Census, space: Space, count: int, *, session: Session) -> list[Any]:
+    drawn = census.draw.slice(0, min(count, MAX_SAMPLE))
+    pieces = [census.pieces[piece] for piece in np.unique(drawn.piece_S)]
+    return gather_chunks(store, space, pieces, np.sort(id_keys(drawn.ids_S16)), session=session)
 
 
 def _shape_of(cells: Cells, sample_SD: NDArray[np.float16]) -> tuple[float, float]:

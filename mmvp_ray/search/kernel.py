@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +28,14 @@ if TYPE_CHECKING:
 ROUNDING_SLACK = 1e-3
 """Bound on the error of a product of unit vectors: fp16 results near 1 are 4.9e-4 apart, fp32 sums err by less."""
 
-TILE_ROWS = {"cpu": 1024, "cuda": 16_384}
-TILE_COLUMNS = {"cpu": 2048, "cuda": 16_384}
+TILE_ROWS = {"cpu": 1024, "bf16": 2048, "cuda": 16_384}
+TILE_COLUMNS = {"cpu": 2048, "bf16": 2048, "cuda": 16_384}
 CHUNK_ROWS = {"cpu": 128, "cuda": 16_384}
 """Vectors converted together; on a CPU they stay in its cache."""
 MAX_PAIRS = 20_000_000
 
+BF16_ROUNDING = 2.0**-9
+"""A number that is rounded to bfloat16 moves by at most this share of it: 8 bits of it are kept, and fp16 has no number too small for it."""
 BF16_FLOP = 1e12
 """Work from which torch's import (2.5 s, 0.4 GB) pays where it makes products seven times as fast: a block of 25,000 L/14 vectors."""
 
@@ -122,8 +125,9 @@ def propose_pairs(
     other_MD = a_ND if b_MD is None else b_MD
     if not len(a_ND) or not len(other_MD):
         return
-    propose = _PROPOSERS[_way(a_ND, other_MD, device)](a_ND, other_MD, tau)
-    for tile in _tiles(len(a_ND), len(other_MD), TILE_ROWS[device], TILE_COLUMNS[device], within=b_MD is None):
+    way = _way(a_ND, other_MD, device)
+    propose = _PROPOSERS[way](a_ND, other_MD, tau)
+    for tile in _tiles(len(a_ND), len(other_MD), TILE_ROWS[way], TILE_COLUMNS[way], within=b_MD is None):
         rows_a_P, rows_b_P = propose(tile)
         if tile.is_diagonal:
             above = rows_a_P < rows_b_P
@@ -166,8 +170,8 @@ def _length_slack(slack_a: float, slack_b: float, dim: int) -> float:
     return slack_a + slack_b + slack_a * slack_b
 
 
-def _cells_of_a_tile(a_ND: NDArray[np.float16], b_MD: NDArray[np.float16]) -> int:
-    return min(len(a_ND), TILE_ROWS["cpu"]) * min(len(b_MD), max(TILE_ROWS["cpu"], TILE_COLUMNS["cpu"]))
+def _cells_of_a_tile(a_ND: NDArray[np.float16], b_MD: NDArray[np.float16], way: str) -> int:
+    return min(len(a_ND), TILE_ROWS[way]) * min(len(b_MD), max(TILE_ROWS[way], TILE_COLUMNS[way]))
 
 
 def _hits(products_ST: NDArray[Any], least: float) -> Hits:
@@ -193,11 +197,11 @@ def _float32(vectors_ND: NDArray[np.float16]) -> tuple[NDArray[np.float32], floa
     return numbers_ND, farthest
 
 
-def _numpy_proposer(a_ND: NDArray[np.float16], b_MD: NDArray[np.float16], tau: float) -> Propose:
+def _numpy_proposer(a_ND: NDArray[np.float16], b_MD: NDArray[np.float16], tau: float, *, way: str = "cpu") -> Propose:
     a32_ND, slack_a = _float32(a_ND)
     b32_MD, slack_b = (a32_ND, slack_a) if b_MD is a_ND else _float32(b_MD)
     # One buffer for all tiles: its memory is mapped already, and small enough to stay in a cache.
-    buffer = np.empty(_cells_of_a_tile(a_ND, b_MD), dtype=np.float32)
+    buffer = np.empty(_cells_of_a_tile(a_ND, b_MD, way), dtype=np.float32)
     least = tau - ROUNDING_SLACK - _length_slack(slack_a, slack_b, a_ND.shape[1])
 
     def propose(tile: Tile) -> Hits:
@@ -211,42 +215,48 @@ def _numpy_proposer(a_ND: NDArray[np.float16], b_MD: NDArray[np.float16], tau: f
     return propose
 
 
-def _tensor(vectors_ND: NDArray[np.float16], dtype: str, device: str) -> tuple[torch.Tensor, float, float]:
-    """Like _float32, in another dtype; and how far rounding moved any vector."""
+def _tensor(vectors_ND: NDArray[np.float16], dtype: str, device: str) -> tuple[torch.Tensor, float]:
+    """Like _float32, in another dtype."""
     import torch
 
     numbers_ND = torch.empty(vectors_ND.shape, dtype=getattr(torch, dtype), device=device)
-    # Torch warns of arrays that it may not write to, as those that Ray shares are.
-    staged_SD = torch.empty((min(len(vectors_ND), CHUNK_ROWS[device]), vectors_ND.shape[1]), dtype=torch.float16)
-    farthest = moved = 0.0
+    stored_ND = _as_tensor(vectors_ND)
+    farthest = 0.0
     for chunk in _chunks(len(vectors_ND), CHUNK_ROWS[device]):
-        rounded_SD = numbers_ND[chunk]
-        staged_SD.numpy()[: len(rounded_SD)] = vectors_ND[chunk]
-        part_SD = staged_SD[: len(rounded_SD)].to(device).float()
+        part_SD = stored_ND[chunk].to(device).float()
         lengths_S = torch.linalg.vector_norm(part_SD, dim=1)
         finite_S = torch.isfinite(lengths_S)
         if not finite_S.all():
             part_SD[~finite_S] = 0.0
         from_one_S = torch.where(finite_S & (lengths_S > 0.0), (lengths_S - 1.0).abs(), 0.0)
         farthest = max(farthest, float(from_one_S.max()))
-        rounded_SD.copy_(part_SD)
-        moved = max(moved, float(torch.linalg.vector_norm(part_SD - rounded_SD.float(), dim=1).max()))
-    return numbers_ND, farthest, moved
+        numbers_ND[chunk].copy_(part_SD)
+    return numbers_ND, farthest
+
+
+def _as_tensor(vectors_ND: NDArray[np.float16]) -> torch.Tensor:
+    import torch
+
+    with warnings.catch_warnings():
+        # Of arrays that it may not write to, as those that Ray shares are: nobody writes to this one.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
+        return torch.from_numpy(vectors_ND)
 
 
 def _bf16_proposer(a_ND: NDArray[np.float16], b_MD: NDArray[np.float16], tau: float) -> Propose:
     import torch
 
-    a_bf16_ND, slack_a, moved_a = _tensor(a_ND, "bfloat16", "cpu")
-    b_bf16_MD, slack_b, moved_b = (a_bf16_ND, slack_a, moved_a) if b_MD is a_ND else _tensor(b_MD, "bfloat16", "cpu")
-    # Cauchy-Schwarz: |a'.b' - a.b| <= |a' - a| |b'| + |a| |b' - b|, and no vector is longer than 1 + slack (+ moved).
-    moved = moved_a * (1.0 + slack_b + moved_b) + (1.0 + slack_a) * moved_b
+    a_bf16_ND, slack_a = _tensor(a_ND, "bfloat16", "cpu")
+    b_bf16_MD, slack_b = (a_bf16_ND, slack_a) if b_MD is a_ND else _tensor(b_MD, "bfloat16", "cpu")
+    # Cauchy-Schwarz: |a'.b' - a.b| <= |a' - a| |b'| + |a| |b' - b|, and no vector is longer than 1 + slack, nor moved by more than that times
+    # what rounding moves a number.
+    moved = (1.0 + slack_a) * (1.0 + slack_b) * (2.0 * BF16_ROUNDING + BF16_ROUNDING**2)
     above = tau - ROUNDING_SLACK - _length_slack(slack_a, slack_b, a_ND.shape[1]) - moved
     if above <= 0.0:
         # Bits are in the order of their numbers only if these are positive.
-        return _numpy_proposer(a_ND, b_MD, tau)
+        return _numpy_proposer(a_ND, b_MD, tau, way="bf16")
     least = bf16_bits_below(above)
-    buffer = torch.empty(_cells_of_a_tile(a_ND, b_MD), dtype=torch.bfloat16)
+    buffer = torch.empty(_cells_of_a_tile(a_ND, b_MD, "bf16"), dtype=torch.bfloat16)
 
     def propose(tile: Tile) -> Hits:
         rows_SD, columns_TD = a_bf16_ND[tile.top : tile.bottom], b_bf16_MD[tile.left : tile.right]
@@ -268,8 +278,8 @@ def bf16_bits_below(number: float) -> int:
 def _cuda_proposer(a_ND: NDArray[np.float16], b_MD: NDArray[np.float16], tau: float) -> Propose:
     import torch
 
-    a16_ND, slack_a, _ = _tensor(a_ND, "float16", "cuda")
-    b16_MD, slack_b, _ = (a16_ND, slack_a, 0.0) if b_MD is a_ND else _tensor(b_MD, "float16", "cuda")
+    a16_ND, slack_a = _tensor(a_ND, "float16", "cuda")
+    b16_MD, slack_b = (a16_ND, slack_a) if b_MD is a_ND else _tensor(b_MD, "float16", "cuda")
     above = tau - ROUNDING_SLACK - _length_slack(slack_a, slack_b, a_ND.shape[1])
     # Else cuBLAS may add parts of a sum in fp16, each rounded by as much as the slack has room for one.
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False

@@ -14,6 +14,7 @@ from mmvp_ray import storage
 from mmvp_ray.errors import DataError
 from mmvp_ray.schema import IMAGE_ID_BYTES, check_version, embeddings_schema
 from mmvp_ray.store.layout import FileEntry, Store
+from mmvp_ray.store.vector_pages import vectors_in_pages
 
 # Shapes: N rows, D numbers in a vector.
 
@@ -59,9 +60,7 @@ def read_table(uri: str, *, columns: list[str] | None = None) -> pa.Table:
         with pq.ParquetFile(pa.BufferReader(data)) as file:
             table = file.read(columns=columns, use_threads=False)
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(
-            f"expected a Parquet table, found something else in {uri} ({' '.join(str(error).split())}); run verify on the store"
-        ) from error
+        raise _no_parquet(uri, error) from error
     check_version(table.schema, where=uri)
     return table
 
@@ -76,14 +75,28 @@ def embeddings_table(ids_N16: NDArray[np.uint8], vectors_ND: NDArray[np.float16]
 
 def read_embeddings(uri: str) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
     """The ids, (N, 16) uint8, and vectors, (N, D) float16, of an embeddings file."""
-    table = read_table(uri)
-    dim = table.schema.field("vector").type.list_size
-    flat = table.column("vector").combine_chunks()
-    if isinstance(flat, pa.ChunkedArray):
-        flat = (
-            pa.concat_arrays(flat.chunks) if flat.num_chunks else pa.array([], type=table.schema.field("vector").type)
-        )
-    return id_matrix(table.column("image_id")), flat.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
+    data = storage.read_bytes(uri)
+    try:
+        with pq.ParquetFile(pa.BufferReader(data)) as file:
+            check_version(file.schema_arrow, where=uri)
+            ids_N16 = id_matrix(file.read(columns=["image_id"], use_threads=False).column(0))
+            vectors_ND = vectors_in_pages(data, file, "vector")
+            if vectors_ND is None:
+                vectors_ND = _decoded(file.read(columns=["vector"], use_threads=False).column(0))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _no_parquet(uri, error) from error
+    return ids_N16, vectors_ND
+
+
+def _decoded(column: pa.ChunkedArray) -> NDArray[np.float16]:
+    parts = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
+    return np.concatenate([np.empty(0, dtype=np.float16), *parts]).reshape(-1, column.type.list_size)
+
+
+def _no_parquet(uri: str, error: Exception) -> DataError:
+    return DataError(
+        f"expected a Parquet table, found something else in {uri} ({' '.join(str(error).split())}); run verify on the store"
+    )
 
 
 def id_array(ids_N16: NDArray[np.uint8]) -> pa.Array:

@@ -50,8 +50,8 @@ def test_the_same_pairs_at_every_threshold(monkeypatch: pytest.MonkeyPatch, tau:
 
 
 def test_tiles_of_every_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(kernel.TILE_ROWS, "cpu", 37)
-    monkeypatch.setitem(kernel.TILE_COLUMNS, "cpu", 61)
+    monkeypatch.setitem(kernel.TILE_ROWS, "bf16", 37)
+    monkeypatch.setitem(kernel.TILE_COLUMNS, "bf16", 61)
     found, expected = both_ways(monkeypatch, clustered(2, 300, 64), None, 0.9)
     assert len(expected.cos_P) > 100
     assert_same(found, expected)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmvp_ray.search import cells as cells_module
 from mmvp_ray.search.calibration import calibrate
-from mmvp_ray.search.cells import Cells, fit_cells, provable_delta
+from mmvp_ray.search.cells import Cells, provable_delta
 from mmvp_ray.search.routing import pack_cells
 from tests.unit.search_worlds import unit
 
@@ -62,8 +65,11 @@ def test_needed_delta_is_what_visits_need(seed: int, num_cells: int) -> None:
     rng = np.random.default_rng(seed)
     x, y, _ = close_pairs(rng, 30, 6, 0.7)
     cells = Cells(unit(rng.normal(size=(num_cells, 6))).astype(np.float32))
-    needed = cells.needed_delta(x, y)
-    for row, delta in enumerate(needed):
+    rows = rng.integers(0, 30, 45)
+    num_numbers = rng.integers(1, 200)
+    with mock.patch.object(cells_module, "CHUNK_NUMBERS", int(num_numbers)):
+        needed = cells.needed_delta(x, y, rows, rows)
+    for row, delta in zip(rows, needed, strict=True):
         for factor, meets in ((1.02, True), (0.98, delta == 0.0)):
             if 0 < delta < 0.02:
                 continue
@@ -84,37 +90,6 @@ def test_vectors_that_are_not_finite_go_nowhere() -> None:
     visits = Cells(np.eye(4, dtype=np.float32)).visits(x, 1.0)
     assert (visits.home_N == -1).tolist() == [False, True, False, True, False]
     assert set(visits.row_V.tolist()) == {0, 2, 4}
-
-
-@pytest.mark.parametrize(
-    ("num_vectors", "num_cells"), [(0, 5), (1, 5), (3, 5), (40, 1), (40, 30), (500, 20), (900, 300)]
-)
-def test_fit_cells_of_any_size(num_vectors: int, num_cells: int) -> None:
-    vectors = unit(np.random.default_rng(1).normal(size=(num_vectors, 6)))
-    cells = fit_cells(vectors, num_cells)
-    assert 1 <= len(cells) <= max(1, num_cells)
-    np.testing.assert_allclose(np.linalg.norm(cells.centroids_KD, axis=1), 1.0, atol=1e-5)
-    if num_vectors >= 500:
-        assert len(cells) == num_cells
-
-
-def test_fit_cells_survives_equal_and_missing_vectors() -> None:
-    same = np.repeat(unit(np.ones((1, 6))), 100, axis=0)
-    same[3] = np.nan
-    cells = fit_cells(same, 8)
-    assert np.isfinite(cells.centroids_KD).all()
-    assert fit_cells(np.full((10, 6), np.nan, dtype=np.float16), 3).centroids_KD.shape == (1, 6)
-
-
-def test_fit_cells_finds_clusters() -> None:
-    rng = np.random.default_rng(2)
-    centres = unit(rng.normal(size=(10, 16)))
-    label = rng.integers(0, 10, 2000)
-    vectors = unit(centres[label] + 0.05 * rng.normal(size=(2000, 16)))
-    home = fit_cells(vectors, 10).visits(vectors, 0.0).home_N
-    # k-means may join two clusters and halve a third; by chance a cell would hold a tenth of each.
-    pure = sum(np.bincount(label[home == cell]).max() for cell in np.unique(home))
-    assert pure > 1400
 
 
 @given(st.lists(st.tuples(st.floats(0, 500), st.floats(0, 500)), min_size=1, max_size=50))

@@ -170,3 +170,38 @@ def test_no_image_is_opened_before_it_is_decoded(tmp_path: Path, monkeypatch: py
 def test_only_side_files_are_no_corpus(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="found none"):
         list_shards("c", str(put(tmp_path / "photos", {"a.txt": b"x", "b.json": b"{}"})))
+
+
+def test_a_folder_named_by_a_wnid_gives_label_and_wnid(tmp_path: Path) -> None:
+    root = put(
+        tmp_path / "train",
+        {
+            "n01440764/n01440764_18.JPEG": b"1",
+            "n01440764/x.JPEG": b"2", "n01440764/x.json": b'{"label": "tench", "wnid": "n00000001"}',
+            "n0144076/y.JPEG": b"3", "n014407645/z.JPEG": b"4",
+        },
+    )  # fmt: skip
+    found = {one.member: (one.label, json.loads(one.metadata or "{}").get("wnid")) for one in members(root)}
+    assert found == {
+        "n01440764_18.JPEG": ("n01440764", "n01440764"),
+        "x.JPEG": ("tench", "n00000001"),
+        "y.JPEG": ("n0144076", None),
+        "z.JPEG": ("n014407645", None),
+    }
+
+
+def test_an_image_folder_of_real_photographs_is_read_without_copying(real_data: Path, tmp_path: Path) -> None:
+    import hashlib
+    import tarfile
+
+    kept: dict[str, tuple[str, str]] = {}
+    for archive in sorted((real_data / "imagenet_sample").glob("*.tar"))[:1]:
+        with tarfile.open(archive) as tar:
+            infos = {info.name: info for info in tar}
+            for name in [name for name in infos if name.endswith(".jpg")][:12]:
+                data, record = (tar.extractfile(infos[name[:-4] + end]).read() for end in (".jpg", ".json"))  # type: ignore[union-attr]
+                wnid = json.loads(record)["wnid"]
+                put(tmp_path / "train", {f"{wnid}/{wnid}_{name[:-4]}.JPEG": data})
+                kept[f"{wnid}_{name[:-4]}.JPEG"] = (wnid, hashlib.sha256(data).hexdigest())
+    found = {one.member: (one.label, hashlib.sha256(one.load()).hexdigest()) for one in members(tmp_path / "train")}
+    assert found == kept and len(kept) == 12

@@ -50,6 +50,23 @@ def test_hugging_face_images_with_class_names(tmp_path: Path) -> None:
     assert isinstance(fourth, Reject) and (fourth.member, fourth.reason) == ("3:x", "empty")
 
 
+def test_imagenet_as_the_hub_has_it_gives_the_class_name_as_label_and_the_wnid_of_its_path(tmp_path: Path) -> None:
+    names = ["tench, Tinca tinca", "goldfish, Carassius auratus"]
+    info = {"info": {"features": {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": names}}}}
+    paths = ["n01443537_7_n01443537.JPEG", "train/n01440764_18.JPEG", "n014435370_7.JPEG", None]
+    table = pa.table(
+        {
+            "image": pa.array([{"bytes": b"x", "path": path} for path in paths], IMAGE),
+            "label": [1, 0, 1, -1],
+            "wnid": [None, "mine", None, None],
+        }
+    ).replace_schema_metadata({"huggingface": json.dumps(info)})
+    found = read(write(tmp_path / "x.parquet", table))
+    assert [(one.label, json.loads(one.metadata or "{}").get("wnid")) for one in found] == [
+        (names[1], "n01443537"), (names[0], "mine"), (names[1], None), ("-1", None),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "metadata",
     [
