@@ -119,7 +119,7 @@ def run_engine(field: Field, name: str) -> Figures:
     own.mkdir()
     (own / "embeddings").symlink_to(Path(field.root) / "embeddings")
     store = open_store(str(own))
-    session = _session(field.workers, bf16=name != "exact-fp32")
+    session = _session(field.workers, with_torch=name == "exact", bf16=name != "exact-fp32")
     method = choose_method(SearchConfig(**ENGINES[name]), num_images=field.num_images, device="cpu")
     compared: list[int] = []
     clock = Clock()
@@ -160,12 +160,12 @@ def run_engine(field: Field, name: str) -> Figures:
     )
 
 
-def _session(workers: int, *, bf16: bool) -> Any:
+def _session(workers: int, *, with_torch: bool, bf16: bool) -> Any:
     from mmvp_ray.cluster import Inline, Session, _silent_terminal
 
     if not bf16:
         without_bf16()
-    load_libraries(0)
+    load_libraries(int(with_torch))
     if not workers:
         return Inline()
     # As Session starts it, but with so many cores.
@@ -190,22 +190,22 @@ def _session(workers: int, *, bf16: bool) -> Any:
             break
         ray.shutdown()
     session = Session()
-    started = set(session.run_tasks(load_libraries, range(4 * workers)))
+    started = set(session.run_tasks(load_libraries, [int(with_torch)] * 4 * workers))
     assert len(started) <= workers + 1, "more processes than cores"
     return session
 
 
-def load_libraries(number: int) -> int:
-    """Import and set up what tasks will use, as the clock of a peer starts after its imports too."""
+def load_libraries(with_torch: int) -> int:
+    """Import and set up what tasks will use, as the clock of a peer starts after its imports too; torch is for the exact engine's large products."""
     from mmvp_ray import storage
     from mmvp_ray.search import exact, kernel  # noqa: F401
     from mmvp_ray.store import embeddings_table, open_store, read_embeddings, write_table
 
-    if kernel.multiplies_bf16():
+    if with_torch and kernel.multiplies_bf16():
         import torch  # noqa: F401
     with tempfile.TemporaryDirectory() as folder:
         store, uri = open_store(folder), storage.join(folder, "some.parquet")
-        rng = np.random.default_rng(number)
+        rng = np.random.default_rng(0)
         vectors_ND = rng.standard_normal((64, 32)).astype(np.float16)
         write_table(store, uri, embeddings_table(rng.integers(0, 256, (64, 16), dtype=np.uint8), vectors_ND))
         kernel.join_block(read_embeddings(uri)[1], None, 0.9)

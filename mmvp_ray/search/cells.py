@@ -25,8 +25,12 @@ PRODUCT_SLACK = 4e-6
 """The same for the difference of two products, where centroids lie so close that the distance between them is no lever."""
 CHUNK_NUMBERS = 1 << 24
 """Numbers of a chunk's products with all centroids: 64 MB."""
-MATRIX_CELLS = 8192
-"""Up to so many cells the distances between all centroids are kept: 256 MB."""
+MATRIX_CELLS = 16_384
+"""Up to so many cells an upper bound of the distance between any two centroids is kept, a byte each: 256 MB."""
+BYTE_DISTANCE = 2.0 / 254.0
+"""What one step of such a byte stands for: unit vectors are at most 2 apart."""
+CLOSE_SLACK = np.float32(1e-3)
+"""Room for what sqrt(2 - 2 <c_a, c_b>) loses where centroids are close."""
 
 
 def provable_delta(tau: float) -> float:
@@ -64,8 +68,14 @@ class Cells:
 
     def __init__(self, centroids_KD: NDArray[np.float32]) -> None:
         self.centroids_KD = np.ascontiguousarray(centroids_KD, dtype=np.float32)
-        self._apart_KK = self._all_apart() if len(self) <= MATRIX_CELLS else None
-        self._widest_K = np.concatenate([np.empty(0, dtype=np.float32), *self._widest()])
+        num_cells = len(self.centroids_KD)
+        self._widest_K = np.empty(num_cells, dtype=np.float32)
+        self._at_most_apart_KK = np.empty((num_cells, num_cells), dtype=np.uint8) if num_cells <= MATRIX_CELLS else None
+        for first, apart_SK in self._all_apart():
+            rows = slice(first, first + len(apart_SK))
+            self._widest_K[rows] = apart_SK.max(axis=1)
+            if self._at_most_apart_KK is not None:
+                np.ceil(apart_SK / BYTE_DISTANCE, out=self._at_most_apart_KK[rows], casting="unsafe")
 
     def __len__(self) -> int:
         return len(self.centroids_KD)
@@ -91,6 +101,10 @@ class Cells:
             other = cell_V != home_S[row_V]
             row_V, cell_V = row_V[other], cell_V[other]
             gap_V = own_S[row_V] - products_SK[row_V, cell_V]
+            if self._at_most_apart_KK is not None:
+                steps_V = self._at_most_apart_KK[home_S[row_V], cell_V]
+                maybe = gap_V <= limit * BYTE_DISTANCE * steps_V + PRODUCT_SLACK
+                row_V, cell_V, gap_V = row_V[maybe], cell_V[maybe], gap_V[maybe]
             near = gap_V <= limit * self._apart(home_S[row_V], cell_V) + PRODUCT_SLACK
             homes.append(home_S)
             rows.append(row_V[near] + first)
@@ -144,21 +158,19 @@ class Cells:
         for first in range(0, len(unit_ND), step):
             yield first, multiply(unit_ND[first : first + step])
 
+    def _all_apart(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        # A little more than the distance of every centroid from every other, some rows at a time.
+        step = max(1, CHUNK_NUMBERS // (4 * max(1, len(self))))
+        for first in range(0, len(self), step):
+            apart_SK = self.centroids_KD[first : first + step] @ self.centroids_KD.T
+            apart_SK *= -2.0
+            apart_SK += 2.0
+            np.clip(apart_SK, 0.0, 4.0, out=apart_SK)
+            np.sqrt(apart_SK, out=apart_SK)
+            apart_SK += CLOSE_SLACK
+            yield first, apart_SK
+
     def _apart(self, a_P: NDArray[np.integer], b_P: NDArray[np.integer]) -> NDArray[np.float32]:
-        if self._apart_KK is not None:
-            found: NDArray[np.float32] = self._apart_KK[a_P, b_P]
-            return found
-        return self._each_apart(a_P, b_P)
-
-    def _all_apart(self) -> NDArray[np.float32]:
-        products_KK = self.centroids_KD @ self.centroids_KD.T
-        apart_KK: NDArray[np.float32] = np.sqrt(np.maximum(0.0, 2.0 - 2.0 * products_KK))
-        # 2 - 2 <c_a, c_b> loses its digits where centroids are close.
-        a_P, b_P = np.nonzero(apart_KK < 0.1)
-        apart_KK[a_P, b_P] = self._each_apart(a_P, b_P)
-        return apart_KK
-
-    def _each_apart(self, a_P: NDArray[np.integer], b_P: NDArray[np.integer]) -> NDArray[np.float32]:
         # |c_a - c_b| of unit vectors, from the difference itself: 2 - 2 <c_a, c_b> loses its digits where they are close.
         apart = np.empty(len(a_P), dtype=np.float32)
         step = max(1, CHUNK_NUMBERS // max(1, self.centroids_KD.shape[1]))
@@ -167,12 +179,6 @@ class Cells:
             gap_PD = self.centroids_KD[a_P[part]] - self.centroids_KD[b_P[part]]
             apart[part] = np.sqrt(np.einsum("pd,pd->p", gap_PD, gap_PD))
         return apart
-
-    def _widest(self) -> Iterator[NDArray[np.float32]]:
-        step = max(1, CHUNK_NUMBERS // max(1, len(self)))
-        for first in range(0, len(self), step):
-            products = self.centroids_KD[first : first + step] @ self.centroids_KD.T
-            yield np.sqrt(np.maximum(0.0, 2.0 - 2.0 * products.min(axis=1, initial=1.0))) + np.float32(1e-3)
 
 
 Multiply = Callable[[NDArray[np.float32]], NDArray[np.float32]]

@@ -36,8 +36,10 @@ MAX_PAIRS = 20_000_000
 
 BF16_ROUNDING = 2.0**-9
 """A number that is rounded to bfloat16 moves by at most this share of it: 8 bits of it are kept, and fp16 has no number too small for it."""
-BF16_FLOP = 1e12
-"""Work from which torch's import (2.5 s, 0.4 GB) pays where it makes products seven times as fast: a block of 25,000 L/14 vectors."""
+BF16_FLOP = 2e9
+"""Work from which products in bfloat16 pay: torch makes a primitive for each new shape, which takes it 2 ms and a megabyte."""
+IMPORT_FLOP = 1e12
+"""Work that pays for torch's import (2.5 s, 0.4 GB) where nobody has imported it yet: a block of 25,000 L/14 vectors."""
 
 Hits = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Rows and columns, counted in their tile."""
@@ -146,7 +148,8 @@ def _tiles(num_a: int, num_b: int, num_rows: int, num_columns: int, *, within: b
 
 def _way(a_ND: NDArray[np.float16], b_MD: NDArray[np.float16], device: str) -> str:
     flop = 2.0 * len(a_ND) * len(b_MD) * a_ND.shape[1]
-    bf16 = device == "cpu" and (flop >= BF16_FLOP or "torch" in sys.modules) and multiplies_bf16()
+    enough = BF16_FLOP if "torch" in sys.modules else IMPORT_FLOP
+    bf16 = device == "cpu" and flop >= enough and multiplies_bf16()
     return "bf16" if bf16 else device
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ CAPTION_KEYS = ("caption", "text", "TEXT")
 LABEL_KEYS = ("label", "class_name", "cls")
 URL_KEYS = ("url", "URL")
 LICENSE_KEYS = ("license", "LICENSE", "licence")
+
+_WNID = re.compile(r"n\d{8}", re.ASCII)
 
 
 def fields_of(record: Mapping[str, Any]) -> dict[str, str | None]:
@@ -30,6 +33,12 @@ def fields_of(record: Mapping[str, Any]) -> dict[str, str | None]:
     if text is not None and len(text) > MAX_METADATA_CHARS:
         text = json.dumps({"left_out": f"{len(text)} characters of metadata, more than {MAX_METADATA_CHARS}"})
     return {**taken, "metadata": text}
+
+
+def wnid_of(name: str) -> str | None:
+    """The WordNet id that a class folder (n01440764) or an image of ImageNet (n01440764_18.JPEG) is named by; None for other names."""
+    start = re.split(r"[_.]", name.rsplit("/", 1)[-1], maxsplit=1)[0]
+    return start if _WNID.fullmatch(start) else None
 
 
 def utf8(name: str) -> str:

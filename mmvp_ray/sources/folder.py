@@ -11,7 +11,7 @@ from mmvp_ray import storage
 from mmvp_ray.errors import DataError
 from mmvp_ray.images import reasons
 from mmvp_ray.images.limits import MAX_ENCODED_BYTES
-from mmvp_ray.sources.fields import MAX_SIDECAR_BYTES, fields_of, text_of, utf8
+from mmvp_ray.sources.fields import MAX_SIDECAR_BYTES, fields_of, text_of, utf8, wnid_of
 from mmvp_ray.sources.piece import PIECE_MEMBERS, Reject, Sample, Shard
 from mmvp_ray.storage import FileInfo
 
@@ -47,7 +47,8 @@ def _shard(corpus: str, folder: str, files: list[FileInfo]) -> Shard:
 def read_folder(shard: Shard, skip: frozenset[int]) -> Iterator[Sample | Reject | None]:
     """Yield the images of a directory in the order of their names; None for each one of a piece in `skip`.
 
-    `<name>.txt` beside an image is its caption, `<name>.json` its record. Without a label there, the directory's name is the label.
+    `<name>.txt` beside an image is its caption, `<name>.json` its record. Without a label there, the directory's name is the label;
+    if it is a WordNet id, as in ImageNet, the metadata has it as `wnid`.
     """
     beside = set(storage.list_names(shard.uri))
     for index, info in enumerate(shard.files):
@@ -76,9 +77,12 @@ def _member(shard: Shard, info: FileInfo, beside: set[str]) -> Sample | Reject:
             caption = text_of(_side_file(shard, f"{stem}.txt")) or None
     except DataError as error:
         return _reject(info, reasons.RejectReason.UNREADABLE_MEMBER, str(error)[:300])
+    folder = shard.uri.rsplit("/", 1)[-1]
+    if record.get("wnid") is None and wnid_of(folder) == folder:
+        record["wnid"] = folder
     fields = fields_of(record)
     fields["caption"] = caption or fields["caption"]
-    fields["label"] = fields["label"] or shard.uri.rsplit("/", 1)[-1]
+    fields["label"] = fields["label"] or folder
     return Sample(uri=info.uri, member=name, offset=0, data=None, **fields)
 
 

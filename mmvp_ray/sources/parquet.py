@@ -13,7 +13,7 @@ from mmvp_ray import storage
 from mmvp_ray.errors import DataError
 from mmvp_ray.images import reasons
 from mmvp_ray.images.limits import MAX_ENCODED_BYTES
-from mmvp_ray.sources.fields import fields_of
+from mmvp_ray.sources.fields import fields_of, wnid_of
 from mmvp_ray.sources.piece import PIECE_MEMBERS, Reject, Sample, Shard
 
 READ_ROWS = 128
@@ -33,7 +33,8 @@ PREFERRED_COLUMNS = (
 def read_parquet(shard: Shard, skip: frozenset[int]) -> Iterator[Sample | Reject | None]:
     """Yield the images of a Parquet file row by row; None for each one of a piece in `skip`.
 
-    A member is named `<row>:<path>`; Parquet pages have no byte position of one image, so offsets are null.
+    A member is named `<row>:<path>`; Parquet pages have no byte position of one image, so offsets are null. A ClassLabel is given by its
+    name; where the path is one of ImageNet's (n01440764_18.JPEG), the metadata has the WordNet id as `wnid`.
 
     Raises:
         DataError: the file is no Parquet or has no column of images.
@@ -138,4 +139,7 @@ def _member(uri: str, row: int, record: dict[str, Any], column: str, names: dict
         value = record.get(name)
         if isinstance(value, int) and 0 <= value < len(known):
             record[name] = known[value]
+    wnid = wnid_of(str(path or ""))
+    if wnid is not None and record.get("wnid") is None:
+        record["wnid"] = wnid
     return Sample(uri=uri, member=member, offset=None, data=data, **fields_of(record))

@@ -65,7 +65,7 @@ def test_needed_delta_is_what_visits_need(seed: int, num_cells: int) -> None:
     rng = np.random.default_rng(seed)
     x, y, _ = close_pairs(rng, 30, 6, 0.7)
     cells = Cells(unit(rng.normal(size=(num_cells, 6))).astype(np.float32))
-    rows = rng.integers(0, 30, 45)
+    rows = rng.integers(0, len(x), 45 if len(x) else 0)
     num_numbers = rng.integers(1, 200)
     with mock.patch.object(cells_module, "CHUNK_NUMBERS", int(num_numbers)):
         needed = cells.needed_delta(x, y, rows, rows)
@@ -82,6 +82,22 @@ def test_provable_delta() -> None:
     assert provable_delta(0.95) == pytest.approx(0.158114, abs=1e-6)
     assert provable_delta(1.0) == 0.0
     assert provable_delta(-1.0) == 1.0
+
+
+@given(st.integers(0, 2**31), st.integers(1, 40), st.floats(0.0, 0.4))
+def test_bounds_of_distances_change_no_visit(seed: int, num_cells: int, delta: float) -> None:
+    rng = np.random.default_rng(seed)
+    centroids = unit(rng.normal(size=(num_cells, 5))).astype(np.float32)
+    # Some centroids all but touch, some are opposite.
+    centroids[: num_cells // 3] = centroids[num_cells - num_cells // 3 :] + 1e-4
+    centroids[num_cells // 2] = -centroids[0]
+    x = unit(rng.normal(size=(60, 5)))
+    found = []
+    for most in (0, 40):
+        with mock.patch.object(cells_module, "MATRIX_CELLS", most):
+            visits = Cells(centroids).visits(x, delta)
+            found.append((visits.home_N.tolist(), visits.row_V.tolist(), visits.cell_V.tolist()))
+    assert found[0] == found[1]
 
 
 def test_vectors_that_are_not_finite_go_nowhere() -> None:

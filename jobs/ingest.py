@@ -1,0 +1,109 @@
+#!/usr/bin/env python
+"""Bring images to where they can be mined: webdataset shards out of LAION's metadata, pieces out of ImageNet, scores of what is stored.
+
+  laion      LAION metadata (Parquet) -> filters -> images from the web, politely -> webdataset shards
+  imagenet   ImageNet's archives, class folders or Hugging Face Parquet -> webdataset shards with wnid and label
+  score      aesthetic scores of images from their stored CLIP vectors
+
+  python jobs/ingest.py laion --config configs/ingest/laion_aesthetics.yaml --contact you@example.org --out s3://bucket/laion-aesthetics
+  python jobs/ingest.py laion --help
+  on a cluster: ray job submit --working-dir . -- python jobs/ingest.py laion --config ... --out s3://bucket/laion-aesthetics
+  afterwards:   python jobs/mine.py --corpus laion=s3://bucket/laion-aesthetics/shards --out ...
+
+Killed and started again, each goes on where it stopped. Flags override --config FILE.yaml, which overrides the defaults.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+# The repository need not be installed where `ray job submit --working-dir .` unpacks it.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mmvp_ray import job
+from mmvp_ray.errors import ConfigError
+
+
+def laion(argv: list[str]) -> int:
+    """LAION's metadata to webdataset shards.
+
+    Reads and filters the metadata, drops URLs that stand twice, and downloads the rest with img2dataset's Downloader behind a guarded
+    opener. OUT/shards holds the tars, OUT/urls a row for every URL with the reason why it gave no image, OUT/ingest.json all counts.
+    docs/ingest.md explains filters, manners and safety.
+    """
+    from mmvp_ray.ingest.laion_config import LaionConfig
+
+    config = job.parse(LaionConfig, argv, description=inspect.getdoc(laion) or "")
+    config.check()
+
+    from mmvp_ray.cluster import Session
+    from mmvp_ray.ingest.laion import ingest_laion
+    from mmvp_ray.ingest.laion_plan import plan_laion
+    from mmvp_ray.pipeline import Progress
+
+    progress = Progress()
+    with Session(config.address) as session:
+        with progress.stage("plan", total=None, unit="rows") as stage:
+            plan = plan_laion(config, session, on_file=lambda facts: stage.advance(int(facts["num_rows"])))
+        if config.plan:
+            print("\n".join(plan.lines()))
+            return 0
+        with progress.stage("download", total=plan.num_urls, unit="URLs") as stage:
+            summary = ingest_laion(config, session, on_shard=lambda outcome: stage.advance(outcome.num_urls))
+    print("\n".join(summary.lines()))
+    return 0
+
+
+def imagenet(argv: list[str]) -> int:
+    """ImageNet's official archives, class folders or Hugging Face Parquet to webdataset shards; see docs/ingest_imagenet.md."""
+    from mmvp_ray.ingest.imagenet import ImagenetConfig, ingest_imagenet
+
+    config = job.parse(ImagenetConfig, argv, description=inspect.getdoc(imagenet) or "")
+
+    from mmvp_ray.cluster import Session
+    from mmvp_ray.pipeline import Progress
+
+    progress = Progress()
+    with Session(config.address) as session, progress.stage("imagenet", total=None, unit="shards") as stage:
+        summary = ingest_imagenet(config, session, on_shard=lambda *_: stage.advance(1))
+    print("\n".join(summary.lines()))
+    return 0
+
+
+def score(argv: list[str]) -> int:
+    """Aesthetic scores of images from their stored CLIP vectors."""
+    from mmvp_ray.ingest.aesthetic import AestheticConfig, score_images
+
+    config = job.parse(AestheticConfig, argv, description=inspect.getdoc(score) or "")
+
+    from mmvp_ray.cluster import Session
+    from mmvp_ray.pipeline import Progress
+
+    progress = Progress()
+    with Session(config.address) as session, progress.stage("score", total=None, unit="pieces") as stage:
+        summary = score_images(config, session, on_piece=lambda *_: stage.advance(1))
+    print("\n".join(summary.lines()))
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {"laion": laion, "imagenet": imagenet, "score": score}
+
+
+def main() -> int:
+    """Hand the flags on to the command that is named first."""
+    name, *argv = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        print(__doc__)
+        return 0
+    if name not in COMMANDS:
+        raise ConfigError(
+            f"expected one of {', '.join(COMMANDS)} as the first word, found {name!r}; python jobs/ingest.py --help explains them"
+        )
+    return COMMANDS[name](argv)
+
+
+if __name__ == "__main__":
+    job.run(main)

@@ -1,0 +1,110 @@
+"""Manners towards each host: so many connections at a time, a pause between beginnings, patience when asked for it, an end of trying."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from mmvp_ray.ingest.fetch_config import FetchConfig
+from mmvp_ray.ingest.fetch_reasons import FetchError, FetchReason
+
+GIVEN_UP_SECONDS = 300.0
+MAX_HOSTS = 65_536
+
+
+class _Host:
+    __slots__ = ("next_start", "num_failures", "num_users", "places", "retry_at")
+
+    def __init__(self, num_places: int) -> None:
+        self.places = threading.Semaphore(num_places)
+        self.num_users = 0
+        self.num_failures = 0
+        self.next_start = 0.0
+        self.retry_at = 0.0
+
+
+class Hosts:
+    """What this process remembers of the hosts that it asks; thread-safe, and bounded: idle hosts are forgotten.
+
+    Args:
+        config: The limits.
+        clock: Seconds that only grow.
+        sleep: Waits for some seconds.
+    """
+
+    def __init__(
+        self,
+        config: FetchConfig,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._sleep = sleep
+        self._lock = threading.Lock()
+        self._hosts: dict[str, _Host] = {}
+
+    @contextmanager
+    def turn(self, name: str) -> Iterator[float]:
+        """Wait for a place at the host and for its next beginning; gives the seconds that this took.
+
+        Raises:
+            FetchError: host_given_up.
+        """
+        started = self._clock()
+        with self._lock:
+            if name not in self._hosts and len(self._hosts) >= MAX_HOSTS:
+                self._forget_idle(started)
+            host = self._hosts.setdefault(name, _Host(self._config.connections_per_host))
+            host.num_users += 1
+        try:
+            with host.places:
+                self._sleep_until(host, name)
+                yield self._clock() - started
+        finally:
+            with self._lock:
+                host.num_users -= 1
+
+    def _sleep_until(self, host: _Host, name: str) -> None:
+        with self._lock:
+            now = self._clock()
+            if host.num_failures >= self._config.max_host_failures:
+                if now < host.retry_at:
+                    raise FetchError(
+                        FetchReason.HOST_GIVEN_UP, f"{name}: {host.num_failures} failures one after the other"
+                    )
+                host.num_failures = 0
+            start = max(now, host.next_start)
+            host.next_start = start + self._config.delay_per_host_seconds
+        if start > now:
+            self._sleep(start - now)
+
+    def pause(self, name: str, seconds: float) -> None:
+        """Let nobody ask the host for so long: it said so."""
+        with self._lock:
+            host = self._hosts.get(name)
+            if host is not None:
+                host.next_start = max(host.next_start, self._clock() + seconds)
+
+    def answered(self, name: str) -> None:
+        """Note that the host answered, whatever it said."""
+        with self._lock:
+            host = self._hosts.get(name)
+            if host is not None:
+                host.num_failures = 0
+
+    def failed(self, name: str) -> None:
+        """Note that the host did not answer."""
+        with self._lock:
+            host = self._hosts.get(name)
+            if host is not None:
+                host.num_failures += 1
+                host.retry_at = self._clock() + GIVEN_UP_SECONDS
+
+    def _forget_idle(self, now: float) -> None:
+        idle = [name for name, host in self._hosts.items() if not host.num_users and host.next_start <= now]
+        for name in idle:
+            del self._hosts[name]

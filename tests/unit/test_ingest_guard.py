@@ -1,0 +1,414 @@
+"""What may be asked: addresses, URLs, headers that say no, and the manners towards a host."""
+
+from __future__ import annotations
+
+import email.message
+import ipaddress
+import socket
+import threading
+import urllib.request
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmvp_ray.errors import ConfigError
+from mmvp_ray.ingest.fetch_config import OPT_OUT_DIRECTIVES, FetchConfig
+from mmvp_ray.ingest.fetch_reasons import FetchError, FetchReason, message, split_message
+from mmvp_ray.ingest.guard import Resolver, refusal
+from mmvp_ray.ingest.hosts import Hosts
+from mmvp_ray.ingest.opener import GuardedOpener, _retry_after_seconds, installed
+from mmvp_ray.ingest.opt_out import opted_out
+from mmvp_ray.ingest.urls import read_url, redirected
+
+PUBLIC = [
+    "8.8.8.8",
+    "1.1.1.1",
+    "151.101.1.6",
+    "172.15.255.255",
+    "172.32.0.0",
+    "100.63.255.255",
+    "100.128.0.0",
+    "192.0.1.0",
+]
+PUBLIC += ["198.17.255.255", "198.20.0.0", "223.255.255.255", "2606:4700::1111", "2a00:1450:4001:82a::200e"]
+PUBLIC += ["::ffff:8.8.8.8", "64:ff9b::808:808", "2002:808:808::1", "2606:4700::5efe:808:808"]
+REFUSED = ["0.0.0.0", "10.0.0.1", "10.255.255.255", "100.64.0.1", "100.100.100.200", "127.0.0.1", "127.255.255.255"]
+REFUSED += [
+    "168.63.129.16",
+    "169.254.169.254",
+    "172.16.0.1",
+    "172.31.255.255",
+    "192.0.0.192",
+    "192.0.2.1",
+    "192.88.99.1",
+]
+REFUSED += [
+    "192.168.1.1",
+    "198.18.0.1",
+    "198.51.100.7",
+    "203.0.113.1",
+    "224.0.0.1",
+    "239.1.1.1",
+    "240.0.0.1",
+    "255.255.255.255",
+]
+REFUSED += [
+    "::",
+    "::1",
+    "::127.0.0.1",
+    "::8.8.8.8",
+    "fe80::1",
+    "fe80::1%eth0",
+    "2606:4700::1%1",
+    "fc00::1",
+    "fd00:ec2::254",
+]
+REFUSED += [
+    "fec0::1",
+    "ff02::1",
+    "100::1",
+    "64:ff9b:1::8.8.8.8",
+    "2001::1",
+    "2001:db8::1",
+    "3fff::1",
+    "5f00::1",
+    "4000::1",
+]
+REFUSED += ["::ffff:127.0.0.1", "::ffff:169.254.169.254", "::ffff:a00:1", "64:ff9b::7f00:1", "64:ff9b::10.0.0.1"]
+REFUSED += ["2002:7f00:1::", "2002:c0a8:101::1", "2606:4700::5efe:10.0.0.1", "2606:4700::200:5efe:127.0.0.1"]
+REFUSED += ["", "localhost", "1.2.3", "0x7f000001", "2130706433"]
+
+
+@pytest.mark.parametrize("address", PUBLIC)
+def test_public_addresses_may_be_asked(address: str) -> None:
+    assert refusal(address) is None
+
+
+@pytest.mark.parametrize("address", REFUSED)
+def test_special_addresses_may_not(address: str) -> None:
+    assert refusal(address)
+
+
+@given(st.ip_addresses(v=4))
+def test_what_python_does_not_call_global_is_refused(address: ipaddress.IPv4Address) -> None:
+    if not address.is_global or address.is_multicast or address.is_reserved:
+        assert refusal(str(address))
+
+
+SPECIAL = ["10.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16"]
+
+
+@given(st.one_of(*(st.ip_addresses(network=block) for block in SPECIAL), st.ip_addresses(v=4)))
+def test_an_address_inside_an_address_is_judged_as_itself(inner: ipaddress.IPv4Address) -> None:
+    number = int(inner)
+    forms = [
+        0xFFFF << 32 | number,
+        0x64FF9B << 96 | number,
+        0x2002 << 112 | number << 80,
+        0x2606 << 112 | 0x5EFE << 32 | number,
+    ]
+    for form in forms:
+        assert bool(refusal(str(ipaddress.IPv6Address(form)))) == bool(refusal(str(inner)))
+
+
+@given(st.ip_addresses(v=6))
+def test_only_what_was_given_out_is_public(address: ipaddress.IPv6Address) -> None:
+    embedded = address in ipaddress.ip_network("::ffff:0:0/96") or address in ipaddress.ip_network("64:ff9b::/96")
+    if refusal(str(address)) is None and not embedded:
+        assert address in ipaddress.ip_network("2000::/3") and not address.is_private
+
+
+def test_only_allowed_addresses_are_handed_on() -> None:
+    asked: list[str] = []
+
+    def lookup(host: str) -> list[str]:
+        asked.append(host)
+        return {"mixed": ["127.0.0.1", "8.8.8.8", "8.8.8.8"], "inner": ["10.0.0.1"], "none": []}[host]
+
+    resolver = Resolver(lookup=lookup)
+    assert resolver.addresses("mixed", timeout_seconds=1) == ["8.8.8.8"]
+    assert resolver.addresses("mixed", timeout_seconds=1) == ["8.8.8.8"]
+    for host, reason in (("inner", FetchReason.ADDRESS_REFUSED), ("none", FetchReason.NAME_NOT_FOUND)):
+        for _ in range(2):
+            with pytest.raises(FetchError) as found:
+                resolver.addresses(host, timeout_seconds=1)
+            assert found.value.reason == reason and not found.value.may_pass
+    assert asked == ["mixed", "inner", "none"]
+    assert Resolver(lookup=lookup, allow_private=True).addresses("inner", timeout_seconds=1) == ["10.0.0.1"]
+
+
+def test_lookups_that_may_pass_are_not_remembered_and_those_that_hang_end() -> None:
+    outcomes = iter([socket.gaierror(socket.EAI_AGAIN, "again"), ["8.8.8.8"]])
+
+    def lookup(host: str) -> list[str]:
+        found = next(outcomes)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    resolver = Resolver(lookup=lookup)
+    with pytest.raises(FetchError) as found:
+        resolver.addresses("a", timeout_seconds=1)
+    assert found.value.may_pass
+    assert resolver.addresses("a", timeout_seconds=1) == ["8.8.8.8"]
+
+    end = threading.Event()
+    hanging = Resolver(lookup=lambda host: [str(end.wait(60))])
+    with pytest.raises(FetchError, match=r"no answer in 0\.01 s"):
+        hanging.addresses("a", timeout_seconds=0.01)
+    end.set()
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("http://example.com/a.jpg", "http://example.com/a.jpg"),
+        ("  HTTPS://Example.COM.:443/A.jpg#part  ", "https://example.com/A.jpg"),
+        ("http://example.com", "http://example.com/"),
+        ("http://example.com?x=1", "http://example.com/?x=1"),
+        ("http://example.com:8080/a b/\u00e9.jpg?q=\u00e9 x", "http://example.com:8080/a%20b/%C3%A9.jpg?q=%C3%A9%20x"),
+        ("http://b\u00fccher.example/%C3%A9?a=%20", "http://xn--bcher-kva.example/%C3%A9?a=%20"),
+        ("http://a\u3002example/x", "http://a.example/x"),
+        ("http://[2001:DB8:0::1]:81/x", "http://[2001:db8::1]:81/x"),
+        ("http://under_score.example/x", "http://under_score.example/x"),
+        ("http://2130706433/x", "http://2130706433/x"),
+    ],
+)
+def test_urls_in_one_form(text: str, url: str) -> None:
+    assert read_url(text).url == url
+    assert read_url(url).url == url
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "bad_url"),
+        ("http://", "bad_url"),
+        ("http:///a", "bad_url"),
+        ("http://example.com@10.0.0.1/", "bad_url"),
+        ("http://user:secret@example.com/", "bad_url"),
+        ("http://evil.example\\@example.com/", "bad_url"),
+        ("http://example.com\\.evil.example/", "bad_url"),
+        ("http://example.com%2f@evil.example/", "bad_url"),
+        ("http://exa mple.com/", "bad_url"),
+        ("http://example.com:0/", "bad_url"),
+        ("http://example.com:99999/", "bad_url"),
+        ("http://example.com:x/", "bad_url"),
+        ("http://[::1/", "bad_url"),
+        ("http://[fe80::1%25eth0]/", "bad_url"),
+        ("http://a..b/", "bad_url"),
+        ("http://" + "a" * 64 + ".example/", "bad_url"),
+        ("http://example.com/\r\nHost: evil", "bad_url"),
+        ("http://example.com/\x00", "bad_url"),
+        ("http://example.com/" + "a" * 9000, "bad_url"),
+        ("ftp://example.com/a", "scheme_refused"),
+        ("file:///etc/passwd", "scheme_refused"),
+        ("data:image/png;base64,AAAA", "scheme_refused"),
+        ("//example.com/a", "scheme_refused"),
+        ("example.com/a.jpg", "scheme_refused"),
+    ],
+)
+def test_urls_that_are_not_asked(text: str, reason: str) -> None:
+    with pytest.raises(FetchError) as found:
+        read_url(text)
+    assert found.value.reason == reason
+
+
+@given(st.text(max_size=60), st.sampled_from(["", "http://", "https://a.example/", "http://a.example:80"]))
+def test_any_text_is_a_url_in_one_form_or_none(text: str, start: str) -> None:
+    try:
+        found = read_url(start + text)
+    except FetchError:
+        return
+    assert found.url.isascii() and found.url.isprintable() and " " not in found.url
+    assert read_url(found.url) == found
+    # urllib, of which img2dataset makes its request, reads the same host out of it.
+    host = f"[{found.host}]" if ":" in found.host else found.host
+    assert urllib.request.Request(found.url).host.removesuffix(f":{found.port}") == host
+
+
+@pytest.mark.parametrize(
+    ("location", "url"),
+    [
+        ("/b", "http://a.example:81/b"),
+        ("c?x#y", "http://a.example:81/d/c?x"),
+        ("//b.example/", "http://b.example/"),
+        ("https://b.example", "https://b.example/"),
+        ("/\u00c3\u00a9 x", "http://a.example:81/%C3%A9%20x"),
+    ],
+)
+def test_redirects_are_read_like_urls(location: str, url: str) -> None:
+    assert redirected(read_url("http://a.example:81/d/e"), location).url == url
+
+
+@pytest.mark.parametrize(
+    "location", ["file:///etc/passwd", "javascript:alert(1)", "http://a@b/", "http://b\\@c/", "gopher://x"]
+)
+def test_redirects_to_what_is_not_asked(location: str) -> None:
+    with pytest.raises(FetchError):
+        redirected(read_url("http://a.example/"), location)
+
+
+def headers(*values: str, tdm: str | None = None) -> email.message.Message:
+    found = email.message.Message()
+    for value in values:
+        found["X-Robots-Tag"] = value
+    if tdm is not None:
+        found["TDM-Reservation"] = tdm
+    return found
+
+
+@pytest.mark.parametrize(
+    ("values", "is_out"),
+    [
+        ([], False),
+        (["noai"], True),
+        (["NoAI"], True),
+        (["nofollow, noimageai"], True),
+        (["nofollow", "noindex"], True),
+        (["noarchive, nosnippet"], False),
+        (["max-image-preview: large, noai"], True),
+        (["unavailable_after: 25 Jun 2010 15:00:00 PST, noimageindex"], True),
+        (["otherbot: noai"], False),
+        (["otherbot: noai, noindex"], False),
+        (["otherbot: nofollow", "noai"], True),
+        (["noai, otherbot: nofollow"], True),
+        (["MMVP-Ray: noai"], True),
+        (["otherbot: nofollow, mmvp-ray: noindex"], True),
+        (["mmvp-ray: nofollow, otherbot: noindex"], False),
+        (["noaix"], False),
+    ],
+)
+def test_robots_headers(values: list[str], is_out: bool) -> None:
+    found = opted_out(headers(*values), token="mmvp-ray", directives=OPT_OUT_DIRECTIVES)
+    assert bool(found) == is_out
+    assert opted_out(headers(*values, tdm="1"), token="mmvp-ray", directives=()) is None
+
+
+def test_text_and_data_mining_reservation() -> None:
+    assert opted_out(headers(tdm="1"), token="mmvp-ray", directives=("noai",))
+    assert not opted_out(headers(tdm="0"), token="mmvp-ray", directives=("noai",))
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.waits: list[float] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.waits.append(round(seconds, 6))
+        self.now += seconds
+
+
+def test_a_pause_between_beginnings_and_the_one_that_was_asked_for() -> None:
+    clock = Clock()
+    hosts = Hosts(FetchConfig(delay_per_host_seconds=0.5), clock=clock, sleep=clock.sleep)
+    for _ in range(3):
+        with hosts.turn("a"):
+            pass
+    with hosts.turn("b"):
+        pass
+    assert clock.waits == [0.5, 0.5]
+    hosts.pause("a", 7.0)
+    with hosts.turn("a") as waited:
+        assert waited == pytest.approx(7.0)
+
+
+def test_a_host_is_given_up_for_a_while() -> None:
+    clock = Clock()
+    hosts = Hosts(FetchConfig(max_host_failures=2, delay_per_host_seconds=0.0), clock=clock, sleep=clock.sleep)
+    for _ in range(2):
+        with hosts.turn("a"):
+            hosts.failed("a")
+    with pytest.raises(FetchError, match="host_given_up"), hosts.turn("a"):
+        pytest.fail("not reached")
+    with hosts.turn("b"):
+        pass
+    clock.now += 301
+    with hosts.turn("a"):
+        hosts.failed("a")
+        hosts.answered("a")
+        hosts.failed("a")
+    with hosts.turn("a"):
+        pass
+
+
+def test_no_more_connections_than_allowed() -> None:
+    hosts = Hosts(FetchConfig(connections_per_host=2, delay_per_host_seconds=0.0))
+    lock, inside, most = threading.Lock(), [0], [0]
+
+    def work() -> None:
+        with hosts.turn("a"):
+            with lock:
+                inside[0] += 1
+                most[0] = max(most[0], inside[0])
+            threading.Event().wait(0.002)
+            with lock:
+                inside[0] -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most[0] == 2
+
+
+def test_idle_hosts_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmvp_ray.ingest.hosts.MAX_HOSTS", 10)
+    hosts = Hosts(FetchConfig(delay_per_host_seconds=0.0))
+    for number in range(1000):
+        with hosts.turn(str(number)):
+            pass
+    assert len(hosts._hosts) <= 10
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [(None, None), ("5", 5.0), (" 0 ", 0.0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0), ("soon", None), ("-3", None)],
+)
+def test_retry_after(text: str | None, seconds: float | None) -> None:
+    assert _retry_after_seconds(text) == seconds
+
+
+def test_the_opener_is_installed_for_a_while_only() -> None:
+    before = urllib.request._opener  # type: ignore[attr-defined]
+    opener = GuardedOpener(FetchConfig(num_retries=0), resolver=Resolver(lookup=lambda host: ["10.0.0.1"]))
+    with installed(opener), pytest.raises(FetchError) as found:
+        urllib.request.urlopen(urllib.request.Request("http://a.example/x.jpg"), timeout=1)
+    assert str(found.value) == "address_refused: a.example is 10.0.0.1: private"
+    assert urllib.request._opener is before  # type: ignore[attr-defined]
+
+
+def test_ports_below_1024_are_not_asked() -> None:
+    opener = GuardedOpener(FetchConfig(num_retries=0), resolver=Resolver(lookup=lambda host: pytest.fail("looked up")))
+    with pytest.raises(FetchError, match="port_refused: 25"):
+        opener.open("http://a.example:25/x.jpg")
+
+
+def test_messages_carry_reasons() -> None:
+    assert split_message(message(FetchReason.HTML, "a: b\nc")) == (FetchReason.HTML, "a: b c")
+    assert split_message("something: else") == (FetchReason.UNEXPECTED, "something: else")
+    assert split_message("Use of image disallowed by X-Robots-Tag directive")[0] == FetchReason.OPTED_OUT
+    assert split_message("") == (FetchReason.UNEXPECTED, "")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"timeout_seconds": 0.0},
+        {"max_bytes": 1 << 40},
+        {"num_retries": -1},
+        {"user_agent_token": "a b"},
+        {"user_agent_token": ""},
+        {"contact": "me\r\nX-Evil: 1"},
+        {"delay_per_host_seconds": float("nan")},
+    ],
+)
+def test_values_out_of_range(changes: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="expected"):
+        FetchConfig(**changes).check()  # type: ignore[arg-type]
