@@ -44,8 +44,8 @@ LARGE_ROWS = 1 << 21
 """Tables of more rows are rewritten one at a time: each takes some hundred megabytes."""
 WINDOW = 1024
 """Tables that wait for a thread at a time."""
-MADE_AGAIN = ("routed", "cells", "indexes", "hubs")
-"""Folders that hold vectors or ids of images, their means or their degrees, which the next run makes again."""
+MADE_AGAIN = ("routed", "cells", "indexes", "hubs", "aesthetics")
+"""Folders that hold vectors or ids of images, their means, degrees or scores, which the next run makes again (scores: jobs/ingest.py score)."""
 TABLE_JSON = "table.json"
 """Makes a table of near pairs whole (search/table.py)."""
 
