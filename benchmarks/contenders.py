@@ -119,7 +119,7 @@ def run_engine(field: Field, name: str) -> Figures:
     own.mkdir()
     (own / "embeddings").symlink_to(Path(field.root) / "embeddings")
     store = open_store(str(own))
-    session = _session(field.workers, with_torch=name == "exact", bf16=name != "exact-fp32")
+    session = session_of(field.workers, with_torch=name == "exact", bf16=name != "exact-fp32")
     method = choose_method(SearchConfig(**ENGINES[name]), num_images=field.num_images, device="cpu")
     compared: list[int] = []
     clock = Clock()
@@ -143,7 +143,7 @@ def run_engine(field: Field, name: str) -> Figures:
     seconds = clock.total
     clock.lap("parts")
     assert census.num_images == field.num_images
-    codes_P = _codes_of_table(table, np.load(Path(field.folder) / "ids.npy"))
+    codes_P = table_codes(table, np.load(Path(field.folder) / "ids.npy"))
     if not isinstance(session, Inline):
         import ray
 
@@ -160,7 +160,8 @@ def run_engine(field: Field, name: str) -> Figures:
     )
 
 
-def _session(workers: int, *, with_torch: bool, bf16: bool) -> Any:
+def session_of(workers: int, *, with_torch: bool, bf16: bool) -> Any:
+    """A session with so many cores, its workers warm; 0: one process without Ray."""
     from mmvp_ray.cluster import Inline, Session, _silent_terminal
 
     if not bf16:
@@ -220,7 +221,8 @@ def without_bf16() -> None:
     kernel.multiplies_bf16 = lambda: False  # type: ignore[assignment]
 
 
-def _codes_of_table(table: Any, keys_N: NDArray[np.bytes_]) -> NDArray[np.int64]:
+def table_codes(table: Any, keys_N: NDArray[np.bytes_]) -> NDArray[np.int64]:
+    """The pairs of a table as rows of the sorted ids, smaller * N + larger, sorted."""
     from mmvp_ray.search.table import record_batches
     from mmvp_ray.store import id_keys, id_matrix
 

@@ -12,8 +12,9 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(autouse=True)
-def _torch_is_loaded() -> None:
+def _torch_takes_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
+    monkeypatch.setattr(kernel, "BF16_FLOP", 0.0)
 
 
 def both_ways(
@@ -76,3 +77,11 @@ def test_a_read_only_block_is_taken(monkeypatch: pytest.MonkeyPatch, recwarn: py
     found, expected = both_ways(monkeypatch, vectors, None, 0.9)
     assert_same(found, expected)
     assert not [warning for warning in recwarn if "not writable" in str(warning.message)]
+
+
+def test_small_blocks_are_left_to_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(kernel, "multiplies_bf16", lambda: True)
+    small, large = np.zeros((100, 96), np.float16), np.zeros((4000, 768), np.float16)
+    assert kernel._way(small, small, "cpu") == "cpu"
+    assert kernel._way(large, large, "cpu") == "bf16"
