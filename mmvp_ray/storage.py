@@ -27,6 +27,8 @@ NUM_LOOKING_THREADS = 16
 MAX_BRACE_TEXTS = 1_000_000
 
 _LOCAL = ("file://", "local://")
+EXCLUSIVE_STORES = {"s3", "s3a", "gs", "gcs"}
+_LOST_RACE = re.compile(r"PreconditionFailed|ConditionalRequestConflict|\b412\b|\b409\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,53 @@ def write_file(uri: str, local: Path) -> None:
             temporary.unlink(missing_ok=True)
 
     with_retries("writing", uri, copy if is_local(uri) else put)
+
+
+def create_bytes(uri: str, data: bytes) -> bool:
+    """Write `data` as the whole file at `uri` unless there is one; of several writers at once exactly one succeeds.
+
+    S3 answers a conditional put (If-None-Match), Google's store one on the generation; elsewhere only a local file system can say.
+
+    Returns:
+        False where a file was there already.
+
+    Raises:
+        ConfigError: no permission, or a store without exclusive writes. ResourceError: the disk is full. TransientError: the store
+            stayed unwell.
+    """
+
+    def put() -> bool:
+        system, path = file_system(uri)
+        protocols = {system.protocol} if isinstance(system.protocol, str) else set(system.protocol)
+        if not protocols & EXCLUSIVE_STORES:
+            raise ConfigError(
+                f"expected s3://, gs:// or a mounted path, which can write a file only if there is none, found {uri}"
+            )
+        try:
+            system.pipe_file(path, data, mode="create")
+        except FileExistsError:
+            return False
+        except Exception as error:
+            if _LOST_RACE.search(f"{type(error).__name__} {error}"):
+                return False
+            raise
+        return True
+
+    def create() -> bool:
+        path = local_path(uri)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+        try:
+            temporary.write_bytes(data)
+            # Unlike a rename, a link fails where the name is taken, and unlike O_EXCL it shows the whole file at once.
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink(missing_ok=True)
+        return True
+
+    return with_retries("creating", uri, create if is_local(uri) else put)
 
 
 def read_bytes(uri: str, *, start: int | None = None, end: int | None = None) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -486,3 +487,17 @@ def test_folders_are_listed_and_removed(tmp_path):
     storage.remove_folder(f"{tmp_path}/none")
     assert storage.list_folders(str(tmp_path)) == ["b"]
     assert storage.list_folders(f"{tmp_path}/none") == []
+
+
+def test_create_bytes_is_won_once(tmp_path: Path) -> None:
+    target = str(tmp_path / "deep" / "lease.json")
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda number: storage.create_bytes(target, f"{number}".encode() * 1000), range(8)))
+    assert sum(won) == 1
+    assert storage.read_bytes(target) == f"{won.index(True)}".encode() * 1000
+    assert storage.list_names(str(tmp_path / "deep")) == ["lease.json"]
+
+
+def test_create_bytes_refuses_a_store_that_cannot_tell() -> None:
+    with pytest.raises(ConfigError, match="can write a file only if there is none"):
+        storage.create_bytes("memory://x/lease.json", b"1")
