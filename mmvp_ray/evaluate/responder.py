@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,12 +32,15 @@ class Reply:
 
     Attributes:
         key: The prompt's.
-        text: The raw answer.
+        text: The raw answer. A refusal in words is one (`finish` is "refusal"); an answer without words is the empty text.
         error: Why there is none, one line.
         finish: Why the answer ended, in the responder's words ("stop", "length"); empty if it does not say.
         num_attempts: Tries, 1 at least.
         seconds: From the first try to the end.
         num_prompt_tokens, num_answer_tokens: As counted by the responder; None if it does not say.
+        retry_helps: Of an error: whether asking again later may give an answer (a dropped connection), or not (a refused image).
+        raw: Whatever else the responder said (of an endpoint the whole JSON body: the model that answered, its reasoning, log
+            probabilities); kept in the log, never compared.
     """
 
     key: str
@@ -48,6 +51,8 @@ class Reply:
     seconds: float = 0.0
     num_prompt_tokens: int | None = None
     num_answer_tokens: int | None = None
+    retry_helps: bool = False
+    raw: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
 
 
 @runtime_checkable

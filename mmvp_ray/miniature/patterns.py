@@ -1,21 +1,14 @@
-"""The nine visual patterns of the paper, and which attribute of the miniature world switches each of them."""
+"""Which attribute of the miniature world switches each of the paper's nine visual patterns."""
 
 from __future__ import annotations
 
 from typing import Final
 
-PATTERN_BY_ATTRIBUTE: Final[dict[str, str]] = {
-    "direction": "Orientation and Direction",
-    "hat": "Presence of Specific Features",
-    "state": "State and Condition",
-    "count": "Quantity and Count",
-    "ball": "Positional and Relational Context",
-    "colour": "Color and Appearance",
-    "surface": "Structural and Physical Characteristics",
-    "text": "Text",
-    "view": "Viewpoint and Perspective",
-}
-"""Field of `Attributes` -> name of the pattern, in the paper's order. Source: paper, section 3.1."""
+from mmvp_ray.benchmark.patterns import PATTERNS
 
-PATTERNS: Final[tuple[str, ...]] = tuple(PATTERN_BY_ATTRIBUTE.values())
-"""The nine patterns in the paper's order."""
+__all__ = ["PATTERNS", "PATTERN_BY_ATTRIBUTE"]
+
+_ATTRIBUTES: Final = ("direction", "hat", "state", "count", "ball", "colour", "surface", "text", "view")
+
+PATTERN_BY_ATTRIBUTE: Final[dict[str, str]] = dict(zip(_ATTRIBUTES, PATTERNS, strict=True))
+"""Field of `Attributes` -> canonical name of the pattern, in the paper's order."""

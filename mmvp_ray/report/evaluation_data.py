@@ -157,13 +157,13 @@ class PopeRow:
     split: str
     parser: str
     num_questions: int
-    accuracy: float
-    precision: float
-    recall: float
-    f1: float
-    f1_low: float
-    f1_high: float
-    yes_ratio: float
+    accuracy: float | None
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    f1_low: float | None
+    f1_high: float | None
+    yes_ratio: float | None
     num_unread: int
     num_failed: int
 

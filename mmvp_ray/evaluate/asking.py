@@ -1,0 +1,215 @@
+"""ask_all: what the log has no answer to is asked, and every prompt gets its reply, kept or new."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+
+from mmvp_ray.errors import ConfigError, DataError, MmvpError, TransientError
+from mmvp_ray.evaluate.answer_log import AnswerLog
+from mmvp_ray.evaluate.answer_parts import content_digest
+from mmvp_ray.evaluate.image_payload import read_image
+from mmvp_ray.evaluate.responder import Ask, Reply, Responder
+
+MAX_FAILED_SHARE = 0.05
+NUM_FIRST = 20
+"""If so many prompts were asked and none was answered, the rest is not tried."""
+NUM_READING_THREADS = 16
+NUM_AHEAD = 64
+NUM_KNOWN_IMAGES = 1 << 16
+UNREADABLE = "unreadable"
+"""Stands for the id of an image that cannot be read: its prompt goes on, fails, and is another one when the image is back."""
+
+
+@dataclass(kw_only=True, slots=True)
+class AskingProgress:
+    """How far a run is.
+
+    Attributes:
+        num_kept: Answers that the log had.
+        num_answered: New answers.
+        num_failed: Prompts without an answer.
+        num_cut: New answers that ended at the limit of tokens ("length").
+        num_attempts: Tries of all new prompts.
+        num_prompt_tokens, num_answer_tokens: Of new answers, as far as the responder counted them.
+        first_error: Why the first failed prompt has no answer; empty if none failed.
+        first_error_passes: Whether that may be otherwise later.
+    """
+
+    num_kept: int = 0
+    num_answered: int = 0
+    num_failed: int = 0
+    num_cut: int = 0
+    num_attempts: int = 0
+    num_prompt_tokens: int = 0
+    num_answer_tokens: int = 0
+    first_error: str = ""
+    first_error_passes: bool = False
+
+    @property
+    def num_done(self) -> int:
+        """Prompts that have a reply."""
+        return self.num_kept + self.num_answered + self.num_failed
+
+    @property
+    def failed_share(self) -> float:
+        """Failed prompts among all, 0 to 1."""
+        return self.num_failed / self.num_done if self.num_done else 0.0
+
+    def count(self, reply: Reply, *, new: bool) -> None:
+        """Note one more reply."""
+        if not new:
+            self.num_kept += 1
+            return
+        self.num_attempts += reply.num_attempts
+        if reply.error is not None:
+            if not self.num_failed:
+                self.first_error, self.first_error_passes = reply.error, reply.retry_helps
+            self.num_failed += 1
+            return
+        self.num_answered += 1
+        self.num_cut += reply.finish == "length"
+        self.num_prompt_tokens += reply.num_prompt_tokens or 0
+        self.num_answer_tokens += reply.num_answer_tokens or 0
+
+
+def ask_all(
+    asks: Iterable[Ask],
+    responder: Responder,
+    log: AnswerLog,
+    *,
+    on_reply: Callable[[Reply, AskingProgress], None] | None = None,
+    max_failed_share: float = MAX_FAILED_SHARE,
+) -> Iterator[Reply]:
+    """Yield one reply for every prompt: kept answers from the log, the others as the responder gives them, in any order.
+
+    A new reply is given to the log before it is yielded. A prompt that is given twice is asked once and has one reply. The responder is
+    not called if the log has every answer. Beside the replies that the log has between two prompts that it lacks, memory grows by a few
+    hundred bytes for each prompt.
+
+    Args:
+        asks: Prompts; drawn from lazily.
+        responder: Answers them.
+        log: Opened with the responder's identity.
+        on_reply: Called with each reply and the progress after it.
+        max_failed_share: Raise at the end if more than this share of all prompts has no answer; 1 never raises.
+
+    Raises:
+        ConfigError: the responder refuses this user or model, or too many prompts failed for a reason that stays.
+        TransientError: the responder stayed away, or too many prompts failed for a reason that may pass; the same run again asks them.
+        DataError: two different prompts have one key, or the responder gives no reply or two for a prompt.
+    """
+    progress = AskingProgress()
+    waiting: dict[str, tuple[Ask, tuple[str, ...]]] = {}
+    kept: deque[Reply] = deque()
+
+    def done(reply: Reply, *, new: bool) -> Reply:
+        progress.count(reply, new=new)
+        if on_reply is not None:
+            on_reply(reply, progress)
+        return reply
+
+    looked_up = _looked_up(asks, log)
+
+    def missing() -> Iterator[Ask]:
+        for ask, image_ids, found in looked_up:
+            if found is not None:
+                kept.append(found)
+            else:
+                waiting[ask.key] = (ask, image_ids)
+                yield ask
+
+    for ask, image_ids, found in looked_up:
+        if found is None:
+            waiting[ask.key] = (ask, image_ids)
+            replies = responder.answer(itertools.chain([ask], missing()))
+            break
+        yield done(found, new=False)
+    else:
+        return
+    try:
+        for reply in replies:
+            while kept:
+                yield done(kept.popleft(), new=False)
+            if reply.key not in waiting:
+                raise DataError(
+                    f"expected one reply for each prompt from {responder.name}, found one more for {reply.key!r}; mend the responder"
+                )
+            log.add(*waiting.pop(reply.key), reply)
+            yield done(reply, new=True)
+            if progress.num_failed >= NUM_FIRST and not progress.num_answered and max_failed_share < 1:
+                raise _too_many(progress, responder, max_failed_share)
+    finally:
+        # At once, not when the traceback is let go of: requests on their way cost money.
+        if isinstance(replies, Generator):
+            replies.close()
+    while kept:
+        yield done(kept.popleft(), new=False)
+    log.flush()
+    if waiting:
+        raise DataError(
+            f"expected a reply to every prompt from {responder.name}, found none for {len(waiting)}, such as {next(iter(waiting))!r}; mend "
+            f"the responder"
+        )
+    if progress.failed_share > max_failed_share:
+        raise _too_many(progress, responder, max_failed_share)
+
+
+def _too_many(progress: AskingProgress, responder: Responder, max_failed_share: float) -> MmvpError:
+    kind = TransientError if progress.first_error_passes else ConfigError
+    return kind(
+        f"expected at most {max_failed_share:.0%} of the prompts without an answer from {responder.name}, found {progress.num_failed} of "
+        f"{progress.num_done}, the first because: {progress.first_error}; the same command asks those again"
+    )
+
+
+def _looked_up(asks: Iterable[Ask], log: AnswerLog) -> Iterator[tuple[Ask, tuple[str, ...], Reply | None]]:
+    """Each prompt once, with the ids of its images and the answer that the log has.
+
+    Raises:
+        DataError: two different prompts have one key.
+    """
+    seen: dict[str, str] = {}
+    for ask, image_ids in _with_image_ids(asks):
+        digest = content_digest(ask, image_ids)[:16]
+        if ask.key not in seen:
+            seen[ask.key] = digest
+            yield ask, image_ids, log.find(ask, image_ids)
+        elif seen[ask.key] != digest:
+            raise DataError(f"expected one prompt for each key, found two different ones for {ask.key!r}")
+
+
+def image_id(uri: str) -> str:
+    """SHA-256 of the encoded image at `uri`, 64 hex digits; UNREADABLE if there is none.
+
+    Raises:
+        ConfigError: no permission.
+    """
+    try:
+        return hashlib.sha256(read_image(uri)).hexdigest()
+    except (DataError, TransientError):
+        return UNREADABLE
+
+
+def _with_image_ids(asks: Iterable[Ask]) -> Iterator[tuple[Ask, tuple[str, ...]]]:
+    """Each prompt with the ids of its images, read some prompts ahead, for a bucket answers slowly."""
+    known = lru_cache(NUM_KNOWN_IMAGES)(image_id)
+    ahead: deque[tuple[Ask, Future[tuple[str, ...]]]] = deque()
+    with ThreadPoolExecutor(NUM_READING_THREADS) as pool:
+        try:
+            for ask in asks:
+                ahead.append((ask, pool.submit(lambda ask: tuple(known(uri) for uri in ask.image_uris), ask)))
+                if len(ahead) >= NUM_AHEAD:
+                    first, future = ahead.popleft()
+                    yield first, future.result()
+            while ahead:
+                first, future = ahead.popleft()
+                yield first, future.result()
+        finally:
+            for _, future in ahead:
+                future.cancel()

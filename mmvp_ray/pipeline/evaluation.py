@@ -1,0 +1,220 @@
+"""compose_report: results of evaluated models, one folder each, become one report with everything that compares them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from mmvp_ray import storage
+from mmvp_ray.benchmark.benchmark import Benchmark
+from mmvp_ray.benchmark.items import Question
+from mmvp_ray.benchmark.keys import published_key
+from mmvp_ray.benchmark.open import open_benchmark
+from mmvp_ray.errors import ConfigError, MmvpError
+from mmvp_ray.evaluate.mllm import PLAIN
+from mmvp_ray.evaluate.mllm_results import RESULT_FILE as MLLM_FILE
+from mmvp_ray.evaluate.mllm_results import MllmResult, read_result
+from mmvp_ray.evaluate.pattern_labels import read_labels, with_patterns
+from mmvp_ray.evaluate.scores import MIXED_PATTERN, NO_PATTERN, score_run
+from mmvp_ray.evaluate.vlm import RESULT_FILE as ENCODERS_FILE
+from mmvp_ray.images.decode import Decoded, decode
+from mmvp_ray.pipeline.evaluation_cards import (
+    chance,
+    claim_card,
+    correlations,
+    duels,
+    encoder_row,
+    hard_pairs,
+    pattern_scores,
+    score_row,
+    statement_chance,
+)
+from mmvp_ray.pipeline.provenance import git_commit, versions
+from mmvp_ray.report.evaluation_data import (
+    EvaluationReport,
+    LlavaBenchRow,
+    ModelCard,
+    PatternRow,
+    PopeRow,
+    Share,
+)
+from mmvp_ray.report.evaluation_html import MAX_HARD_PAIRS, render_evaluation_html
+from mmvp_ray.report.thumbnails import thumbnail
+
+REPORT_JSON, REPORT_HTML = "report.json", "report.html"
+POPE_FILE, LLAVA_BENCH_FILE = "pope.json", "llava_bench.json"
+RESULT_FILES = (MLLM_FILE, ENCODERS_FILE, POPE_FILE, LLAVA_BENCH_FILE)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Material:
+    """What folders of results hold, read."""
+
+    mllms: list[MllmResult]
+    encoders: list[dict[str, Any]]
+    pope: list[PopeRow]
+    llava_bench: list[LlavaBenchRow]
+
+
+def read_material(folders: Sequence[str]) -> Material:
+    """Read every result file of some folders.
+
+    Raises:
+        ConfigError: a folder without results. DataError: a broken one.
+    """
+    found = Material(mllms=[], encoders=[], pope=[], llava_bench=[])
+    for folder in folders:
+        names = set(storage.list_names(storage.normalise(folder))) & set(RESULT_FILES)
+        if not names:
+            raise ConfigError(
+                f"expected results of an evaluation ({', '.join(RESULT_FILES)}) in {folder}, found none; run jobs/evaluate.py first"
+            )
+        if MLLM_FILE in names:
+            found.mllms.append(read_result(folder))
+        if ENCODERS_FILE in names:
+            found.encoders.append(storage.read_json(storage.join(folder, ENCODERS_FILE)))
+        if POPE_FILE in names:
+            found.pope.extend(PopeRow(**row) for row in storage.read_json(storage.join(folder, POPE_FILE))["rows"])
+        if LLAVA_BENCH_FILE in names:
+            rows = storage.read_json(storage.join(folder, LLAVA_BENCH_FILE))["rows"]
+            found.llava_bench.extend(LlavaBenchRow(**row) for row in rows)
+    return found
+
+
+def compose_report(
+    folders: Sequence[str],
+    *,
+    title: str,
+    benchmark_url: str | None = None,
+    key: str | None = None,
+    patterns_file: str | None = None,
+    people: Share | None = None,
+    allow_incomplete: bool = False,
+    config: Mapping[str, Any] | None = None,
+) -> tuple[EvaluationReport, dict[str, bytes]]:
+    """The report of some folders of results, and thumbnails of its hardest pairs by image key.
+
+    Args:
+        folders: Each written by a command of jobs/evaluate.py.
+        title: Of the report.
+        benchmark_url: Where the questions are now; where they were when they were asked unless given.
+        key: Answer key; that of the first run unless given.
+        patterns_file: Labels of the pairs' patterns (jobs/evaluate.py patterns), for questions that bring none.
+        people: The human score, from a study.
+        allow_incomplete: Score models over their complete pairs where others failed.
+        config: Shown in the report.
+
+    Raises:
+        ConfigError: no results, or results of different questions. DataError: a broken file.
+    """
+    material = read_material(folders)
+    warnings: list[str] = []
+    benchmark, questions = None, []
+    if material.mllms:
+        benchmark = _benchmark(material.mllms, benchmark_url, key)
+        questions = list(benchmark.questions)
+        if patterns_file is not None:
+            _, labels = read_labels(patterns_file)
+            questions = with_patterns(questions, labels)
+        warnings += benchmark.notes
+    runs = [
+        score_run(
+            one.model,
+            questions,
+            one.by_variant[PLAIN],
+            answer_key=benchmark.key if benchmark else "",
+            allow_incomplete=allow_incomplete,
+        )
+        for one in material.mllms
+    ]
+    warnings += [f"{run.model}: no headline, {run.headline_refused}" for run in runs if run.headline_refused]
+    encoders = [(found, one) for found in material.encoders for one in found["encoders"]]
+    warnings += [note for found in material.encoders for note in found["notes"]]
+    models = [
+        *(
+            ModelCard(name=one.model, kind="multimodal model", facts={**one.identity, "form": one.form})
+            for one in material.mllms
+        ),
+        *(
+            ModelCard(name=one["label"], kind="encoder", facts={"spec": one["name"], "fingerprint": one["fingerprint"]})
+            for _, one in encoders
+        ),
+    ]
+    by_model = pattern_scores(runs, [one for _, one in encoders])
+    patterns = [
+        name
+        for name in dict.fromkeys(name for scores in by_model for name in scores)
+        if name not in (NO_PATTERN, MIXED_PATTERN)
+    ]
+    first = material.encoders[0] if material.encoders else None
+    report = EvaluationReport(
+        title=title,
+        created_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        benchmark=benchmark.name if benchmark else (first["benchmark"] if first else ""),
+        benchmark_url=benchmark.url if benchmark else "",
+        benchmark_fingerprint=benchmark.fingerprint if benchmark else (first["benchmark_fingerprint"] if first else ""),
+        answer_key=benchmark.key if benchmark else "",
+        num_pairs=benchmark.num_pairs if benchmark else (first["num_pairs"] if first else 0),
+        num_questions=len(questions) or (2 * first["num_pairs"] if first else 0),
+        stand_in=benchmark is None or published_key(benchmark) is None,
+        models=models,
+        scores=[score_row(run, one, benchmark, questions) for run, one in zip(runs, material.mllms, strict=True)]
+        if benchmark
+        else [],
+        patterns=[PatternRow(pattern=name, shares=[scores.get(name) for scores in by_model]) for name in patterns],
+        chance=chance(questions) if questions else statement_chance(encoders),
+        people=people,
+        duels=duels(runs),
+        correlations=correlations(runs, [one for _, one in encoders]),
+        hard_pairs=hard_pairs(runs, questions),
+        encoders=[encoder_row(one) for _, one in encoders],
+        claims=[claim_card(claim) for found in material.encoders for claim in found["claims"]],
+        pope=material.pope,
+        llava_bench=material.llava_bench,
+        warnings=list(dict.fromkeys(warnings)),
+        config=dict(config or {}),
+        versions=versions(),
+        git_commit=git_commit(),
+    )
+    return report, _thumbnails(report, questions)
+
+
+def write_report(folder: str, report: EvaluationReport, thumbnails: Mapping[str, bytes]) -> str:
+    """Write report.json and report.html; gives where the page is."""
+    page = storage.join(folder, REPORT_HTML)
+    storage.write_bytes(storage.join(folder, REPORT_JSON), report.to_json().encode())
+    storage.write_bytes(page, render_evaluation_html(report, thumbnails).encode())
+    return page
+
+
+def _benchmark(mllms: Sequence[MllmResult], url: str | None, key: str | None) -> Benchmark:
+    asked = {one.asked_fingerprint: one for one in mllms}
+    if len(asked) > 1:
+        first, second = list(asked.values())[:2]
+        raise ConfigError(
+            f"expected answers to the same questions, found {first.model} on {first.benchmark_name} and {second.model} on another "
+            f"{second.benchmark_name}; report them apart"
+        )
+    found = open_benchmark(url or mllms[0].benchmark_url, key=key or mllms[0].key)
+    if found.asked_fingerprint != mllms[0].asked_fingerprint:
+        raise ConfigError(
+            f"expected the questions that {mllms[0].model} was asked, found others at {found.url}; they changed since, ask again"
+        )
+    return found
+
+
+def _thumbnails(report: EvaluationReport, questions: Sequence[Question]) -> dict[str, bytes]:
+    """Small pictures of the pairs that the page shows; one that cannot be read has none."""
+    uris = {question.key: question.image_uri for question in questions}
+    pictures: dict[str, bytes] = {}
+    for card in report.hard_pairs[:MAX_HARD_PAIRS]:
+        for key in (card.image_id_a, card.image_id_b):
+            try:
+                found = decode(storage.read_bytes(uris[key]))
+            except MmvpError:
+                continue
+            if isinstance(found, Decoded):
+                pictures[key] = thumbnail(found.image_HWC)
+    return pictures
