@@ -11,7 +11,7 @@ from mmvp_ray.benchmark.csv_rows import check_numbers, csv_bytes, read_rows
 from mmvp_ray.benchmark.image_copies import ImageMode, copy_images
 from mmvp_ray.benchmark.image_files import check_inside, numbered_images
 from mmvp_ray.benchmark.items import Question, check_question, pairs_of
-from mmvp_ray.benchmark.option_text import join_options, letter, read_answer, split_options
+from mmvp_ray.benchmark.option_text import RAW_OPTIONS_KEY, join_options, letter, read_answer, split_options
 from mmvp_ray.errors import ConfigError, DataError
 
 QUESTIONS_FILE = "Questions.csv"
@@ -63,6 +63,7 @@ def read_mmvp(url: str) -> tuple[list[Question], list[str]]:
                 answer=answer,
                 provenance={
                     "index": str(index),
+                    **_as_written(row.cells["Options"], options),
                     **{name: cell for name, cell in row.cells.items() if name not in _COLUMNS and name != "index"},
                 },
             )
@@ -152,6 +153,14 @@ def check_trimmed(text: str, key: str) -> None:
     check_text(text, key)
     if text != text.strip():
         raise DataError(f"expected a text without white space around it, found {text[:80]!r} in {key!r}")
+
+
+def _as_written(cell: str, options: tuple[str, ...]) -> dict[str, str]:
+    return (
+        {}
+        if cell == " ".join(f"({letter(place)}) {text}" for place, text in enumerate(options))
+        else {RAW_OPTIONS_KEY: cell}
+    )
 
 
 def _same_answers(questions: Sequence[Question]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import string
+from typing import Final
 
 from mmvp_ray.errors import DataError
 
@@ -24,6 +25,11 @@ _ANSWER = re.compile(r"\(?([a-z])[).]?\.?", re.IGNORECASE)
 def letter(option: int) -> str:
     """The lower-case letter of option 0, 1, ..."""
     return string.ascii_lowercase[option]
+
+
+RAW_OPTIONS_KEY: Final = "options_text"
+"""Entry of `Question.provenance` with the options as the source wrote them, where that is not how we would: the released prompt repeats
+that text to the letter, odd spaces included."""
 
 
 def split_options(cell: str) -> tuple[str, ...]:

@@ -150,7 +150,7 @@ class _Line:
 
         config = self._config
         self._turns = asyncio.Semaphore(config.concurrency)
-        connector = aiohttp.TCPConnector(limit=config.concurrency)
+        connector = aiohttp.TCPConnector(limit=0)
         pool = ThreadPoolExecutor(min(MAX_READING_THREADS, config.concurrency), thread_name_prefix="endpoint-images")
         try:
             async with aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar()) as session:

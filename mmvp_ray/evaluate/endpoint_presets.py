@@ -1,6 +1,6 @@
 """Presets: the OpenAI-compatible services and the models that have names here; all of it data, each field a default of EndpointConfig.
 
-The paper (section 3, table in figure 4) asked GPT-4V and Gemini, which are gone: gpt-4-vision-preview since December 2024, Gemini Pro Vision
+The paper (figure 4) asked GPT-4V and Gemini, which are gone: gpt-4-vision-preview since December 2024, Gemini Pro Vision
 since July 2024. MODELS names what stands in their place as the services' own lists said in November 2026. Such names change faster
 than this file: any model of a service can be asked as PRESET:MODEL.
 """

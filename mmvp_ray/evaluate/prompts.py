@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from mmvp_ray.benchmark.items import Question
+from mmvp_ray.benchmark.option_text import RAW_OPTIONS_KEY
 from mmvp_ray.errors import ConfigError
 from mmvp_ray.evaluate.options import ShownOption, show_options, swapped_order, write_option
 
-RAW_OPTIONS_KEY: Final = "options_text"
-"""Entry of `Question.provenance` that holds the options as the source wrote them, if a reader kept it: the released prompt repeats
-that text to the letter, odd spaces included."""
 BLIND_NOTE: Final = "There is no image. Choose the option that is more likely to be right."
 
 

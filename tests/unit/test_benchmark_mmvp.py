@@ -338,3 +338,17 @@ def test_any_questions_read_back(tmp_path_factory: pytest.TempPathFactory, pairs
     assert [(q.key, q.text, q.options, q.answer) for q in found] == [
         (q.key, q.text, q.options, q.answer) for q in questions
     ]
+
+
+def test_options_with_odd_spaces_are_kept_as_they_were_written(tmp_path: Path) -> None:
+    make_mmvp(tmp_path, num_pairs=2, seed=1)
+    table = tmp_path / "Questions.csv"
+    lines = table.read_text().splitlines()
+    first = read_mmvp(str(tmp_path))[0][0]
+    joined = " ".join(f"({letter}) {text}" for letter, text in zip("ab", first.options, strict=True))
+    assert "options_text" not in first.provenance
+    odd = joined.replace(" (b)", "  (b)")
+    table.write_text("\n".join([lines[0], lines[1].replace(joined, odd), *lines[2:]]) + "\n")
+    again = read_mmvp(str(tmp_path))[0][0]
+    assert again.options == first.options
+    assert again.provenance["options_text"] == odd
