@@ -419,3 +419,9 @@ def test_mistakes_are_one_line(args: list[str], message: str, tmp_path: Path) ->
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("ConfigError: ")
     assert message in done.stderr
+
+
+def test_the_rule_on_a_benchmark(mmvp: Benchmark, tmp_path: Path) -> None:
+    flags = ["--benchmark", mmvp.url, "--near", "miniature:clip", "--far", "miniature:dino", "--device", "cpu"]
+    done = run("rule", *flags, "--near-above", "0.9", "--far-below", "0.9", "--out", str(tmp_path))
+    assert f"{NUM_PAIRS} pairs of images, rule near > 0.9 and far < 0.9 (strict)" in done.stdout
