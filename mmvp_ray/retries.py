@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import random
 import re
 import time
 from collections.abc import Callable
@@ -14,6 +15,8 @@ T = TypeVar("T")
 
 NUM_ATTEMPTS = 5
 FIRST_WAIT_SECONDS = 0.2
+MAX_SECONDS = 120.0
+"""No attempt begins later than this after the first one: a store that lets every request run into its time limit is given up too."""
 
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -37,7 +40,7 @@ _REFUSED_SIGNS = re.compile(
 _PASSING_SIGNS = re.compile(
     r"\b(429|500|502|503|504)\b|SlowDown|InternalError|ServiceUnavailable|RequestTimeout|Throttl|TooManyRequests|[Tt]imed? ?out|"
     r"Connection(Reset|Closed|Error| reset| was closed| aborted)|EndpointConnection|ServerDisconnected|IncompleteRead|"
-    r"PayloadError|Could not connect|reach max retries"
+    r"PayloadError|Could not connect|reach max retries|FileExpired|NoSuchUpload"
 )
 
 
@@ -58,7 +61,7 @@ def translate(error: Exception, *, action: str, uri: str) -> Exception:
         return ConfigError(
             f"the object store refused while {action} {uri} ({text}); check the bucket's name, the endpoint and the credentials"
         )
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError) and "NoSuchUpload" not in signs:
         return DataError(f"expected a file at {uri}, found none while {action} it ({text})")
     if isinstance(error, PermissionError) or number in _FORBIDDEN or _FORBIDDEN_SIGNS.search(signs):
         return ConfigError(
@@ -107,21 +110,31 @@ def _signs(error: BaseException) -> list[str]:
     return [type(error).__name__, words or "", *(str(code) for code in codes if isinstance(code, (str, int)))]
 
 
+def pause_seconds(attempt: int) -> float:
+    """Seconds to wait after failure number `attempt` (from 0): doubled each time, and drawn from the upper half of that.
+
+    Tasks that were slowed down together do not come back together.
+    """
+    return float(FIRST_WAIT_SECONDS * 2**attempt * random.uniform(0.5, 1.0))  # noqa: S311  # no secret
+
+
 def with_retries(action: str, uri: str, work: Callable[[], T]) -> T:
     """Run `work`, again after a growing pause while it fails for a passing reason.
 
     Raises:
         ConfigError, DataError, ResourceError: at once, a retry would not help.
-        TransientError: after `NUM_ATTEMPTS` attempts.
+        TransientError: after `NUM_ATTEMPTS` attempts, or the first failure after `MAX_SECONDS`.
     """
+    started = time.monotonic()
     for attempt in range(NUM_ATTEMPTS):
         try:
             return work()
         except Exception as error:
             meant = translate(error, action=action, uri=uri)
-            if not isinstance(meant, TransientError) or attempt == NUM_ATTEMPTS - 1:
+            is_last = attempt == NUM_ATTEMPTS - 1 or time.monotonic() - started > MAX_SECONDS
+            if not isinstance(meant, TransientError) or is_last:
                 if meant is error:
                     raise
                 raise meant from error
-            time.sleep(FIRST_WAIT_SECONDS * 2**attempt)
+            time.sleep(pause_seconds(attempt))
     raise AssertionError("the loop above returns or raises")

@@ -61,8 +61,7 @@ def read_schema(uri: str) -> pa.Schema:
     Raises:
         DataError: it is no Parquet.
     """
-    system, path = storage.file_system(uri)
-    with system.open(path, "rb") as file:
+    with storage.open_file(uri) as file:
         try:
             return pq.read_schema(file)
         except pa.ArrowInvalid as error:
@@ -126,8 +125,7 @@ def read_metadata(uri: str, names: Mapping[str, str], columns: Sequence[str]) ->
         DataError: it is no Parquet, or a value does not fit its column.
     """
     schema = plan_schema(columns)
-    system, path = storage.file_system(uri)
-    with system.open(path, "rb") as file:
+    with storage.open_file(uri) as file:
         try:
             with pq.ParquetFile(file) as parquet:
                 # No threads: Arrow's would let go of the file after Python's end.

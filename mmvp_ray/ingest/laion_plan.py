@@ -275,9 +275,8 @@ def _rows(work: CutWork, schema: pa.Schema, index: int, first: int, end: int) ->
     """The rows [first, end) of a metadata file's rows that are no duplicates."""
     rows_K = _without(duplicate_rows(work.out, work.ranges, index), first, end)
     uri = storage.join(LaionLayout(work.out).plan_files, keep_name(index) + ".parquet")
-    system, path = storage.file_system(uri)
     found: list[pa.Table] = []
-    with system.open(path, "rb") as file, pq.ParquetFile(file) as parquet:
+    with storage.open_file(uri) as file, pq.ParquetFile(file) as parquet:
         begin = 0
         for group in range(parquet.num_row_groups):
             stop = begin + parquet.metadata.row_group(group).num_rows

@@ -132,7 +132,7 @@ def read_pieces(shard: Shard, *, skip: frozenset[int] = frozenset(), num_attempt
                 if meant is error:
                     raise
                 raise meant from error
-            time.sleep(retries.FIRST_WAIT_SECONDS * 2**attempt)
+            time.sleep(retries.pause_seconds(attempt))
             log.warning(
                 "%s; reading it again (attempt %d of %d)",
                 meant,

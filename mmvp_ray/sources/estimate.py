@@ -39,8 +39,7 @@ def num_members(shard: Shard, member_bytes: float) -> int:
 
 
 def _num_rows(shard: Shard) -> int:
-    system, path = storage.file_system(shard.uri)
-    with system.open(path, "rb") as file:
+    with storage.open_file(shard.uri) as file:
         return int(pq.ParquetFile(file).metadata.num_rows)
 
 

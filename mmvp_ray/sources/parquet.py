@@ -39,8 +39,7 @@ def read_parquet(shard: Shard, skip: frozenset[int]) -> Iterator[Sample | Reject
     Raises:
         DataError: the file is no Parquet or has no column of images.
     """
-    system, path = storage.file_system(shard.uri)
-    with system.open(path, "rb") as file:
+    with storage.open_file(shard.uri, etag=shard.etag) as file:
         try:
             yield from _rows(shard, pq.ParquetFile(file), skip)
         except (pa.ArrowInvalid, UnicodeDecodeError) as error:

@@ -61,8 +61,7 @@ def _from_parquet(place: Place) -> bytes:
             raise _changed(place, error) from error
 
     def find() -> bytes:
-        system, path = storage.file_system(place.uri)
-        with system.open(path, "rb") as file:
+        with storage.open_file(place.uri) as file:
             parquet = pq.ParquetFile(file)
             column = image_column(parquet.schema_arrow, where=place.uri)
             first = 0
@@ -85,9 +84,8 @@ def _from_compressed_tar(place: Place) -> bytes:
             raise _changed(place, error) from error
 
     def find() -> bytes:
-        system, path = storage.file_system(place.uri)
         with (
-            system.open(path, "rb") as file,
+            storage.open_file(place.uri) as file,
             tarfile.open(fileobj=file, mode="r|*") as tar,
         ):
             for info in tar:

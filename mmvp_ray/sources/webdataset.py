@@ -141,11 +141,10 @@ def _samples(shard: Shard) -> Iterator[_OpenSample]:
     mode = "r|*" if compressed else "r:" if is_local else "r|"
     ratio = MAX_COMPRESSION_RATIO if compressed else 1
     header = type("_ShardHeader", (_Header,), {"max_member_bytes": (shard.num_bytes or UNKNOWN_BYTES) * ratio})
-    system, path = storage.file_system(shard.uri)
     options: dict[str, Any] = {} if is_local else {"block_size": READ_BLOCK_BYTES, "cache_type": "readahead"}
     current: _OpenSample | None = None
     last_name = "(before the first member)"
-    with system.open(path, "rb", **options) as file:
+    with storage.open_file(shard.uri, etag=shard.etag, **options) as file:
         try:
             with _open(file, mode, header) as tar:
                 for info in tar:

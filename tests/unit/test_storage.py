@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,9 +19,11 @@ from botocore.exceptions import (
     ParamValidationError,
     ProfileNotFound,
 )
+from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from s3fs.errors import translate_boto_error
+from s3fs.utils import FileExpired
 
 from mmvp_ray import retries, storage
 from mmvp_ray.errors import ConfigError, DataError, MmvpError, ResourceError, TransientError
@@ -231,6 +234,8 @@ class TestTranslate:
             (s3fs_error("NoSuchKey", 404), DataError),
             (s3fs_error("404", 404), DataError),
             (s3fs_error("InvalidRange", 416), DataError),
+            (s3fs_error("NoSuchUpload", 404), TransientError),
+            (FileExpired("bucket/x", "etag"), TransientError),
             (NoCredentialsError(), ConfigError),
             (ProfileNotFound(profile="nobody"), ConfigError),
             (ParamValidationError(report="Invalid bucket name"), ConfigError),
@@ -277,7 +282,23 @@ class TestRetries:
             return "done"
 
         assert retries.with_retries("reading", "x", work) == "done"
-        assert waits == [retries.FIRST_WAIT_SECONDS * 2**i for i in range(num_failures)]
+        assert len(waits) == num_failures
+        for number, waited in enumerate(waits):
+            assert 0.5 <= waited / (retries.FIRST_WAIT_SECONDS * 2**number) <= 1.0
+
+    def test_no_attempt_begins_after_the_time_is_up(self, monkeypatch: pytest.MonkeyPatch, waits: list[float]) -> None:
+        clock = [0.0]
+        monkeypatch.setattr(retries.time, "monotonic", lambda: clock[0])
+        calls: list[int] = []
+
+        def work() -> None:
+            calls.append(1)
+            clock[0] += retries.MAX_SECONDS * 0.6
+            raise TimeoutError("nobody answers")
+
+        with pytest.raises(TransientError):
+            retries.with_retries("reading", "s3://b/x", work)
+        assert len(calls) == 2 and len(waits) == 1
 
     def test_it_gives_up_in_the_end(self, waits: list[float]) -> None:
         calls: list[int] = []
@@ -501,3 +522,91 @@ def test_create_bytes_is_won_once(tmp_path: Path) -> None:
 def test_create_bytes_refuses_a_store_that_cannot_tell() -> None:
     with pytest.raises(ConfigError, match="can write a file only if there is none"):
         storage.create_bytes("memory://x/lease.json", b"1")
+
+
+@pytest.mark.parametrize("place", ["local", "object"])
+def test_create_bytes_knows_its_own_file_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    target = str(tmp_path / "lease.json")
+    link = os.link
+
+    def answer_lost(source: Any, target: Any) -> None:
+        link(source, target)
+        raise FileExistsError(errno.EEXIST, "File exists")
+
+    # What a client of NFS or S3 sees after its first try was done but not answered.
+    monkeypatch.setattr(os, "link", answer_lost)
+    if place == "object":
+        monkeypatch.setattr(storage, "is_local", lambda _uri: False)
+        monkeypatch.setattr(storage, "in_object_store", lambda _uri: True)
+        monkeypatch.setattr(storage, "_create_object", lambda uri, data: storage._create_local(Path(uri), data))
+    assert storage.create_bytes(target, b"mine") is True
+    assert storage.create_bytes(target, b"yours") is False
+    assert storage.read_bytes(target) == b"mine"
+
+
+def test_create_bytes_tries_again_when_the_file_goes_away_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: list[float]
+) -> None:
+    target = str(tmp_path / "lease.json")
+    storage.write_bytes(target, b"of one who is about to finish")
+    read = storage.read_bytes
+
+    def reading(uri: str) -> bytes:
+        storage.remove(uri)
+        return read(uri)
+
+    monkeypatch.setattr(storage, "read_bytes", reading)
+    assert storage.create_bytes(target, b"mine") is True
+    assert len(waits) == 1 and read(target) == b"mine"
+
+
+def test_googles_store_without_its_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(ConfigError, match="gcsfs") as caught:
+        storage.read_bytes("gs://bucket/x")
+    assert "\n" not in str(caught.value) and "gs://bucket/x" in str(caught.value)
+
+
+class Short(AbstractFileSystem):  # type: ignore[misc]
+    """A store whose ranges come back short the first time."""
+
+    protocol = "short"
+    cachable = False
+    num_short = 1
+
+    def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
+        class File(AbstractBufferedFile):
+            def _fetch_range(self, start: int, end: int) -> bytes:
+                data = bytes(range(200))[start:end]
+                if Short.num_short:
+                    Short.num_short -= 1
+                    return data[:-1]
+                return data
+
+        return File(self, path, mode, size=200, block_size=50)
+
+
+def test_a_short_range_is_no_end_of_the_file(monkeypatch: pytest.MonkeyPatch, waits: list[float]) -> None:
+    fsspec.register_implementation("short", Short, clobber=True)
+    monkeypatch.setattr(Short, "num_short", 2)
+    with storage.open_file("short://x") as file:
+        assert file.read() == bytes(range(200))
+    assert len(waits) == 2
+
+
+def test_open_file_reads_local_files_too(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"123")
+    with storage.open_file(str(tmp_path / "x"), etag="of another time") as file:
+        assert file.read() == b"123"
+    with pytest.raises(DataError, match="found none while opening"), storage.open_file(str(tmp_path / "none")):
+        pass
+
+
+@pytest.mark.parametrize("pattern", ["/*.tar", "/*/*.tar", "/**/*.tar", "/*/b?.tar", "/a*/*", "/[ac]/*.tar", "/*"])
+def test_a_remote_glob_finds_what_a_local_one_does(tmp_path: Path, memory: str, pattern: str) -> None:
+    for name in ("a/b1.tar", "a/b2.tar", "c/b3.tar", "c/deep/b4.tar", "top.tar", "a/.hidden.tar", "ab/x.txt"):
+        storage.write_bytes(f"{memory}/{name}", name.encode())
+        storage.write_bytes(f"{tmp_path}/{name}", name.encode())
+    there = [info.uri.removeprefix(memory) for info in storage.find_files(memory + pattern)]
+    here = [info.uri.removeprefix(str(tmp_path)) for info in storage.find_files(f"{tmp_path}{pattern}")]
+    assert there == here != []

@@ -1,0 +1,175 @@
+"""The main job through a proxy that spoils a fifth of all requests to the object store: the same rows as an undisturbed run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import yaml
+
+from mmvp_ray import MineConfig, mine_pairs, open_run, storage
+from mmvp_ray.embed import EmbedConfig
+from mmvp_ray.mine import RuleConfig
+from mmvp_ray.miniature.shards import WorldConfig, write_shards
+from mmvp_ray.pipeline import Progress
+from mmvp_ray.store import open_store
+from mmvp_ray.store.tables import read_table
+from tests.conftest import S3_PORT
+from tests.s3_faults import Fault, FaultyProxy
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+NUM_IMAGES = 120
+SHARE = 0.2
+# A stall costs its whole length, a drop nothing.
+WEIGHTS = {fault: 0.25 if fault is Fault.STALLED else 1.0 for fault in Fault}
+READ_TIMEOUT_SECONDS = 4
+STALL_SECONDS = 5.0
+COMMON: dict[str, Any] = {"device": "cpu", "select": 5}
+RULE: dict[str, Any] = {"near_above": 0.8, "far_below": 0.9}
+CLUSTER = """
+import sys, ray
+found = ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=512 << 20)
+print(found.address_info["gcs_address"], flush=True)
+sys.stdin.read()
+ray.shutdown()
+"""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, s3_bucket: str) -> Path:
+    """A small world on disk, and the same in the bucket as WORLD."""
+    folder = tmp_path_factory.mktemp("world")
+    for path in write_shards(folder, WorldConfig(num_images=NUM_IMAGES, seed=11, images_per_shard=40)).paths:
+        storage.write_bytes(f"{s3_bucket}/faults/world/{path.name}", path.read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(world: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> pa.Table:
+    """The blind pairs of a run on disk."""
+    out = str(tmp_path_factory.mktemp("out"))
+    config = MineConfig(
+        corpus=(f"w={world}/*.tar",), out=out, rule=RuleConfig(**RULE), embed=EmbedConfig(num_threads=1), **COMMON
+    )
+    run = mine_pairs(config, progress=Progress(stream=None))
+    assert run.blind_pairs().num_rows > 10
+    return run.blind_pairs()
+
+
+@pytest.fixture(scope="module")
+def bad_day(s3_bucket: str) -> Iterator[FaultyProxy]:
+    """The store on a bad day."""
+    with FaultyProxy(S3_PORT, seed=20240111, share=SHARE, weights=WEIGHTS, stall_seconds=STALL_SECONDS) as found:
+        yield found
+
+
+@pytest.fixture
+def proxy(bad_day: FaultyProxy) -> FaultyProxy:
+    """The same, its counts at zero."""
+    bad_day.seen.clear()
+    bad_day.injected.clear()
+    return bad_day
+
+
+@pytest.fixture(scope="module")
+def environment(bad_day: FaultyProxy) -> Iterator[dict[str, str]]:
+    """What jobs are started with: a Ray whose workers know the store only through the proxy, as those of a cluster know their store."""
+    found = os.environ | {
+        "AWS_ENDPOINT_URL": bad_day.url,
+        "FSSPEC_S3": json.dumps({"config_kwargs": {"read_timeout": READ_TIMEOUT_SECONDS}}),
+    }
+    with subprocess.Popen(
+        [sys.executable, "-c", CLUSTER], env=found, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as cluster:
+        assert cluster.stdout is not None
+        yield found | {"RAY_ADDRESS": cluster.stdout.readline().strip()}
+
+
+def start_job(tmp_path: Path, name: str, environment: dict[str, str], **values: Any) -> subprocess.Popen[str]:
+    """jobs/mine.py in a process of its own."""
+    recipe = tmp_path / f"{name}.yaml"
+    recipe.write_text(yaml.safe_dump(COMMON | {"rule": RULE, "embed": {"num_threads": 1}} | values))
+    return subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "jobs/mine.py"), "--config", str(recipe)],
+        env=environment,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(job: subprocess.Popen[str]) -> None:
+    output, _ = job.communicate(timeout=800)
+    assert job.returncode == 0, output
+
+
+def check(out: str, store_url: str, expected: pa.Table) -> None:
+    """A finished run has exactly the expected rows, its store every image once for each table, no rejects, and no problems."""
+    run = open_run(out)
+    assert run.blind_pairs().equals(expected)
+    assert run.verify().problems == []
+    store = open_store(store_url)
+    folders = [
+        store.images("w"),
+        *(store.embeddings(encoder, "w") for encoder in storage.list_folders(f"{store_url}/embeddings")),
+    ]
+    assert len(folders) == 3
+    for folder in folders:
+        tables = [read_table(f"{folder}/{name}") for name in storage.list_names(folder) if name.endswith(".parquet")]
+        ids = [image_id for table in tables for image_id in table.column("image_id").to_pylist()]
+        assert len(ids) == len(set(ids)) == NUM_IMAGES
+    rejects = [read_table(f"{store.rejects('w')}/{name}") for name in storage.list_names(store.rejects("w"))]
+    assert rejects and sum(table.num_rows for table in rejects) == 0
+
+
+class TestAFifthOfAllRequestsFails:
+    def test_the_rows_are_those_of_an_undisturbed_run(
+        self, s3_bucket: str, undisturbed: pa.Table, proxy: FaultyProxy, environment: dict[str, str], tmp_path: Path
+    ) -> None:
+        out = f"{s3_bucket}/faults/one"
+        corpus = [f"w={s3_bucket}/faults/world/*.tar"]
+        finish(start_job(tmp_path, "one", environment, corpus=corpus, out=out))
+        check(out, f"{out}/store", undisturbed)
+        assert set(proxy.injected) == set(Fault), proxy.injected
+        assert 0.1 * len(proxy.seen) < proxy.injected.total() < 0.3 * len(proxy.seen)
+        # Again: everything is there, and nothing is written twice.
+        before = proxy.num_seen("PUT", "/store/embeddings/")
+        finish(start_job(tmp_path, "again", environment, corpus=corpus, out=out))
+        assert proxy.num_seen("PUT", "/store/embeddings/") == before > 0
+        check(out, f"{out}/store", undisturbed)
+
+    def test_two_runs_at_once_on_one_store(
+        self, s3_bucket: str, undisturbed: pa.Table, proxy: FaultyProxy, environment: dict[str, str], tmp_path: Path
+    ) -> None:
+        corpus = [f"w={s3_bucket}/faults/world/*.tar"]
+        self.run_two(f"{s3_bucket}/faults/two", corpus, undisturbed, environment, tmp_path)
+        assert set(proxy.injected) == set(Fault), proxy.injected
+
+    def test_two_runs_at_once_on_one_store_on_disk(
+        self, world: Path, undisturbed: pa.Table, environment: dict[str, str], tmp_path: Path
+    ) -> None:
+        self.run_two(str(tmp_path), [f"w={world}/*.tar"], undisturbed, environment, tmp_path)
+
+    def run_two(
+        self, root: str, corpus: list[str], expected: pa.Table, environment: dict[str, str], tmp_path: Path
+    ) -> None:
+        jobs = [
+            start_job(tmp_path, name, environment, corpus=corpus, out=f"{root}/{name}", store=f"{root}/store")
+            for name in ("left", "right")
+        ]
+        for job in jobs:
+            finish(job)
+        for name in ("left", "right"):
+            check(f"{root}/{name}", f"{root}/store", expected)
+        left, right = (open_run(f"{root}/{name}") for name in ("left", "right"))
+        assert left.pairs().num_rows == 5 and left.pairs().equals(right.pairs())
