@@ -6,6 +6,7 @@ Without flags it mines the built-in miniature world into runs/miniature, in abou
   your images:  jobs/mine.py --corpus photos=./photos --near open_clip:ViT-L-14/openai --far hf:facebook/dinov2-large --out runs/photos
   a recipe:     jobs/mine.py --config configs/imagenet.yaml --out s3://bucket/runs/imagenet
   on a cluster: ray job submit --working-dir . -- python jobs/mine.py --config configs/imagenet.yaml --out s3://bucket/runs/imagenet
+  every week:   jobs/mine.py --config configs/remine.yaml          (docs/remining.md)
 
 Killed and started again, it goes on where it stopped. Flags override --config FILE.yaml, which overrides the defaults shown here.
 """
@@ -30,12 +31,14 @@ def main() -> int:
     from mmvp_ray.cluster import Session
     from mmvp_ray.pipeline import Progress, mine_pairs, prepare
     from mmvp_ray.pipeline.closing import closing_lines
+    from mmvp_ray.pipeline.dated_runs import change_lines, planned
 
     if config.plan:
         with Session(config.address) as session:
-            print("\n".join(prepare(config, session, Progress()).lines()))
+            print("\n".join(prepare(planned(config), session, Progress()).lines()))
         return 0
-    print("\n".join(closing_lines(mine_pairs(config))))
+    run = mine_pairs(config)
+    print("\n".join([*closing_lines(run), *change_lines(run.url)]))
     return 0
 
 

@@ -5,13 +5,19 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from mmvp_ray import logs
 from mmvp_ray.errors import ConfigError, MmvpError, ResourceError
+from mmvp_ray.task_queue import run_queue
+from mmvp_ray.worker_memory import frugal
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -20,6 +26,7 @@ log = logging.getLogger(__name__)
 
 NUM_START_ATTEMPTS = 2
 """Ray's start is slow on a busy machine and its own time limit cannot be set: it is tried again once."""
+POLL_SECONDS = 2.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +36,7 @@ class Resources:
     Attributes:
         num_cpus: Logical CPUs.
         num_gpus: Logical GPUs.
+        gpu: Ray's name of their kind, such as H100; empty if there is none or it is not known, "A100, T4" for several.
         num_nodes: Nodes that are alive.
         smallest_node_cpus: CPUs of the smallest node that has any.
         memory_bytes: Memory for tasks.
@@ -41,6 +49,7 @@ class Resources:
     smallest_node_cpus: float
     memory_bytes: int
     object_store_bytes: int
+    gpu: str = ""
 
 
 class Session:
@@ -54,6 +63,7 @@ class Session:
     def __init__(self, address: str | None = None) -> None:
         self._address = address or os.environ.get("RAY_ADDRESS") or None
         self._is_ours = False
+        self._has_request = False
 
     def __enter__(self) -> Self:
         return self
@@ -64,6 +74,8 @@ class Session:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._has_request:
+            self._request([])
         if self._is_ours:
             import ray
 
@@ -92,7 +104,9 @@ class Session:
         if not self.joins_cluster:
             # Ray 2.60 would turn token authentication on for a cluster that only this process can reach.
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-            # Ray's C++ core writes to this terminal what concerns its own developers; errors of tasks come as exceptions.
+        is_quiet = not self.joins_cluster or logs.is_json()
+        if is_quiet:
+            # Ray's C++ core writes to this terminal, past Python, what concerns its own developers; errors of tasks come as exceptions.
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         import ray
 
@@ -104,7 +118,7 @@ class Session:
             options |= {"include_dashboard": False}
         for attempt in range(NUM_START_ATTEMPTS):
             try:
-                with contextlib.nullcontext() if self.joins_cluster else _silent_terminal():
+                with _own_sigterm(), _silent_terminal() if is_quiet else contextlib.nullcontext():
                     ray.init(address=self._address or "local", **options)
                 self._is_ours = True
                 return
@@ -136,12 +150,32 @@ class Session:
             smallest_node_cpus=min((cpus for cpus in node_cpus if cpus > 0), default=1.0),
             memory_bytes=int(total.get("memory", 0)),
             object_store_bytes=int(total.get("object_store_memory", 0)),
+            gpu=", ".join(sorted(name.partition(":")[2] for name in total if name.startswith("accelerator_type:"))),
         )
 
     def num_workers(self, device: str) -> float:
         """Tasks that run at the same time: GPUs for "cuda", else cores."""
         have = self.resources()
         return have.num_gpus if device == "cuda" else have.num_cpus
+
+    def wait_for_gpus(self, seconds: float) -> bool:
+        """Ask the autoscaler for a node with a GPU and wait until there is one; True when it came in time.
+
+        The wish stands until the session ends, so that the node is not taken for idle before it has work.
+        """
+        deadline = time.monotonic() + seconds
+        while not (has_gpu := self.resources().num_gpus > 0) and time.monotonic() < deadline:
+            if not self._has_request:
+                log.warning("no GPU in the cluster yet: asking for one, and waiting up to %.0f s", seconds)
+                self._request([{"GPU": 1}])
+            time.sleep(max(0.0, min(POLL_SECONDS, deadline - time.monotonic())))
+        return has_gpu
+
+    def _request(self, bundles: list[dict[str, float]]) -> None:
+        from ray.autoscaler import sdk
+
+        sdk.request_resources(bundles=bundles)
+        self._has_request = bool(bundles)
 
     def run_tasks(
         self,
@@ -152,7 +186,7 @@ class Session:
         num_gpus: float = 0.0,
         shared: Sequence[Any] = (),
     ) -> Iterator[R]:
-        """Yield `work(item, *shared)` for every item, as they come to an end; at most a few tasks for each CPU wait at a time.
+        """Yield `work(item, *shared)` for every item, as they come to an end; at most two tasks for each slot are with Ray at a time.
 
         Args:
             work: A pure function of its arguments that any process can import; it may run again after a crash.
@@ -203,32 +237,21 @@ class Session:
     ) -> Iterator[Any]:
         if not items:
             return
-        have = self.resources()
+        self.start()
         import ray
 
-        task = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=3)(work)
-        slots = have.num_gpus / num_gpus if num_gpus else have.num_cpus / max(num_cpus, 0.01)
-        limit = max(2, int(2 * slots))
-        waiting: list[Any] = []
-        kept: list[Any] = []
-        try:
-            for item in items:
-                if len(waiting) >= limit:
-                    done, waiting = ray.wait(waiting, num_returns=1, fetch_local=not in_order)
-                    if not in_order:
-                        yield from done
-                ref = task.remote(item, *shared)
-                waiting.append(ref)
-                if in_order:
-                    kept.append(ref)
-            while waiting:
-                done, waiting = ray.wait(waiting, num_returns=1, fetch_local=not in_order)
-                if not in_order:
-                    yield from done
-        finally:
-            for ref in waiting:
-                ray.cancel(ref, force=True)
-        yield from kept
+        task = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=3)(frugal(work))
+        yield from run_queue(
+            lambda item: task.remote(item, *shared),
+            items,
+            num_slots=lambda: self._slots(num_cpus, num_gpus),
+            in_order=in_order,
+        )
+
+    def _slots(self, num_cpus: float, num_gpus: float) -> float:
+        """Tasks that the cluster as it is now runs at the same time."""
+        have = self.resources()
+        return have.num_gpus / num_gpus if num_gpus else have.num_cpus / max(num_cpus, 0.01)
 
 
 class Inline(Session):
@@ -275,6 +298,17 @@ def _silent_terminal() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Put back the handler of SIGTERM that ray.init replaces by one that only exits; a process without one keeps Ray's."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _results(refs: list[Any]) -> Iterator[Any]:

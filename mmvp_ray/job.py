@@ -1,29 +1,47 @@
-"""How a job starts and ends: defaults < YAML < flags into one config, and one line for whatever went wrong."""
+"""How a job starts and ends: defaults < YAML < flags into one config, one line for whatever went wrong, and an orderly stop."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn, TypeVar
 
+from mmvp_ray import logs
 from mmvp_ray.config import load_yaml
 from mmvp_ray.errors import ConfigError, MmvpError
 
 C = TypeVar("C")
 
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+EXIT_STOPPED = 128 + signal.SIGTERM
+STOP_SECONDS = 20.0
+"""An orderly stop that takes longer is cut off: Kubernetes kills a pod 30 seconds after SIGTERM, and Google a spot machine."""
+COMMON_FLAGS = """
+Every job also takes --config FILE.yaml (defaults of its flags) and --log-format text|json (lines on standard error for people or, each a
+JSON object, for machines; the environment variable MMVP_RAY_LOG_FORMAT holds for jobs that are not given it)."""
+
 
 def parse(cls: type[C], argv: Sequence[str], *, description: str) -> C:
-    """The config of a job: defaults < the file named by --config < flags.
+    """The config of a job: defaults < the file named by --config < flags; --log-format takes effect at once.
 
     A flag that may be repeated replaces what the file says. Prints help or a usage error and exits as command-line tools do.
 
     Raises:
-        ConfigError: the file named by --config cannot be used.
+        ConfigError: the file named by --config cannot be used, or --log-format names no format.
     """
     import tyro
 
-    argv, path = _take_config(list(argv))
+    argv, log_format = _take(list(argv), "--log-format", "a format", "--log-format json")
+    if log_format is not None:
+        logs.setup(log_format)
+    argv, path = _take(argv, "--config", "a file", "--config configs/imagenet.yaml")
     default = cls() if path is None else load_yaml(cls, path)
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         flag = "--" + field.name.replace("_", "-")
@@ -35,42 +53,108 @@ def parse(cls: type[C], argv: Sequence[str], *, description: str) -> C:
         tyro.conf.UseAppendAction,
         tyro.conf.FlagCreatePairsOff,
     )
-    return tyro.cli(cls, args=argv, default=default, description=description, config=style)
+    return tyro.cli(
+        cls, args=argv, default=default, description=description.rstrip() + "\n" + COMMON_FLAGS, config=style
+    )
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Run a job's main and exit: 0 when it ended well, 1 with one line on standard error for an mmvp-ray error.
 
-    Anything that is not an MmvpError is a defect of ours and keeps its traceback.
+    SIGTERM stops it in an orderly way: blocks that must be left are left, and the exit code is 143. Stopping takes at most STOP_SECONDS;
+    a second SIGTERM ends it at once. Ctrl-C gives 130. Anything that is not an MmvpError is a defect of ours and keeps its traceback.
     """
+    with _sigterm_raises() as is_stopping:
+        try:
+            logs.setup()
+            code = main() or 0
+        except MmvpError as error:
+            line = " ".join(str(error).split())
+            line = "".join(character if character.isprintable() else "?" for character in line)
+            kind = type(error).__name__
+            logs.say("error", f"{kind}: {line}", level="error", error=kind)
+            code = EXIT_FAILED
+        except KeyboardInterrupt:
+            code = _stopped("SIGTERM" if is_stopping() else "interrupt")
+        except SystemExit as error:
+            # While Ray starts, its own handler is in place, which exits with the number of the signal.
+            if error.code != signal.SIGTERM:
+                raise
+            code = _stopped("SIGTERM")
+        except Exception as error:
+            if is_stopping():
+                # What a library makes of the interrupt is not our failure.
+                code = _stopped("SIGTERM")
+            elif logs.is_json():
+                trace = "".join(traceback.format_exception(error))
+                logs.say(
+                    "error",
+                    f"{type(error).__name__}: {error}",
+                    level="error",
+                    error=type(error).__name__,
+                    traceback=trace,
+                )
+                code = EXIT_FAILED
+            else:
+                raise
+        sys.exit(code)
+
+
+def _stopped(by: str) -> int:
+    how = "stopped by SIGTERM" if by == "SIGTERM" else "interrupted"
+    logs.say("stopped", f"{how}; the same command goes on where this one stopped", level="warning")
+    return EXIT_STOPPED if by == "SIGTERM" else EXIT_INTERRUPTED
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[Callable[[], bool]]:
+    """Inside this context the first SIGTERM raises KeyboardInterrupt in the main thread; gives a function that tells whether it came.
+
+    KeyboardInterrupt, because that is what Ray's waiting calls pass on from a signal handler. Once it came the handler stays in place: an
+    interpreter that is shutting down is cut off as well.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    came: list[int] = []
+
+    def cut_off() -> None:
+        # In a thread of its own: whoever reads standard error may be gone or slow.
+        message = "stopped by SIGTERM at once: it took too long or came twice; the same command goes on where this one stopped"
+        last = threading.Thread(target=logs.say, args=("stopped", message), kwargs={"level": "warning"}, daemon=True)
+        last.start()
+        last.join(1.0)
+        os._exit(EXIT_STOPPED)
+
+    def stop(number: int, frame: object) -> None:
+        came.append(number)
+        if len(came) > 1:
+            cut_off()
+        timer = threading.Timer(STOP_SECONDS, cut_off)
+        timer.daemon = True
+        timer.start()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
     try:
-        sys.exit(main() or 0)
-    except MmvpError as error:
-        line = " ".join(str(error).split())
-        line = "".join(character if character.isprintable() else "?" for character in line)
-        print(f"{type(error).__name__}: {line}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print(
-            "interrupted; the same command goes on where this one stopped",
-            file=sys.stderr,
-        )
-        sys.exit(130)
+        yield lambda: bool(came)
+    finally:
+        if not came:
+            signal.signal(signal.SIGTERM, before)
 
 
-def _take_config(argv: list[str]) -> tuple[list[str], str | None]:
-    path = None
+def _take(argv: list[str], flag: str, what: str, example: str) -> tuple[list[str], str | None]:
+    """Take a flag with its value out of the words of a command line; the last one counts."""
+    found = None
     rest: list[str] = []
     while argv:
         arg = argv.pop(0)
-        if arg == "--config":
+        if arg == flag:
             if not argv:
-                raise ConfigError(
-                    "expected a file after --config, found nothing; for example --config configs/imagenet.yaml"
-                )
-            path = argv.pop(0)
-        elif arg.startswith("--config="):
-            path = arg.removeprefix("--config=")
+                raise ConfigError(f"expected {what} after {flag}, found nothing; for example {example}")
+            found = argv.pop(0)
+        elif arg.startswith(f"{flag}="):
+            found = arg.removeprefix(f"{flag}=")
         else:
             rest.append(arg)
-    return rest, path
+    return rest, found

@@ -22,6 +22,9 @@ class EmbedConfig:
     gpus_per_actor: float = 1.0
     """GPUs of an encoder actor; a fraction lets several share one."""
 
+    stuck_seconds: float = 900.0
+    """Longest time for one batch of an encoder, or for decoding 16 images: a worker that takes longer is taken to hang, ended and replaced, and the image that it hangs on is rejected."""
+
     def check(self) -> None:
         """Raise ConfigError for a value out of range."""
         for name in ("batch_size", "num_threads", "num_actors"):
@@ -30,6 +33,10 @@ class EmbedConfig:
                 raise ConfigError(
                     f"expected at least 1, found {value} in --{name.replace('_', '-')}; give a positive number"
                 )
+        if not self.stuck_seconds >= 1:
+            raise ConfigError(
+                f"expected at least 1, found {self.stuck_seconds} in --stuck-seconds; a batch may take minutes on a busy CPU, the default is 900"
+            )
         if not 0 < self.gpus_per_actor <= 64 or (
             self.gpus_per_actor > 1 and self.gpus_per_actor != int(self.gpus_per_actor)
         ):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,8 @@ def decode_piece(
     item: EncodedPiece,
     geometries: Sequence[Geometry],
     wanted: Sequence[int],
+    *,
+    on_chunk: Callable[[], None] = lambda: None,
 ) -> PixelPiece:
     """Decode a piece once for all encoders and commit its images and rejects tables unless they are there.
 
@@ -46,6 +50,7 @@ def decode_piece(
         item: The piece as read.
         geometries: All geometries of the run.
         wanted: Indices of those whose pixels some missing encoder needs.
+        on_chunk: Called before every CHUNK_IMAGES images that are decoded here: the work goes on. (Child processes have limits of their own.)
 
     Returns:
         The distinct images with their pixels.
@@ -66,7 +71,8 @@ def decode_piece(
     places: list[tuple[str, str]] = []
     rejects, taken_down = list(piece.rejects), []  # type: list[Reject], list[Reject]
     num_bytes = 0
-    for sample, data, identity, found in _decode_each(piece.samples, killed, refusals(store), isolate=isolate):
+    each = _decode_each(piece.samples, killed, refusals(store), on_chunk, isolate=isolate)
+    for sample, data, identity, found in each:
         num_bytes += len(data)
         if isinstance(found, Decoded):
             for which in wanted:
@@ -83,8 +89,7 @@ def decode_piece(
             rows.append(_row(identity, sample, num_bytes=len(data), width_px=result[1], height_px=result[2]))
     # The same order as after a takedown of images that were committed (store/takedown_tables.py).
     rejects += sorted(taken_down, key=lambda reject: (reject.uri, reject.member))
-    if not item.images_done:
-        commit_images(store, piece, rows, rejects)
+    num_written = 0 if item.images_done else commit_images(store, piece, rows, rejects)
     storage.remove(attempt)
     return PixelPiece(
         piece=piece,
@@ -97,6 +102,8 @@ def decode_piece(
             "num_rejected": len(rejects),
             "num_decoded": len(rows),
             "num_bytes": num_bytes,
+            "num_written_bytes": num_written,
+            "reject_reasons": json.dumps(Counter(str(reject.reason) for reject in rejects)),
             "read_seconds": item.read_seconds,
             "decode_seconds": time.perf_counter() - started,
         },
@@ -104,12 +111,19 @@ def decode_piece(
 
 
 def _decode_each(
-    samples: Sequence[Sample], killed: dict[tuple[str, str], Rejected], refused: Refusals, *, isolate: bool
+    samples: Sequence[Sample],
+    killed: dict[tuple[str, str], Rejected],
+    refused: Refusals,
+    on_chunk: Callable[[], None],
+    *,
+    isolate: bool,
 ) -> Iterator[tuple[Sample, bytes, bytes, Decoded | Rejected | None]]:
     """Yield each sample with its bytes, its id, and what decoding gave; None for a copy of one that came before."""
     seen: set[bytes] = set()
     # In chunks: the images of a whole piece at full size may be larger than memory.
     for first in range(0, len(samples), CHUNK_IMAGES):
+        if not isolate:
+            on_chunk()
         chunk = [(sample, _load(sample, refused)) for sample in samples[first : first + CHUNK_IMAGES]]
         known = {
             image_id(data): killed[sample.uri, sample.member]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import logging
+import uuid
 from collections.abc import Callable
 from typing import Any
 
 from mmvp_ray.cluster import Resources, Session, own_error
+from mmvp_ray.embed.attempts import forget_loads, forget_tries
 from mmvp_ray.embed.config import DEFAULT_BATCH_SIZE, EmbedConfig
 from mmvp_ray.embed.plan import Plan
 from mmvp_ray.embed.stages import EmbedActor, EmbedJob, decode_row, read_shard
@@ -60,25 +62,30 @@ def embed_corpora(
     """
     if not plan.work:
         return
+    have = session.resources()
+    num_gpus = gpus_per_actor if gpus_per_actor is not None else config.gpus_per_actor if device == "cuda" else 0.0
+    size = config.num_actors or num_actors(have, num_gpus=num_gpus, num_threads=config.num_threads)
     job = EmbedJob(
         store=store,
         specs=specs,
         batch_size=config.batch_size or DEFAULT_BATCH_SIZE[device],
         num_threads=config.num_threads,
         device=device,
+        num_actors=size,
+        stuck_seconds=config.stuck_seconds,
+        run=uuid.uuid4().hex,
     )
-    have = session.resources()
     import ray.data
 
     context = ray.data.DataContext.get_current()
     context.target_max_block_size = BLOCK_BYTES
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # Else an exception of a stage comes wrapped in one of Ray Data's, and loses itself when that travels to the driver.
+    context.raise_original_map_exception = True
     # What goes wrong comes as an exception; Ray Data would print its stack as well, before the one line that the user needs.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
-    num_gpus = gpus_per_actor if gpus_per_actor is not None else config.gpus_per_actor if device == "cuda" else 0.0
-    size = config.num_actors or num_actors(have, num_gpus=num_gpus, num_threads=config.num_threads)
     cpus = min(2.0, have.smallest_node_cpus) / 2.0
     num_reads = min(len(plan.work), max(2, int(have.num_cpus // CORES_PER_READ)))
     items = [{"work": work_to_json(work)} for work in plan.work]
@@ -108,6 +115,9 @@ def embed_corpora(
             on_piece(summary)
     except Exception as error:
         raise own_error(error) from error
+    finally:
+        forget_loads(store, job.run)
+    forget_tries(store, {work.shard.corpus for work in plan.work})
 
 
 def num_actors(have: Resources, *, num_gpus: float, num_threads: int) -> int:

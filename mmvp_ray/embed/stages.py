@@ -2,29 +2,50 @@
 
 from __future__ import annotations
 
+import gc
+import json
+import logging
+import os
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
+from mmvp_ray.embed.apart import Apart
+from mmvp_ray.embed.attempts import Attempts, load_noted
 from mmvp_ray.embed.decode_piece import decode_piece
 from mmvp_ray.embed.embed_piece import embed_pixels
+from mmvp_ray.embed.encoder_process import embed_in_child
+from mmvp_ray.embed.watchdog import Watchdog
 from mmvp_ray.embed.wire import (
     EncodedPiece,
+    PixelPiece,
     encoded_piece,
     encoded_row,
     pixel_piece,
     pixel_row,
     work_from_json,
 )
-from mmvp_ray.encoders import EncoderSpec, load_encoder
+from mmvp_ray.encoders import Encoder, EncoderSpec, load_encoder
+from mmvp_ray.errors import DataError, MmvpError, ResourceError
 from mmvp_ray.images.geometry import Geometry
-from mmvp_ray.images.reasons import RejectReason
+from mmvp_ray.images.reasons import RejectReason, one_line
 from mmvp_ray.sources import Reject, read_pieces
 from mmvp_ray.store import Store, commit_embeddings
+
+# Shapes: N distinct images of a piece, K of them that do not kill an encoder, D numbers in a vector.
+
+log = logging.getLogger(__name__)
+
+NUM_LOST_ACTORS = 2
+"""A piece that so many actors died of is embedded apart: once may be chance (a lost node, a killed worker)."""
+MAX_TRIES = 5
+"""A piece whose actor dies so often, although it is embedded apart, ends the run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +58,9 @@ class EmbedJob:
         batch_size: Images in a batch.
         num_threads: CPU threads of an encoder actor.
         device: "cuda" or "cpu".
+        num_actors: Encoder actors, at most.
+        stuck_seconds: Longest time for one batch, or for decoding a few images.
+        run: Id of the run.
     """
 
     store: Store
@@ -44,6 +68,9 @@ class EmbedJob:
     batch_size: int
     num_threads: int
     device: str
+    num_actors: int
+    stuck_seconds: float
+    run: str
 
     @property
     def geometries(self) -> list[Geometry]:
@@ -74,52 +101,156 @@ def decode_row(row: pa.Table, job: EmbedJob) -> pa.Table:
     item = encoded_piece(row)
     geometries = job.geometries
     wanted = sorted({geometries.index(job.specs[slug].geometry) for slug in item.missing})
-    return pixel_row(decode_piece(job.store, item, geometries, wanted))
+    with Watchdog(job.stuck_seconds) as watchdog:
+        return pixel_row(decode_piece(job.store, item, geometries, wanted, on_chunk=watchdog.beat))
 
 
 class EmbedActor:
-    """Holds the encoders of a run and commits the vectors of every piece that comes by."""
+    """Holds the encoders of a run and commits the vectors of every piece that comes by.
+
+    An image may kill the process, or have it hang until it ends itself; Ray starts another one. A piece that killed twice is embedded in
+    child processes, which tell the images that kill from the others (docs/decisions/0010).
+    """
 
     def __init__(self, job: EmbedJob) -> None:
         import torch
 
         torch.set_num_threads(job.num_threads)
         self._job = job
-        self._encoders = {slug: load_encoder(spec, device=job.device) for slug, spec in job.specs.items()}
+        self._encoders: dict[str, Encoder] = {}
+        self._attempts = Attempts(job.store)
+        self._failure: MmvpError | None = None
+        names = ", ".join(spec.name for spec in job.specs.values())
+        try:
+            load_noted(job.store, job.run, self._load, num_actors=job.num_actors, encoders=names)
+        except MmvpError as error:
+            # What an actor's __init__ raises reaches the driver as the text of a stack alone; the first piece raises it as it is.
+            self._failure = error
+
+    def _load(self) -> None:
+        for slug, spec in self._job.specs.items():
+            if slug not in self._encoders:
+                self._encoders[slug] = load_encoder(spec, device=self._job.device)
 
     def __call__(self, row: pa.Table) -> pa.Table:
         """Embed and commit the piece of a one-row table; gives one row of numbers for the driver's bookkeeping."""
+        if self._failure is not None:
+            raise self._failure
         item = pixel_piece(row)
-        geometries = self._job.geometries
+        corpus, name = item.piece.shard.corpus, item.piece.name
         summary: dict[str, Any] = dict(item.counts)
+        self._num_written_bytes = int(summary["num_written_bytes"])
+        self._reasons = Counter(json.loads(summary["reject_reasons"]))
+        encoders: dict[str, tuple[int, float]] = {}
         started = time.perf_counter()
-        num_nonfinite = 0
-        for slug in item.missing:
-            pixels = item.pixels[geometries.index(self._job.specs[slug].geometry)]
-            vectors_ND, finite_N = embed_pixels(self._encoders[slug], pixels, batch_size=self._job.batch_size)
-            rejects = [
-                Reject(
-                    uri=item.places[i][0],
-                    member=item.places[i][1],
-                    reason=RejectReason.NONFINITE_VECTOR,
-                    detail=f"encoder {slug}",
-                )
-                for i in np.flatnonzero(~finite_N)
-            ]
-            num_nonfinite += len(rejects)
-            commit_embeddings(
-                self._job.store,
-                item.piece,
-                slug,
-                item.ids_N16[finite_N],
-                vectors_ND[finite_N],
-                rejects,
+        num_lost = self._attempts.begin(corpus, name)
+        if num_lost >= MAX_TRIES:
+            raise ResourceError(
+                f"expected encoders that outlive piece {name} of {item.piece.shard.uri}, found that {num_lost} processes died of it, "
+                "those that embedded it apart too; see the workers' logs, and whether they have memory enough"
             )
+        embed = self._embed_apart if num_lost >= NUM_LOST_ACTORS else self._embed
+        num_without = 0
+        for slug in item.missing:
+            began = time.perf_counter()
+            found = embed(slug, item)
+            encoders[slug] = (len(item.ids_N16), time.perf_counter() - began)
+            if slug == item.missing[-1]:
+                # What comes now no image can kill; the two writes and this removal do not wait for one another.
+                wait = self._attempts.end(corpus, name)
+            num_without += self._commit(slug, item, found)
+        if not item.missing:
+            wait = self._attempts.end(corpus, name)
+        wait()
         summary |= {
-            "piece": item.piece.name,
-            "num_embedded": len(item.ids_N16) * len(item.missing) - num_nonfinite,
+            "piece": name,
+            "num_embedded": len(item.ids_N16) * len(item.missing) - num_without,
             "num_distinct": len(item.ids_N16),
-            "num_nonfinite": num_nonfinite,
+            "num_nonfinite": num_without,
+            "num_written_bytes": self._num_written_bytes,
+            "reject_reasons": json.dumps(self._reasons),
+            "encoders": json.dumps(encoders),
             "embed_seconds": time.perf_counter() - started,
         }
         return pa.Table.from_pylist([summary])
+
+    def _embed(self, slug: str, item: PixelPiece) -> Apart:
+        """Embed a piece in this process, which may not outlive it."""
+        import torch
+
+        self._load()
+        spec = self._job.specs[slug]
+        try:
+            with Watchdog(self._job.stuck_seconds) as watchdog:
+                vectors_ND, finite_N = embed_pixels(
+                    self._encoders[slug],
+                    self._pixels(slug, item),
+                    batch_size=self._job.batch_size,
+                    on_batch=watchdog.beat,
+                )
+        except MmvpError:
+            raise
+        except torch.OutOfMemoryError as error:
+            raise ResourceError(
+                f"encoder {spec.name!r} needs more GPU memory than there is for batches of {self._job.batch_size} ({_line(error)}); "
+                "use a smaller --batch-size, or fewer actors on a GPU (--gpus-per-actor)"
+            ) from error
+        except torch.AcceleratorError:
+            # A CUDA context does not survive such an error: nothing can be embedded in this process any more.
+            log.exception("encoder %s on piece %s: this process ends itself", spec.name, item.piece.name)
+            os._exit(1)
+        except Exception as error:
+            raise DataError(
+                f"expected vectors from encoder {spec.name!r}, found {type(error).__name__} ({_line(error)}) on piece {item.piece.name} of "
+                f"{item.piece.shard.uri}; mend the encoder"
+            ) from error
+        return Apart(vectors_ND, finite_N, {})
+
+    def _embed_apart(self, slug: str, item: PixelPiece) -> Apart:
+        """Embed a piece in child processes, without the images that kill them."""
+        log.warning("piece %s killed its actors before: it is embedded in child processes", item.piece.name)
+        # The child has the memory, and the GPU, that this process had.
+        self._encoders.clear()
+        gc.collect()
+        if self._job.device == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()
+        return embed_in_child(
+            self._job.specs[slug],
+            self._pixels(slug, item),
+            device=self._job.device,
+            num_threads=self._job.num_threads,
+            batch_size=self._job.batch_size,
+            stuck_seconds=self._job.stuck_seconds,
+            where=f"piece {item.piece.name} of {item.piece.shard.uri}",
+        )
+
+    def _pixels(self, slug: str, item: PixelPiece) -> NDArray[np.uint8]:
+        return item.pixels[self._job.geometries.index(self._job.specs[slug].geometry)]
+
+    def _commit(self, slug: str, item: PixelPiece, found: Apart) -> int:
+        """Commit a piece's vectors; gives the number of images without one."""
+        left_K = np.setdiff1d(np.arange(len(item.ids_N16)), list(found.killers), assume_unique=True).astype(np.intp)
+        reasons = dict.fromkeys(left_K[~found.finite_K].tolist(), (RejectReason.NONFINITE_VECTOR, f"encoder {slug}"))
+        for row, ended in found.killers.items():
+            reason = RejectReason.ENCODER_TIMED_OUT if ended.timed_out else RejectReason.ENCODER_CRASHED
+            reasons[row] = (reason, f"encoder {slug}: a process with this image {ended.how}")
+        rejects = [
+            Reject(uri=item.places[row][0], member=item.places[row][1], reason=reasons[row][0], detail=reasons[row][1])
+            for row in sorted(reasons)
+        ]
+        self._reasons.update(str(reason) for reason, _ in reasons.values())
+        self._num_written_bytes += commit_embeddings(
+            self._job.store,
+            item.piece,
+            slug,
+            item.ids_N16[left_K[found.finite_K]],
+            found.vectors_KD[found.finite_K],
+            rejects,
+        )
+        return len(rejects)
+
+
+def _line(error: BaseException) -> str:
+    return one_line(str(error), max_chars=200)

@@ -114,7 +114,8 @@ class PixelPiece:
         ids_N16: Ids of its distinct images, (N, 16) uint8, in order of appearance.
         places: For each of them (uri, member) of its first appearance.
         pixels: For each geometry's index, pixels_NCHW uint8.
-        counts: Numbers for the summary: num_read, num_rejected, num_decoded, read_seconds, decode_seconds, num_bytes.
+        counts: Numbers for the summary: num_read, num_rejected, num_decoded, read_seconds, decode_seconds, num_bytes, num_written_bytes,
+            reject_reasons (JSON: reason to count).
     """
 
     piece: Piece
@@ -122,7 +123,7 @@ class PixelPiece:
     ids_N16: NDArray[np.uint8]
     places: list[tuple[str, str]]
     pixels: dict[int, NDArray[np.uint8]]
-    counts: dict[str, float]
+    counts: dict[str, Any]
 
 
 def pixel_row(item: PixelPiece) -> pa.Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Protocol, cast
 
+from mmvp_ray.encoders.folders import anywhere
 from mmvp_ray.encoders.spec import DTYPES
 from mmvp_ray.errors import ConfigError, DataError, ResourceError
 
@@ -75,12 +76,14 @@ def resolve_encoder(
             f"examples: {_EXAMPLES}"
         )
     chosen_dtype = choose_dtype(dtype, device=device, name=name)
-    return _backend(backend).resolve(
-        rest,
-        name=name,
-        device=device,
-        dtype=chosen_dtype,
-        trust_remote_code=trust_remote_code,
+    return anywhere(
+        _backend(backend).resolve(
+            rest,
+            name=name,
+            device=device,
+            dtype=chosen_dtype,
+            trust_remote_code=trust_remote_code,
+        )
     )
 
 

@@ -1,4 +1,4 @@
-"""Where a model's files are: a path on this machine, or a repository of the Hugging Face hub (its cache first)."""
+"""Where a model's files are: a path on this machine, a remote directory, or a repository of the Hugging Face hub (its cache first)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import errno
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmvp_ray.encoders.folders import is_url, local_copy
 from mmvp_ray.encoders.weights import one_line
 from mmvp_ray.errors import ConfigError, ResourceError, TransientError
 
@@ -17,16 +18,18 @@ _TRANSIENT_STATUS = (408, 429, 500, 502, 503, 504)
 
 
 def looks_like_path(text: str) -> bool:
-    """Whether a name can only be meant as a path."""
-    return text.startswith(("/", "./", "../", "~")) or text in (".", "..")
+    """Whether a name can only be meant as a path or URL."""
+    return text.startswith(("/", "./", "../", "~")) or text in (".", "..") or is_url(text)
 
 
 def local_directory(text: str, *, name: str) -> Path | None:
-    """The absolute directory that `text` names, or None where it names none and may be a hub id.
+    """The absolute directory that `text` names, or None where it names none and may be a hub id; of a URL a copy on this machine.
 
     Raises:
-        ConfigError: `text` looks like a path, and there is no such directory.
+        ConfigError: `text` looks like a path, and there is no such directory. Others as for `folders.local_copy`.
     """
+    if is_url(text):
+        return local_copy(text, name=name)
     path = Path(text).expanduser()
     if path.is_dir():
         return path.resolve()

@@ -89,8 +89,8 @@ def ask_all(
     """Yield one reply for every prompt: kept answers from the log, the others as the responder gives them, in any order.
 
     A new reply is given to the log before it is yielded. A prompt that is given twice is asked once and has one reply. The responder is
-    not called if the log has every answer. Beside the replies that the log has between two prompts that it lacks, memory grows by a few
-    hundred bytes for each prompt.
+    not called if the log has every answer. Beside the replies that the log has between two prompts that it lacks, memory grows by about a
+    kilobyte for each prompt.
 
     Args:
         asks: Prompts; drawn from lazily.

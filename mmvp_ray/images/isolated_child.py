@@ -51,10 +51,10 @@ def main(decoder: str, timeout_seconds: float) -> None:
     answers.flush()
     questions = sys.stdin.buffer
     while header := questions.read(QUESTION.size):
-        _set_alarm(2.0 * timeout_seconds)
+        set_alarm(2.0 * timeout_seconds)
         (num_bytes,) = QUESTION.unpack(header)
         _answer(answers, decode(questions.read(num_bytes)))
-        _set_alarm(0.0)
+        set_alarm(0.0)
 
 
 def _answer(answers: BinaryIO, result: Decoded | Rejected) -> None:
@@ -87,7 +87,7 @@ def _limit_resources() -> None:
             continue
 
 
-def _set_alarm(seconds: float) -> None:
+def set_alarm(seconds: float) -> None:
     """Have the kernel end this process after so long, even inside C code; 0 calls it off.
 
     The parent kills a child that hangs; this is for the child whose parent was killed meanwhile.

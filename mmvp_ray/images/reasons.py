@@ -41,9 +41,16 @@ class RejectReason(StrEnum):
     """The member cannot be read from its shard, or one of the files beside the image cannot."""
     NONFINITE_VECTOR = "nonfinite_vector"
     """An encoder gave NaN, infinity or a vector of length zero."""
+    ENCODER_CRASHED = "encoder_crashed"
+    """The process that embedded it died, again and again, and with others in its place it did not (decision 0010)."""
+    ENCODER_TIMED_OUT = "encoder_timed_out"
+    """Likewise: an encoder worked on it for longer than it may."""
     TAKEN_DOWN = "taken_down"
     """The image, or the URL it came from, is on the takedown record of the store."""
 
+
+WITHOUT_VECTOR = (RejectReason.NONFINITE_VECTOR, RejectReason.ENCODER_CRASHED, RejectReason.ENCODER_TIMED_OUT)
+"""Reasons of images that were decoded and have no vector of one encoder; their rows lie beside the vectors."""
 
 TAKEN_DOWN_DETAIL = "on the takedown record of this store"
 """The same for all, so that the rejects table keeps nothing of the image but its place."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mmvp_ray import storage
+from mmvp_ray.pipeline.cost import comparison
 from mmvp_ray.pipeline.results import REPORT_HTML
 from mmvp_ray.pipeline.run import Run
 from mmvp_ray.report.hostile_text import shown_text
@@ -52,6 +53,9 @@ def closing_lines(run: Run) -> list[str]:
             for time in report["throughput"]
         ),
     ]
+    # Runs of earlier releases have no forecast.
+    if "forecast" in run.manifest:
+        lines += [f"  {text}" for text in comparison(run.manifest["forecast"], run.manifest["measured"])]
     best = run.pairs().slice(0, NUM_BEST_PAIRS).to_pylist()
     if best:
         lines += ["", "  rank   near    far  captions"]

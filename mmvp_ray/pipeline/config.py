@@ -22,7 +22,7 @@ class MineConfig:
     near: tuple[str, ...] = ("miniature:clip",)
     """Encoder whose near pairs are looked for, such as open_clip:ViT-L-14/openai or a local directory (docs/encoders.md). Repeat it to compare several; the selection is the first one's."""
     far: tuple[str, ...] = ("miniature:dino",)
-    """Encoder that must tell the two images apart, such as hf:facebook/dinov2-large. Repeat it to compare several."""
+    """Encoder that must tell the two images apart, such as hf:facebook/dinov2-large. Repeat it to compare several; hf:./encoders/* (open_clip:, timm:, any URL) means every directory there, new ones too."""
     rule: RuleConfig = field(default_factory=RuleConfig)
     """When a pair counts."""
     collapse: Literal["none", "near"] = "none"
@@ -33,8 +33,10 @@ class MineConfig:
     """How they are chosen."""
     out: str | None = None
     """Folder of the results (path or URL); runs/<name of the recipe> unless given."""
+    runs: str | None = None
+    """Folder (path or URL) of dated runs, in place of --out: a new run in RUNS/<time>, compared with the latest, which it then becomes (RUNS/latest.json). Only one at a time on a store (docs/remining.md)."""
     store: str | None = None
-    """Folder of embeddings and near pairs, shared by runs; OUT/store unless given."""
+    """Folder of embeddings and near pairs, shared by runs; OUT/store unless given, RUNS/store with --runs."""
     name: str | None = None
     """Name of the recipe."""
     search: SearchConfig = field(default_factory=SearchConfig)
@@ -47,18 +49,24 @@ class MineConfig:
     """Batches, threads and actors."""
     max_images: int | None = None
     """Use at most so many images of each corpus, spread evenly over its shards."""
+    min_aesthetic: float | None = None
+    """Leave out pairs of images with a lower aesthetic score, which jobs/ingest.py score has stored (of the range 1 to 10)."""
     max_reject_fraction: float = 0.05
     """Fail when a larger share of the images cannot be used."""
     address: str | None = None
     """A running Ray cluster to use (auto, host:port, ray://...); a cluster of its own on this machine unless given or RAY_ADDRESS is set."""
+    wait_for_gpus: float = 0.0
+    """With --device cuda on a cluster that grows by itself: seconds to wait for its first GPU."""
     trust_remote_code: bool = False
     """Let code that comes with Hugging Face weights run."""
     compare_with: str | None = None
-    """Folder of an earlier run: also write what was fixed, is still blind and is new since then (OUT/diff.html)."""
+    """Folder of an earlier run: also write what was fixed, is still blind and is new since then (OUT/diff.html). With --runs the latest one unless given."""
     takedown: str | None = None
     """File (path or URL) of image ids (32 hex digits) or URLs, one a line, # begins a comment: removed from every table of the store for good, before the run."""
     plan: bool = False
     """Stop after the preflight: check everything, print what is to be done, do nothing."""
+    plan_cluster: str | None = None
+    """Also print the hours on another cluster: NUMxGPU, NUMxCPU or both with a comma, such as 8xH100 or 8xL40S,128xCPU."""
 
     def check(self) -> None:
         """Raise ConfigError for a value out of range, before anything is opened."""
@@ -78,12 +86,22 @@ class MineConfig:
             raise ConfigError(
                 f"expected two different encoders, found {self.near[0]!r} in both --near and --far; choose another --far"
             )
+        if self.out is not None and self.runs is not None:
+            raise ConfigError(
+                f"expected --out or --runs, found both ({self.out} and {self.runs}); with --runs each run has a dated folder there"
+            )
         if self.select < 1:
             raise ConfigError(
                 f"expected at least 1, found {self.select} in --select; the paper's benchmark has 150 pairs"
             )
         if self.max_images is not None and self.max_images < 1:
             raise ConfigError(f"expected at least 1, found {self.max_images} in --max-images; give a positive number")
+        if not 0.0 <= self.wait_for_gpus < float("inf"):
+            raise ConfigError(f"expected seconds, found {self.wait_for_gpus} in --wait-for-gpus; 0 does not wait")
+        if self.min_aesthetic is not None and not -100.0 < self.min_aesthetic < 100.0:
+            raise ConfigError(
+                f"expected a score, about 1 to 10, found {self.min_aesthetic} in --min-aesthetic; LAION-Aesthetics begins at 4.5"
+            )
         if not 0.0 <= self.max_reject_fraction <= 1.0:
             raise ConfigError(
                 f"expected a fraction between 0 and 1, found {self.max_reject_fraction} in --max-reject-fraction; the default is 0.05"
@@ -112,10 +130,12 @@ class MineConfig:
 
     @property
     def out_url(self) -> str:
-        """Folder of the results, absolute."""
+        """Folder of the results, absolute; with --runs that of a dated run, which the job fills in (dated_runs.py)."""
         return storage.normalise(self.out or f"runs/{self.recipe}")
 
     @property
     def store_url(self) -> str:
         """Folder of the store, absolute."""
-        return storage.normalise(self.store) if self.store else storage.join(self.out_url, "store")
+        if self.store:
+            return storage.normalise(self.store)
+        return storage.join(self.out_url if self.runs is None else storage.normalise(self.runs), "store")

@@ -208,11 +208,12 @@ def _notes(before: RunSide, after: RunSide) -> list[str]:
     """What to bear in mind when one reads the counts."""
     notes = []
     old, new = before.report, after.report
-    settings = (
+    settings: tuple[tuple[str, object, object], ...] = (
         ("near encoder", old.near.fingerprint, new.near.fingerprint),
         ("far encoder", old.far.fingerprint, new.far.fingerprint),
         ("near threshold", old.rule.near_above, new.rule.near_above),
         ("far threshold", old.rule.far_below, new.rule.far_below),
+        ("least aesthetic score", before.min_aesthetic, after.min_aesthetic),
         ("centre of the near vectors", before.centre(old.near), after.centre(new.near)),
         ("centre of the far vectors", before.centre(old.far), after.centre(new.far)),
     )

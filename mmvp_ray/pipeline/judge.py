@@ -76,7 +76,11 @@ def judge(
             stage.advance(len(batch))
         hub_keys, hub_degrees = degrees.hubs(config.selection.hub_degree)
     copies = finder.groups()
-    key = configs.fingerprint({"table": near.table.key, "near": near.space.name, "far": far.space.name})
+    facts: dict[str, Any] = {"table": near.table.key, "near": near.space.name, "far": far.space.name}
+    # Other images, other copies and hubs; without a gate the key is what it was before there were gates.
+    if config.min_aesthetic is not None:
+        facts["min_aesthetic"] = config.min_aesthetic
+    key = configs.fingerprint(facts)
     _write_groups(store, key, copies.keys_M, copies.group_M, copies.sizes(), hub_keys, hub_degrees)
     blind = results.write_blind_pairs(
         store,
@@ -89,6 +93,9 @@ def judge(
         near.copies,
     )
     candidates = clean(blind.batches(), copies, np.sort(hub_keys), config.selection, limit=MAX_CANDIDATES)
+    stage.found_pairs(
+        near=near.spec.name, far=far.spec.name, num_near=int(tally.num_near), num_blind=int(tally.num_blind)
+    )
     return Judgement(near=near, far=far, tally=tally, candidates=candidates, hub_keys=hub_keys, hub_degrees=hub_degrees)
 
 

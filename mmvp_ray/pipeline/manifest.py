@@ -8,6 +8,7 @@ from typing import Any
 
 from mmvp_ray import config as configs
 from mmvp_ray.encoders import EncoderSpec
+from mmvp_ray.pipeline import cost
 from mmvp_ray.pipeline.centres import centre_text
 from mmvp_ray.pipeline.config import MineConfig
 from mmvp_ray.pipeline.judge import Judgement
@@ -34,7 +35,7 @@ def describe_run(
         judged: What came out for each near and far encoder; the first is what the run is about.
         created_at: ISO time in UTC, as in the report.
         counts: The funnel by stage.
-        progress: The stages, for their seconds.
+        progress: The stages, for their seconds and what they counted.
     """
     first = judged[0]
     near, far = first.near.spec, first.far.spec
@@ -67,6 +68,16 @@ def describe_run(
             if space.centre is not None
         },
         "counts": counts,
+        "forecast": asdict(ready.forecast),
+        "measured": cost.took(progress.stages),
+        "unit_costs": cost.unit_costs_of(
+            progress.stages,
+            # The rate of the exact engine: others do more than compare.
+            join_dims={one.near.stage: one.near.spec.dim for one in judged if one.near.method.engine == "exact"},
+            hardware=ready.forecast.hardware,
+            num_joiners=first.near.num_workers,
+            threads=config.embed.num_threads if ready.device == "cpu" else config.embed.gpus_per_actor,
+        ),
         "seconds": {stage.name: round(stage.seconds, 3) for stage in progress.stages},
         "device": ready.device,
         "versions": versions(),

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -12,7 +16,9 @@ from mmvp_ray.cluster import Inline, Session
 from mmvp_ray.embed import embed_corpora
 from mmvp_ray.mine import cluster_pairs, select
 from mmvp_ray.pipeline import results
+from mmvp_ray.pipeline.aesthetic_gate import open_gate
 from mmvp_ray.pipeline.config import MineConfig
+from mmvp_ray.pipeline.dated_runs import DatedRun, dated_names, next_run, point_to
 from mmvp_ray.pipeline.diff import write_diff
 from mmvp_ray.pipeline.funnel import check_rejects, count_images, run_pieces
 from mmvp_ray.pipeline.judge import MAX_CANDIDATES, Judgement, judge
@@ -23,12 +29,12 @@ from mmvp_ray.pipeline.prepare import Preflight, prepare
 from mmvp_ray.pipeline.progress import Progress
 from mmvp_ray.pipeline.reporting import Findings, make_report, shown_rows, thumbnails
 from mmvp_ray.pipeline.run import Run, open_run
-from mmvp_ray.pipeline.takedown import take_down
+from mmvp_ray.pipeline.takedown import is_due, take_down
 from mmvp_ray.report.diff_data import CHANGES
 from mmvp_ray.report.html import render_html
 from mmvp_ray.search import PairBatch
 from mmvp_ray.search.gather import gather_vectors
-from mmvp_ray.store import Store
+from mmvp_ray.store import Store, hold_lease
 
 INLINE_IMAGES = 16_384
 """Images that this process joins itself on a CPU: sooner done than Ray is started."""
@@ -53,32 +59,80 @@ def mine_pairs(config: MineConfig | None = None, *, progress: Progress | None = 
         TransientError: a store that stayed unwell.
     """
     config = config or MineConfig()
+    config.check()
     progress = progress or Progress()
-    with Session(config.address) as session:
+    progress.name_run(config.recipe)
+    with Session(config.address) as session, contextlib.ExitStack() as stack:
+        confirm: Callable[[], None] = _nothing
+        store = Store(config.store_url)
+        # Until the end of the run: what a takedown removes must not be in anybody's hands.
+        if config.runs is not None or is_due(store, config.takedown):
+            held_for = f"{config.runs or config.out_url}{' (takedown)' if config.takedown else ''}"
+            confirm = stack.enter_context(hold_lease(store, run=held_for, on_wait=progress.note)).confirm
+        dated = None if config.runs is None else next_run(config.runs, datetime.now(UTC))
+        if dated is not None:
+            config = _dated(config, dated, progress)
         ready = prepare(config, session, progress)
         for line in ready.lines():
             progress.note(line)
+        others = [] if dated is None else [storage.join(dated.runs, name) for name in dated_names(dated.runs)]
         # Without a list too: one that was interrupted is finished before anything reads the store.
-        take_down(ready.store, config.out_url, config.takedown, progress)
-        return _mine(config, ready, session, progress)
+        take_down(ready.store, config.out_url, config.takedown, progress, other_urls=others)
+        run = _mine(_comparable(ready.config, progress), ready, session, progress, confirm)
+        if dated is not None:
+            confirm()
+            point_to(dated.runs, dated.name)
+        return run
 
 
-def _mine(config: MineConfig, ready: Preflight, session: Session, progress: Progress) -> Run:
+def _nothing() -> None:
+    """What a run confirms that needs no lease."""
+
+
+def _dated(config: MineConfig, dated: DatedRun, progress: Progress) -> MineConfig:
+    """The config of a dated run; the pointer is moved to its predecessor first if that was killed before it could."""
+    if dated.is_late and dated.previous is not None:
+        point_to(dated.runs, dated.previous)
+    for line in dated.lines():
+        progress.note(line)
+    settled = dated.config(config)
+    if dated.previous is not None and settled.compare_with is None:
+        progress.note(
+            f"diff: none, for {dated.previous} has no manifest: a takedown reopened it, or somebody removed it"
+        )
+    return settled
+
+
+def _comparable(config: MineConfig, progress: Progress) -> MineConfig:
+    """The config without the run to compare with, if a takedown has just reopened that."""
+    if config.compare_with is None or storage.exists(storage.join(config.compare_with, results.MANIFEST)):
+        return config
+    progress.note(f"diff: none, for {config.compare_with} showed images that were taken down")
+    return replace(config, compare_with=None)
+
+
+def _mine(
+    config: MineConfig, ready: Preflight, session: Session, progress: Progress, confirm: Callable[[], None]
+) -> Run:
     store, out = ready.store, config.out_url
     results.clear(out)
     _embed(config, ready, session, progress)
+    confirm()
 
     pieces = run_pieces(store, ready.corpora)
     counts = count_images(store, pieces, [spec.slug for spec in ready.specs])
     check_rejects(counts, config.max_reject_fraction)
     is_small = counts.num_decoded <= INLINE_IMAGES and ready.device == "cpu" and not session.joins_cluster
     workers = Inline() if is_small else session
+    gate = open_gate(store, pieces, config.min_aesthetic, session=workers)
     judged: list[Judgement] = []
     for near in ready.nears:
         fars = [far for far in ready.fars if far.slug != near.slug]
         if not fars:
             continue
-        side = search_near(config, store, pieces, near, fars, device=ready.device, session=workers, progress=progress)
+        side = gate.on(
+            search_near(config, store, pieces, near, fars, device=ready.device, session=workers, progress=progress)
+        )
         for far_side in side.fars:
             label = _label("mine", near.name, far_side.spec.name, ready)
             with progress.stage(label, total=None, unit="near pairs") as stage:
@@ -86,6 +140,7 @@ def _mine(config: MineConfig, ready: Preflight, session: Session, progress: Prog
 
     # The first near encoder and its first far one are what the run is about; the others are compared with them.
     first = judged[0]
+    confirm()
     with progress.stage("select", total=None, unit="pairs") as stage:
         chosen, clusters = _choose(store, first, config, workers)
         near_misses = first.tally.nearest_misses()
@@ -106,7 +161,7 @@ def _mine(config: MineConfig, ready: Preflight, session: Session, progress: Prog
         stages=progress.stages,
         warnings=_warnings(judged),
     )
-    report = make_report(found)
+    report = gate.shown(make_report(found))
     shown = shown_rows(selected, misses)
     storage.write_bytes(storage.join(out, results.REPORT_JSON), report.to_json().encode())
     storage.write_bytes(
@@ -119,6 +174,7 @@ def _mine(config: MineConfig, ready: Preflight, session: Session, progress: Prog
         with progress.stage("diff", total=None, unit="pairs") as stage:
             diff = write_diff(config.compare_with, Run(out, manifest))
             stage.advance(sum(diff.count(change) for change in CHANGES))
+    confirm()
     storage.write_json(storage.join(out, results.MANIFEST), manifest)
     return open_run(out)
 
@@ -132,12 +188,9 @@ def _embed(config: MineConfig, ready: Preflight, session: Session, progress: Pro
     if not ready.plan.work:
         return
     with progress.stage("embed", total=ready.forecast.num_images, unit="images") as stage:
-        totals = {"read_seconds": 0.0, "decode_seconds": 0.0, "embed_seconds": 0.0}
 
         def on_piece(summary: dict[str, Any]) -> None:
-            stage.advance(int(summary["num_read"]))
-            for name in totals:
-                totals[name] += summary[name]
+            stage.add_piece(summary, num_pieces=ready.plan.num_pieces_left)
 
         embed_corpora(
             ready.store,
@@ -149,7 +202,7 @@ def _embed(config: MineConfig, ready: Preflight, session: Session, progress: Pro
             on_piece=on_piece,
         )
         stage.note = (
-            ", ".join(f"{name.removesuffix('_seconds')} {seconds:.1f} s" for name, seconds in totals.items())
+            ", ".join(f"{name} {stage.counts.get(f'{name}_seconds', 0):.1f} s" for name in ("read", "decode", "embed"))
             + " of work in all workers"
         )
 

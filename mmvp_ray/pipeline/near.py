@@ -51,6 +51,8 @@ class NearSide:
         method: The engine and why.
         table: The near pairs above the floor.
         num_compared: Pairs of vectors that this run compared; earlier runs' work is not counted again.
+        num_workers: Tasks of the join that ran at the same time: GPUs or cores.
+        stage: Name of the stage that compared them.
         audit: The recall of `table`.
         copies: Groups that were collapsed before the join; none without --collapse near.
         fars: The far encoders, in the order of the config.
@@ -63,6 +65,8 @@ class NearSide:
     method: Method
     table: NearTable
     num_compared: int
+    num_workers: float
+    stage: str
     audit: Audit
     copies: CopyGroups
     fars: list[FarSide]
@@ -113,12 +117,13 @@ def search_near(
             )
             stage.note = f"{len(collapse.without):,} near-copies are represented by another image"
 
+    num_workers = session.num_workers(device)
     num_joined = census.num_images - len(collapse.without)
     method = choose_method(
         config.search,
         num_images=num_joined,
         device=device,
-        num_workers=session.num_workers(device),
+        num_workers=num_workers,
         dim=near.dim,
         free_bytes=storage.free_bytes(store.root),
     )
@@ -161,6 +166,8 @@ def search_near(
         method=method,
         table=table,
         num_compared=num_compared,
+        num_workers=num_workers,
+        stage=f"join{label}",
         audit=audit,
         copies=copies,
         fars=sides,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -13,13 +14,10 @@ from mmvp_ray.cluster import Session
 from mmvp_ray.embed import EmbedConfig, Plan
 from mmvp_ray.encoders import EncoderSpec
 from mmvp_ray.errors import ConfigError, ResourceError
+from mmvp_ray.pipeline import cost
+from mmvp_ray.pipeline.cost import Forecast as Forecast
+from mmvp_ray.pipeline.unit_costs import GPU_PEAK_FLOP_PER_SECOND, Hardware, calibrated, table_costs
 
-DECODE_IMAGES_PER_SECOND = 146.0
-"""One core, Pillow, ImageNet's native sizes to 224 px (research/ray.md, measured)."""
-FLOP_PER_SECOND = {"cuda": 3.0e14, "cpu": 4.0e10}
-"""What one GPU, or one core, is taken to reach: assumptions for the estimate alone."""
-ROW_BYTES = 400
-"""About what one image costs in the images table."""
 MEMORY_SHARE = 0.8
 NETWORK_FILE_SYSTEMS = frozenset(
     [
@@ -42,85 +40,89 @@ NETWORK_FILE_SYSTEMS = frozenset(
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Forecast:
-    """What the run will take, roughly.
-
-    Attributes:
-        num_images: Images left to embed.
-        num_pieces: Pieces left.
-        embed_hours: Decoding or encoding, whichever is slower.
-        join_hours: The exact join of all images of the run.
-        store_bytes: New bytes in the store.
-    """
-
-    num_images: int
-    num_pieces: int
-    embed_hours: float
-    join_hours: float
-    store_bytes: int
-
-
-def choose_device(device: str, session: Session) -> str:
+def choose_device(device: str, session: Session, *, wait_seconds: float = 0.0) -> str:
     """The device, "cuda" or "cpu", that --device means here.
+
+    Args:
+        device: "cuda", "cpu" or "auto".
+        session: The Ray session.
+        wait_seconds: How long to wait for a cluster to grow its first GPU, where "cuda" is asked for.
 
     Raises:
         ResourceError: a GPU is asked for and there is none.
     """
     if device == "cpu":
         return "cpu"
-    if session.joins_cluster:
+    waits = device == "cuda" and wait_seconds > 0 and session.joins_cluster
+    if waits:
+        has_gpu = session.wait_for_gpus(wait_seconds)
+    elif session.joins_cluster:
         has_gpu = session.resources().num_gpus > 0
-        where = "the cluster"
     else:
         import torch
 
         has_gpu = torch.cuda.is_available()
-        where = "this machine"
     if device == "cuda" and not has_gpu:
+        where = "the cluster" if session.joins_cluster else "this machine"
+        if waits:
+            raise ResourceError(
+                f"expected a GPU for --device cuda, found none in {where} after {wait_seconds:g} s; see `ray status` for why no node "
+                f"came, raise --wait-for-gpus, or use --device cpu"
+            )
+        hint = ", or --wait-for-gpus SECONDS where the cluster grows by itself" if session.joins_cluster else ""
         raise ResourceError(
-            f"expected a GPU for --device cuda, found none in {where}; use --device cpu, or a machine with a GPU"
+            f"expected a GPU for --device cuda, found none in {where}; use --device cpu, or a machine with a GPU{hint}"
         )
     return "cuda" if has_gpu else "cpu"
 
 
+def hardware(device: str, session: Session) -> Hardware:
+    """What a run on `device` has here: all of a cluster that it joins, else this machine."""
+    if session.joins_cluster:
+        have = session.resources()
+        cores, gpus, gpu = have.num_cpus or 1.0, have.num_gpus, have.gpu
+    else:
+        cores, gpus, gpu = float(os.cpu_count() or 1), 0.0, ""
+        if device == "cuda":
+            import torch
+
+            gpus, gpu = float(max(1, torch.cuda.device_count())), torch.cuda.get_device_name(0)
+    if device == "cpu":
+        return Hardware(num_cores=cores)
+    known = next((name for name in sorted(GPU_PEAK_FLOP_PER_SECOND, key=len, reverse=True) if name in gpu.upper()), gpu)
+    return Hardware(num_cores=cores, num_gpus=gpus, gpu=known)
+
+
 def forecast(
     plan: Plan,
-    specs: dict[str, EncoderSpec],
+    specs: Mapping[str, EncoderSpec],
     *,
     device: str,
     num_images_total: int,
-    num_workers: float | None = None,
+    nears: Sequence[str] | None = None,
+    on: Hardware | None = None,
+    measured: Mapping[str, Any] | None = None,
 ) -> Forecast:
-    """Rough hours and bytes of a run; measured nowhere but in the constants above.
+    """What a run will take.
 
     Args:
         plan: What is left to embed.
-        specs: The encoders.
+        specs: The encoders by slug.
         device: "cuda" or "cpu".
         num_images_total: Images that will be joined.
-        num_workers: GPUs, or cores; one GPU, or this machine's cores, unless given.
+        nears: Slugs of the near encoders; the first spec's unless given.
+        on: What does it; one GPU, or this machine's cores, unless given.
+        measured: The unit costs in an earlier run's manifest; they go before the table's.
     """
-    flop_per_image = sum(2.0 * spec.num_parameters * _num_tokens(spec) for spec in specs.values())
-    cores = float(os.cpu_count() or 1)
-    num_workers = num_workers or (1.0 if device == "cuda" else cores)
-    encode_seconds = plan.num_images_left * flop_per_image / (FLOP_PER_SECOND[device] * num_workers)
-    decode_seconds = plan.num_images_left / (DECODE_IMAGES_PER_SECOND * cores)
-    near_dim = next(iter(specs.values())).dim
-    join_seconds = float(num_images_total) ** 2 * near_dim / (FLOP_PER_SECOND[device] * num_workers)
-    row_bytes = ROW_BYTES + sum(2 * spec.dim + 16 for spec in specs.values())
-    return Forecast(
-        num_images=plan.num_images_left,
-        num_pieces=plan.num_pieces_left,
-        embed_hours=max(encode_seconds, decode_seconds) / 3600.0,
-        join_hours=join_seconds / 3600.0,
-        store_bytes=plan.num_images_left * row_bytes,
+    on = on or Hardware(num_cores=float(os.cpu_count() or 1), num_gpus=1.0 if device == "cuda" else 0.0)
+    return cost.forecast(
+        plan,
+        specs,
+        nears=list(specs)[:1] if nears is None else nears,
+        num_images_total=num_images_total,
+        hardware=on,
+        costs=calibrated(table_costs(on), measured, on),
     )
-
-
-def _num_tokens(spec: EncoderSpec) -> float:
-    height_px, width_px = spec.geometry.shape_px
-    return height_px * width_px / 14.0**2
 
 
 def check_writable(url: str, *, flag: str) -> None:
@@ -179,12 +181,17 @@ def check_shared(session: Session, urls: dict[str, str]) -> None:
     Raises:
         ConfigError: such a folder.
     """
-    if not session.joins_cluster or session.resources().num_nodes < 2:
+    if not session.joins_cluster:
         return
+    have = session.resources()
+    # A head that takes no tasks is one of several nodes, even while the others have yet to come.
+    if have.num_nodes < 2 and have.num_cpus > 0:
+        return
+    nodes = f"{have.num_nodes} nodes" if have.num_nodes > 1 else "nodes, the head without CPUs and its workers,"
     for flag, url in urls.items():
         if storage.is_local(url) and _file_system_type(url) not in NETWORK_FILE_SYSTEMS:
             raise ConfigError(
-                f"expected a place that all {session.resources().num_nodes} nodes see, found {url} on one node's own disk in {flag}; "
+                f"expected a place that all {nodes} see, found {url} on one node's own disk in {flag}; "
                 f"use s3://, gs:// or a network file system"
             )
 

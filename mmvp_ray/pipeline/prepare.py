@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from mmvp_ray import storage
 from mmvp_ray.cluster import Session
 from mmvp_ray.embed import Plan, plan_work
 from mmvp_ray.encoders import EncoderSpec, resolve_encoder
+from mmvp_ray.encoders.folders import expand_names
 from mmvp_ray.errors import ConfigError
 from mmvp_ray.pipeline import preflight
 from mmvp_ray.pipeline.config import MineConfig
 from mmvp_ray.pipeline.corpora import Corpus, open_corpora
 from mmvp_ray.pipeline.progress import Progress
 from mmvp_ray.pipeline.run import open_run
+from mmvp_ray.pipeline.unit_costs import Hardware, measured_costs
 from mmvp_ray.store import Store, open_store, read_takedown_list
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preflight:
-    """A run that was checked and can start."""
+    """A run that was checked and can start; `config` names each encoder where the given one may hold globs."""
 
+    config: MineConfig
     corpora: tuple[Corpus, ...]
     nears: tuple[EncoderSpec, ...]
     fars: tuple[EncoderSpec, ...]
@@ -28,6 +31,7 @@ class Preflight:
     store: Store
     plan: Plan
     forecast: preflight.Forecast
+    elsewhere: tuple[preflight.Forecast, ...] = ()
 
     @property
     def specs(self) -> list[EncoderSpec]:
@@ -49,8 +53,9 @@ class Preflight:
                 for role, specs in (("near", self.nears), ("far", self.fars))
                 for spec in specs
             ),
-            f"to do on {self.device}: {'about ' if self.plan.work else ''}{expected.num_pieces:,} pieces ({self.plan.num_pieces_done:,} done), {expected.num_images:,} images, "
-            f"{expected.store_bytes / 1e6:,.1f} MB; roughly {expected.embed_hours:.2g} h to embed and {expected.join_hours:.2g} h to join",
+            f"to do on {self.device}: {'about ' if self.plan.work else ''}{expected.num_pieces:,} pieces ({self.plan.num_pieces_done:,} done), {expected.num_images:,} images",
+            *expected.lines(),
+            *(line for forecast in self.elsewhere for line in forecast.lines()),
         ]
 
 
@@ -61,20 +66,29 @@ def prepare(config: MineConfig, session: Session, progress: Progress) -> Preflig
         ConfigError, DataError, ResourceError, TransientError: the first thing that is not as it must be.
     """
     config.check()
+    stated = [Hardware.parse(config.plan_cluster)] if config.plan_cluster else []
     if config.takedown is not None:
         read_takedown_list(config.takedown)
-    if config.compare_with is not None:
-        if storage.normalise(config.compare_with) == config.out_url:
-            raise ConfigError(
-                f"expected the folder of an earlier run, found this run's own in --compare-with {config.compare_with}; give another --out"
-            )
-        open_run(config.compare_with)
-    device = preflight.choose_device(config.device, session)
+    earlier = None if config.compare_with is None else open_run(config.compare_with)
+    if earlier is not None and earlier.url == config.out_url:
+        raise ConfigError(
+            f"expected the folder of an earlier run, found this run's own in --compare-with {config.compare_with}; give another --out"
+        )
+    config = replace(
+        config,
+        near=expand_names(config.near, flag="--near"),
+        far=expand_names(config.far, flag="--far"),
+        compare_with=None if earlier is None else earlier.url,
+    )
+    config.check()
+    device = preflight.choose_device(config.device, session, wait_seconds=config.wait_for_gpus)
     resolved = {
         name: resolve_encoder(name, device=device, dtype=config.dtype, trust_remote_code=config.trust_remote_code)
         for name in (*config.near, *config.far)
     }
     nears, fars = (tuple(resolved[name] for name in names) for names in (config.near, config.far))
+    for flag, specs in (("--near", nears), ("--far", fars)):
+        _check_distinct(flag, specs)
     if not any(near.slug != far.slug for near in nears for far in fars):
         raise ConfigError(
             f"expected two different encoders, found the same weights and preprocessing in {config.near[0]!r} and {config.far[0]!r}; choose another --far"
@@ -90,9 +104,21 @@ def prepare(config: MineConfig, session: Session, progress: Progress) -> Preflig
         list({spec.slug: None for spec in resolved.values()}),
     )
     by_slug = {spec.slug: spec for spec in resolved.values()}
-    expected = preflight.forecast(plan, by_slug, device=device, num_images_total=plan.num_images_total)
+    expected, *elsewhere = (
+        preflight.forecast(
+            plan,
+            by_slug,
+            device=device,
+            num_images_total=plan.num_images_total,
+            nears=list(dict.fromkeys(spec.slug for spec in nears)),
+            on=hardware,
+            measured=measured_costs(config.compare_with, config.out_url),
+        )
+        for hardware in (preflight.hardware(device, session), *stated)
+    )
     preflight.check_room(expected, by_slug, config.embed, device=device, store=store.root)
     return Preflight(
+        config=config,
         corpora=corpora,
         nears=nears,
         fars=fars,
@@ -100,4 +126,14 @@ def prepare(config: MineConfig, session: Session, progress: Progress) -> Preflig
         store=store,
         plan=plan,
         forecast=expected,
+        elsewhere=tuple(elsewhere),
     )
+
+
+def _check_distinct(flag: str, specs: Sequence[EncoderSpec]) -> None:
+    first: dict[str, str] = {}
+    for spec in specs:
+        if first.setdefault(spec.slug, spec.name) != spec.name:
+            raise ConfigError(
+                f"expected different encoders in {flag}, found the same weights and preprocessing in {first[spec.slug]} and {spec.name}; leave one out"
+            )

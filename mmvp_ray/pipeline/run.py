@@ -11,6 +11,7 @@ import pyarrow as pa
 from mmvp_ray import storage
 from mmvp_ray.errors import ConfigError, DataError
 from mmvp_ray.images.decode import Decoded, decode
+from mmvp_ray.pipeline.dated_runs import run_folder
 from mmvp_ray.pipeline.places import first_places, read_again
 from mmvp_ray.pipeline.results import (
     MANIFEST,
@@ -160,12 +161,12 @@ class Run:
 
 
 def open_run(url: str) -> Run:
-    """Open the finished run in a folder.
+    """Open the finished run in a folder, or the latest one of a folder of dated runs: RUNS or RUNS/latest.
 
     Raises:
         ConfigError: there is no finished run. DataError: it is of another schema version.
     """
-    url = storage.normalise(url)
+    url = run_folder(url)
     uri = storage.join(url, MANIFEST)
     if not storage.exists(uri):
         raise ConfigError(

@@ -63,6 +63,12 @@ class RunSide:
             ],
         )
 
+    @property
+    def min_aesthetic(self) -> float | None:
+        """The aesthetic score below which images were left out; None if they were not."""
+        found: float | None = self.run.manifest.get("config", {}).get("min_aesthetic")
+        return found
+
     def centre(self, card: EncoderCard) -> str | None:
         """The centre of an encoder's vectors as the manifest holds it (pipeline/centres.py); None if they were not centred."""
         found: str | None = self.run.manifest.get("centres", {}).get(card.slug)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,16 +37,19 @@ TABLE_KEY = b"mmvp_ray.table"
 _HEX_ID = re.compile(rb"(?<![0-9a-fA-F])[0-9a-f]{32}(?![0-9a-fA-F])")
 
 
-def take_down(store: Store, out_url: str, list_url: str | None, progress: Progress) -> TakedownResult | None:
+def take_down(
+    store: Store, out_url: str, list_url: str | None, progress: Progress, *, other_urls: Sequence[str] = ()
+) -> TakedownResult | None:
     """Apply a takedown list to a store and to the run in OUT, or finish an earlier one that was interrupted.
 
     To be called before a run reads the store, whether or not it was given a list.
 
     Args:
-        store: The store of the run.
+        store: The store of the run; nobody else may use it meanwhile (`is_due`).
         out_url: The run's folder; there may be nothing yet.
         list_url: Path or URL of the list; None without.
         progress: Where the stage is shown.
+        other_urls: Folders of further runs on the store, such as earlier dated ones. What of them shows such images is removed for good.
 
     Returns:
         What was done; None if there was nothing to do.
@@ -54,11 +57,11 @@ def take_down(store: Store, out_url: str, list_url: str | None, progress: Progre
     Raises:
         ConfigError: the list cannot be used. DataError: a table is broken.
     """
-    if list_url is None and (is_applied(store) or not read_record(store).rows):
+    if not is_due(store, list_url):
         return None
     with progress.stage("takedown", total=None, unit="rows") as stage:
         result = apply_takedown(store, list_url, on_rows=stage.advance)
-        changed = apply_takedown_to_run(out_url, result.ids_M16)
+        reopened = [url for url in (out_url, *other_urls) if apply_takedown_to_run(url, result.ids_M16).is_reopened]
         stage.note = (
             f"removed from {result.num_tables_changed:,} tables; {result.num_images:,} images are refused from now on"
         )
@@ -70,11 +73,14 @@ def take_down(store: Store, out_url: str, list_url: str | None, progress: Progre
             f"takedown: {len(result.unknown):,} of {result.num_listed:,} entries name no image of this store ({shown}); "
             f"they are recorded and refused if they come"
         )
-    if changed.is_reopened:
-        progress.note(
-            f"takedown: the run in {out_url} showed such images; it counts as unfinished until it has run again"
-        )
+    for url in reopened:
+        progress.note(f"takedown: the run in {url} showed such images; it counts as unfinished until it has run again")
     return result
+
+
+def is_due(store: Store, list_url: str | None) -> bool:
+    """True if `take_down` has something to do: a list, or an earlier takedown that was interrupted (or is at work this very moment)."""
+    return list_url is not None or (bool(read_record(store).rows) and not is_applied(store))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -113,7 +113,8 @@ def _choose(
 ) -> tuple[EngineName, str]:
     kind = "cpu with AMX" if device == "cpu" and multiplies_bf16() else device
     limit = int(EXACT_IMAGES[kind] * max(1.0, num_workers) ** 0.5)
-    place = f"{num_workers:g} {'GPUs' if device == 'cuda' else 'cores'}{' with AMX' if kind.endswith('AMX') else ''}"
+    unit = ("GPU" if device == "cuda" else "core") + ("" if num_workers == 1 else "s")
+    place = f"{num_workers:g} {unit}{' with AMX' if kind.endswith('AMX') else ''}"
     if config.provable:
         return "routed", "--provable is a way of the routed engine"
     if num_images <= limit:

@@ -12,6 +12,8 @@ from mmvp_ray.store.layout import (
     read_marker,
     write_marker,
 )
+from mmvp_ray.store.lease import Lease
+from mmvp_ray.store.lease import hold as hold_lease
 from mmvp_ray.store.pieces import (
     ShardState,
     commit_embeddings,
@@ -38,6 +40,7 @@ from mmvp_ray.store.verify import Verdict, verify
 __all__ = [
     "DONE",
     "FileEntry",
+    "Lease",
     "PieceRef",
     "Refusals",
     "ShardState",
@@ -51,6 +54,7 @@ __all__ = [
     "committed_pieces",
     "done_names",
     "embeddings_table",
+    "hold_lease",
     "id_array",
     "id_keys",
     "id_matrix",

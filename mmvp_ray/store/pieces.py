@@ -35,8 +35,8 @@ def _about(piece: Piece) -> dict[str, Any]:
     return {"shard": found, "index": piece.index, "last": piece.last}
 
 
-def commit_images(store: Store, piece: Piece, rows: list[dict[str, Any]], rejects: list[Reject]) -> None:
-    """Write the images and rejects tables of a piece, then the marker for both."""
+def commit_images(store: Store, piece: Piece, rows: list[dict[str, Any]], rejects: list[Reject]) -> int:
+    """Write the images and rejects tables of a piece, then the marker for both; gives the bytes of the tables."""
     corpus, name = piece.shard.corpus, piece.name
     images = write_table(
         store,
@@ -54,6 +54,7 @@ def commit_images(store: Store, piece: Piece, rows: list[dict[str, Any]], reject
         files=[images, rejected],
         **_about(piece),
     )
+    return images.num_bytes + rejected.num_bytes
 
 
 def commit_embeddings(
@@ -63,8 +64,8 @@ def commit_embeddings(
     ids_N16: NDArray[np.uint8],
     vectors_ND: NDArray[np.float16],
     rejects: list[Reject],
-) -> None:
-    """Write the vectors of a piece, those rejected as not finite beside them, then the marker."""
+) -> int:
+    """Write the vectors of a piece, those rejected as not finite beside them, then the marker; gives the bytes of the tables."""
     folder, name = store.embeddings(encoder, piece.shard.corpus), piece.name
     files = [
         write_table(
@@ -83,6 +84,7 @@ def commit_embeddings(
             )
         )
     write_marker(storage.join(folder, name + DONE), files=files, **_about(piece))
+    return sum(entry.num_bytes for entry in files)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mmvp_ray.cluster import Session
 from mmvp_ray.embed import EmbedConfig, embed_corpora, plan_work
 from mmvp_ray.encoders import resolve_encoder
 from mmvp_ray.sources import list_shards
 from mmvp_ray.store import DONE, open_store, shard_states
+from tests.integration.poison_encoder import LOADS
 
+T = TypeVar("T")
+POISON = "python:tests.integration.poison_encoder:factory"
 CONFIG = EmbedConfig(num_threads=1, batch_size=4)
 
 
-def embed(world: str, out: str, on_piece: Any, **more: Any) -> dict[str, Any]:
+def embed(
+    world: str, out: str, on_piece: Any, *, encoders: Sequence[str] = ("miniature:clip", "miniature:dino"), **more: Any
+) -> dict[str, Any]:
     store = open_store(out)
-    specs = {
-        spec.slug: spec
-        for spec in (resolve_encoder(name, device="cpu") for name in ("miniature:clip", "miniature:dino"))
-    }
+    specs = {spec.slug: spec for spec in (resolve_encoder(name, device="cpu") for name in encoders)}
     shards = list_shards("w", f"{world}/*.tar")
     totals = {"num_read": 0}
 
@@ -67,11 +73,28 @@ def gpus(world: str, out: str, share: float) -> dict[str, Any]:
     return {**found, "max_gpus_claimed": max(claimed)}
 
 
-def two_nodes() -> Any:
+def patiently(start: Callable[[], T]) -> T:
+    """Start a node; Ray allows 30 s for that, which a busy machine may not keep."""
+    for _ in range(2):
+        with contextlib.suppress(Exception):
+            return start()
+    return start()
+
+
+def new_node(cluster: Any) -> Any:
+    return patiently(lambda: cluster.add_node(num_cpus=1, object_store_memory=300 << 20))
+
+
+def one_node() -> Any:
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 300 << 20})
-    second = cluster.add_node(num_cpus=1, object_store_memory=300 << 20)
+    head = {"num_cpus": 1, "object_store_memory": 300 << 20}
+    return patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
+
+
+def two_nodes() -> Any:
+    cluster = one_node()
+    second = new_node(cluster)
     cluster.wait_for_nodes()
     return cluster, second
 
@@ -101,6 +124,100 @@ def node_loss(world: str, out: str) -> dict[str, Any]:
     return {**found, "nodes_before": before, "nodes_after": after, "pieces_at_loss": lost[0]}
 
 
+def late_then_lost(world: str, out: str) -> dict[str, Any]:
+    """A node joins while a corpus is embedded; then it is lost while two nodes join near pairs."""
+    import psutil
+    import ray
+
+    from tests.cluster import test_search_workers as search
+
+    cluster = one_node()
+    ray.init(address=cluster.address, log_to_driver=False)
+    # The work runs in threads, for Ray starts nodes in the main thread only.
+    with ThreadPoolExecutor(1) as pool:
+        embedding = pool.submit(embed, world, out, lambda: None)
+        while not embedding.done() and not list(Path(out).rglob(f"corpora/w/images/*{DONE}")):
+            time.sleep(0.02)
+        late = new_node(cluster)
+        raylet = psutil.Process(late.all_processes["raylet"][0].process.pid)
+        did: set[str] = set()
+        while not embedding.done():
+            for process in raylet.children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    did.update(part for part in process.cmdline() if part.startswith("ray::Map"))
+            time.sleep(0.05)
+        found = embedding.result()
+
+        root = Path(out, "join")
+        root.mkdir()
+        pieces = search.fill(root)
+        joining = pool.submit(search.join, root, pieces, search.CONFIGS["exact"], Session())
+        while not joining.done() and len(search.parts(root)) < 3:
+            time.sleep(0.01)
+        num_parts_at_loss = len(search.parts(root))
+        cluster.remove_node(late, allow_graceful=False)
+        pairs = joining.result()
+    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    ray.shutdown()
+    cluster.shutdown()
+    return {
+        **found,
+        "late_node_did": sorted(did),
+        "num_parts_at_loss": num_parts_at_loss,
+        "num_parts": len(search.parts(root)),
+        "is_lost": late.node_id not in alive,
+        "pairs_sha256": search.pairs_sha256(pairs),
+    }
+
+
+def two_nodes_s3(world: str, out: str) -> dict[str, Any]:
+    """The whole main job on two nodes, in a bucket, with an image that kills its encoder."""
+    from mmvp_ray import MineConfig, mine_pairs
+    from mmvp_ray.mine import RuleConfig
+    from mmvp_ray.pipeline import Progress
+
+    cluster, _ = two_nodes()
+    run = mine_pairs(
+        MineConfig(
+            corpus=(f"w={world}/*.tar",),
+            out=out,
+            near=(POISON,),
+            device="cpu",
+            address=cluster.address,
+            select=5,
+            rule=RuleConfig(near_above=0.8, far_below=0.9),
+            embed=CONFIG,
+        ),
+        progress=Progress(stream=None),
+    )
+    cluster.shutdown()
+    return {"problems": run.verify().problems}
+
+
+def bad_loads(world: str, out: str) -> dict[str, Any]:
+    """Encoders whose loading kills the actor: once, and whenever it is tried."""
+    from mmvp_ray.errors import MmvpError
+
+    found: dict[str, Any] = {}
+    with Session() as session:
+        session.start()
+        for name, num_deaths in (("once", 1), ("always", 1000)):
+            folder = Path(out, name)
+            (folder / "loads").mkdir(parents=True)
+            for number in range(num_deaths):
+                (folder / "loads" / str(number)).touch()
+            # Ray's workers know this name from the session's start.
+            Path(os.environ[LOADS]).unlink(missing_ok=True)
+            Path(os.environ[LOADS]).symlink_to(folder / "loads")
+            try:
+                embed(world, str(folder / "store"), lambda: None, encoders=[POISON])
+                found[name] = "embedded"
+            except MmvpError as error:
+                found[name] = f"{type(error).__name__}: {error}"
+            found[f"{name}_deaths"] = num_deaths - len(list((folder / "loads").iterdir()))
+    return found
+
+
 def own_disk(world: str, out: str) -> dict[str, Any]:
     from mmvp_ray import MineConfig, mine_pairs
     from mmvp_ray.errors import MmvpError
@@ -122,6 +239,9 @@ SCENARIOS = {
     "gpus_half": lambda world, out: gpus(world, out, 0.5),
     "node_loss": node_loss,
     "own_disk": own_disk,
+    "bad_loads": bad_loads,
+    "late_then_lost": late_then_lost,
+    "two_nodes_s3": two_nodes_s3,
 }
 
 if __name__ == "__main__":

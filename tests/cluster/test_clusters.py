@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import secrets
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -65,62 +69,74 @@ def test_a_folder_on_one_nodes_disk_is_refused(world: Path, tmp_path: Path) -> N
     assert str(found["error"]).startswith("ConfigError: expected a place that all 2 nodes see, found ")
 
 
-def test_ray_job_submit(world: Path, tmp_path: Path) -> None:
+TOOLS = Path(sys.executable).parent
+MINE = ["--", "python", "jobs/mine.py", "--device", "cpu"]
+
+
+@contextlib.contextmanager
+def started_head(folder: Path, **environment: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """`ray start --head` of two CPUs; gives the dashboard's address and the environment that it was started in."""
     port, dashboard = free_port(), free_port()
-    tools = Path(sys.executable).parent
-    environment = {**os.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled"}
+    environment = {**os.environ, "PATH": f"{TOOLS}{os.pathsep}{os.environ['PATH']}", **environment}
     # The job must find the package in the working directory it was sent with, not in this test's path.
     environment.pop("PYTHONPATH", None)
-    head = subprocess.Popen(
-        [
-            tools / "ray",
-            "start",
-            "--head",
-            "--block",
-            "--num-cpus=2",
-            f"--port={port}",
-            f"--dashboard-port={dashboard}",
-            "--object-store-memory=300000000",
-        ],
-        env=environment,
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    command = [
+        TOOLS / "ray", "start", "--head", "--block", "--num-cpus=2", f"--port={port}", f"--dashboard-port={dashboard}",
+        "--object-store-memory=300000000",
+    ]  # fmt: skip
+    head = subprocess.Popen(command, env=environment, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{dashboard}"
     try:
-        wait_for_http(f"{address}/api/version", head)
-        out = tmp_path / "out"
-        job = [
-            "python",
-            "jobs/mine.py",
-            "--corpus",
-            f"w={world}",
-            "--out",
-            str(out),
-            "--device",
-            "cpu",
-            "--max-images",
-            "80",
-        ]
-        submit = [str(tools / "ray"), "job", "submit", "--address", address, "--working-dir", ".", "--", *job]
-        good = subprocess.run(submit, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=400)
-        assert good.returncode == 0, good.stdout[-3000:] + good.stderr[-3000:]
-        assert "report: " in good.stdout
-        assert open_run(str(out)).manifest["counts"]["read"] == 80
-        bad = subprocess.run(
-            [*submit, "--near", "nonsense:x"],
-            cwd=REPOSITORY,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert bad.returncode == 1
-        assert "ConfigError: " in bad.stdout
+        wait_for_http(f"{address}/", head)
+        yield address, environment
     finally:
         head.terminate()
         head.wait(60)
+
+
+def submit(address: str, environment: dict[str, str], *job: str) -> subprocess.CompletedProcess[str]:
+    command = [str(TOOLS / "ray"), "job", "submit", "--address", address, "--working-dir", ".", *job]
+    return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=400)
+
+
+def test_ray_job_submit(world: Path, tmp_path: Path) -> None:
+    with started_head(tmp_path, RAY_AUTH_MODE="disabled") as (address, environment):
+        out = tmp_path / "out"
+        job = [*MINE, "--corpus", f"w={world}", "--out", str(out), "--max-images", "80"]
+        good = submit(address, environment, *job)
+        assert good.returncode == 0, good.stdout[-3000:] + good.stderr[-3000:]
+        assert "report: " in good.stdout
+        assert open_run(str(out)).manifest["counts"]["read"] == 80
+        bad = submit(address, environment, *job, "--near", "nonsense:x")
+        assert bad.returncode == 1
+        assert "ConfigError: " in bad.stdout
+
+
+def test_ray_job_submit_with_a_token(world: Path, tmp_path: Path) -> None:
+    right, wrong = tmp_path / "token", tmp_path / "other"
+    for path in (right, wrong):
+        path.write_text(secrets.token_hex(32))
+        path.chmod(0o600)
+    with started_head(tmp_path, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(right)) as (address, environment):
+        job = [*MINE, "--corpus", f"w={world}", "--out", str(tmp_path / "out"), "--max-images", "40"]
+        refused = {
+            "no token": {**environment, "RAY_AUTH_MODE": "disabled"},
+            "another cluster's": {**environment, "RAY_AUTH_TOKEN_PATH": str(wrong)},
+        }
+        for who, theirs in refused.items():
+            found = submit(address, theirs, *job)
+            assert found.returncode != 0, who
+            assert "AuthenticationError: " in found.stderr, (who, found.stderr[-2000:])
+        assert not (tmp_path / "out").exists()
+        for path, status in (("/api/jobs/", 401), ("/api/version", 401)):
+            with pytest.raises(urllib.error.HTTPError) as caught:
+                urllib.request.urlopen(f"{address}{path}", timeout=30)
+            assert caught.value.code == status
+        # Only the path of the token is in the environment: neither the command line nor the job's log shows it.
+        good = submit(address, environment, *job)
+        assert good.returncode == 0, good.stdout[-3000:] + good.stderr[-3000:]
+        assert open_run(str(tmp_path / "out")).manifest["counts"]["read"] == 40
+        assert right.read_text() not in good.stdout + good.stderr
 
 
 def wait_for_http(url: str, process: subprocess.Popen[bytes]) -> None:
@@ -130,6 +146,9 @@ def wait_for_http(url: str, process: subprocess.Popen[bytes]) -> None:
         assert time.monotonic() < deadline, "the dashboard did not answer in time"
         try:
             urllib.request.urlopen(url, timeout=5).read()
+            return
+        except urllib.error.HTTPError:
+            # It answers, if only that it wants a token.
             return
         except OSError:
             time.sleep(0.2)

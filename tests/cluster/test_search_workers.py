@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import signal
 import subprocess
@@ -75,6 +77,11 @@ def join(
             assert key.tobytes() not in found
             found[key.tobytes()] = (near, far)
     return found
+
+
+def pairs_sha256(pairs: dict[bytes, tuple[float, float]]) -> str:
+    """One number for all pairs with their cosines."""
+    return hashlib.sha256(repr(sorted(pairs.items())).encode()).hexdigest()
 
 
 def fresh(corpus: Path, root: Path) -> Path:
@@ -161,19 +168,25 @@ def test_killed_driver(corpus: tuple[Path, list[PieceRef]], expected: dict[str, 
     store = fresh(root, tmp_path / "s")
     program = f"""
 from pathlib import Path
-from mmvp_ray.cluster import Inline
+from mmvp_ray.cluster import Session
 from mmvp_ray.store import PieceRef
 from tests.cluster.test_search_workers import CONFIGS, join
-join(Path({str(store)!r}), [PieceRef(*one) for one in {[(p.corpus, p.name) for p in pieces]!r}], CONFIGS["provable"], Inline())
+join(Path({str(store)!r}), [PieceRef(*one) for one in {[(p.corpus, p.name) for p in pieces]!r}], CONFIGS["provable"], Session())
 """
-    driver = subprocess.Popen([sys.executable, "-c", program], cwd=REPOSITORY)
+    driver = subprocess.Popen([sys.executable, "-c", program], cwd=REPOSITORY, start_new_session=True)
     deadline = time.monotonic() + PATIENCE_SECONDS
     while len(parts(store)) < 3:
         assert driver.poll() is None, "the join ended before it could be killed"
         assert time.monotonic() < deadline, "no part was finished in time"
         time.sleep(0.005)
+    family = psutil.Process(driver.pid).children(recursive=True)
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
+    # What Ray leaves behind when its driver is killed must not go on writing while the next run is compared.
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(family, timeout=30)
     finished = {path: path.stat().st_mtime_ns for path in parts(store)}
     assert not list(store.glob("near_pairs/*/*/table.json"))
     assert join(store, pieces, CONFIGS["provable"], Inline()) == expected["provable"]

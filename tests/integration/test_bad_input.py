@@ -172,5 +172,5 @@ def test_opening_what_is_no_run(tmp_path: Path) -> None:
 def test_plan_does_nothing_but_check(tmp_path: Path, photos: Path) -> None:
     result = command("--corpus", f"p={photos}", "--out", str(tmp_path / "out"), "--device", "cpu", "--plan")
     assert result.returncode == 0
-    assert "to do on cpu: about 1 pieces (0 done), 3 images" in result.stdout
+    assert "work: 1 piece, 3 images, 6 vectors, " in result.stdout
     assert [info.uri.rsplit("/", 1)[-1] for info in storage.find_files(str(tmp_path / "out"))] == ["store.json"]

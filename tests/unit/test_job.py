@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from mmvp_ray import errors, job
+from mmvp_ray import errors, job, logs
 from mmvp_ray.errors import ConfigError
 
 
@@ -93,6 +102,7 @@ def test_help_exits_well(capsys: pytest.CaptureFixture[str]) -> None:
     assert caught.value.code == 0
     shown = capsys.readouterr().out
     assert "what it does" in shown and "--near-above" in shown and "--corpus" in shown
+    assert "--config" in shown and "--log-format" in shown
 
 
 class TestRun:
@@ -134,3 +144,165 @@ class TestRun:
 
         with pytest.raises(ZeroDivisionError):
             job.run(main)
+
+
+class TestLogFormat:
+    @pytest.fixture(autouse=True)
+    def _text_again(self) -> object:
+        yield
+        logs.setup("text")
+
+    def run(self, main: object) -> tuple[int, str]:
+        with contextlib.redirect_stderr(io.StringIO()) as stream:
+            with pytest.raises(SystemExit) as caught:
+                job.run(main)  # type: ignore[arg-type]
+            logs.setup("text")
+        return int(caught.value.code or 0), stream.getvalue()
+
+    @pytest.mark.parametrize("flags", [["--log-format", "json"], ["--log-format=json"]])
+    def test_the_flag_takes_effect_before_the_config_is_read(self, flags: list[str]) -> None:
+        def main() -> int:
+            parse(*flags, "--config", "no/such.yaml")
+            return 0
+
+        code, shown = self.run(main)
+        (entry,) = map(json.loads, shown.splitlines())
+        assert code == 1
+        assert (entry["level"], entry["event"], entry["error"]) == ("error", "error", "ConfigError")
+        assert entry["message"].startswith("ConfigError: expected a YAML file at no/such.yaml")
+
+    def test_the_flag_is_no_field_of_the_config(self) -> None:
+        with contextlib.redirect_stderr(io.StringIO()):
+            assert parse("--log-format", "json", "--select", "9") == Recipe(select=9)
+            logs.setup("text")
+
+    def test_a_usage_error_and_a_defect_are_objects_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv(logs.VARIABLE, "json")
+        code, shown = self.run(lambda: parse("--nosuch", "1") and 0)
+        assert code == 2
+        assert any("nosuch" in json.loads(line)["message"] for line in shown.splitlines())
+        code, shown = self.run(lambda: 1 // 0)
+        (entry,) = map(json.loads, shown.splitlines())
+        assert code == 1 and entry["error"] == "ZeroDivisionError" and "Traceback" in entry["traceback"]
+
+    @pytest.mark.parametrize("argv", [["--log-format"], ["--log-format", "xml"]])
+    def test_a_wrong_format(self, argv: list[str]) -> None:
+        with pytest.raises(ConfigError, match="--log-format"):
+            parse(*argv)
+
+
+class TestStopping:
+    """SIGTERM, in processes of their own."""
+
+    def start(self, tmp_path: Path, body: str, **environment: str) -> subprocess.Popen[str]:
+        script = tmp_path / "script.py"
+        script.write_text(
+            "import pathlib, sys, time\nfrom mmvp_ray import job\n"
+            f"here = pathlib.Path({str(tmp_path)!r})\n" + textwrap.dedent(body) + "\njob.run(main)\n"
+        )
+        process = subprocess.Popen(
+            [sys.executable, str(script)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).resolve().parents[2],
+            env={**os.environ, **environment},
+        )
+        self.wait_for(tmp_path / "started", process)
+        return process
+
+    def wait_for(self, path: Path, process: subprocess.Popen[str]) -> None:
+        deadline = time.monotonic() + 60
+        while not path.exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def test_blocks_are_left_and_the_next_step_is_said(self, tmp_path: Path) -> None:
+        process = self.start(
+            tmp_path,
+            """
+            def main():
+                try:
+                    (here / "started").touch()
+                    time.sleep(600)
+                finally:
+                    (here / "left").touch()
+            """,
+        )
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 143 == job.EXIT_STOPPED
+        assert (out, err) == ("", "stopped by SIGTERM; the same command goes on where this one stopped\n")
+        assert (tmp_path / "left").exists()
+
+    def test_in_json(self, tmp_path: Path) -> None:
+        process = self.start(
+            tmp_path,
+            """
+            def main():
+                (here / "started").touch()
+                time.sleep(600)
+            """,
+            MMVP_RAY_LOG_FORMAT="json",
+        )
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+        (entry,) = map(json.loads, err.splitlines())
+        assert process.returncode == 143 and entry["event"] == "stopped"
+        assert entry["message"] == "stopped by SIGTERM; the same command goes on where this one stopped"
+
+    @pytest.mark.parametrize("way", ["a second one", "too slow"])
+    def test_what_does_not_end_is_cut_off(self, tmp_path: Path, way: str) -> None:
+        process = self.start(
+            tmp_path,
+            f"""
+            job.STOP_SECONDS = {0.2 if way == "too slow" else 600.0}
+            def main():
+                try:
+                    (here / "started").touch()
+                    time.sleep(600)
+                finally:
+                    (here / "leaving").touch()
+                    time.sleep(600)
+            """,
+        )
+        process.send_signal(signal.SIGTERM)
+        if way == "a second one":
+            self.wait_for(tmp_path / "leaving", process)
+            process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 143
+        assert err.startswith("stopped by SIGTERM at once: ") and err.count("\n") == 1
+
+    @pytest.mark.parametrize(
+        ("raised", "code", "shown"),
+        [
+            ("SystemExit(15)", 143, "stopped by SIGTERM; the same command goes on where this one stopped\n"),
+            ("SystemExit(3)", 3, ""),
+        ],
+    )
+    def test_the_exit_of_rays_own_handler_counts_as_the_signal(
+        self, raised: str, code: int, shown: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def main() -> int:
+            raise {"SystemExit(15)": SystemExit(15), "SystemExit(3)": SystemExit(3)}[raised]
+
+        with pytest.raises(SystemExit) as caught:
+            job.run(main)
+        assert (caught.value.code, capsys.readouterr().err) == (code, shown)
+
+    def test_what_a_library_makes_of_the_interrupt_is_no_failure(self, tmp_path: Path) -> None:
+        process = self.start(
+            tmp_path,
+            """
+            def main():
+                try:
+                    (here / "started").touch()
+                    time.sleep(600)
+                except BaseException:
+                    raise RuntimeError("the actor died")
+            """,
+        )
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 143 and err.startswith("stopped by SIGTERM; ")

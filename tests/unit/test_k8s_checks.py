@@ -69,8 +69,7 @@ def settings(name: str) -> dict[str, str]:
 
 def argv(entrypoint: str, values: dict[str, str]) -> list[str]:
     """The words of an entrypoint after the submitter's shell has read it."""
-    text = re.sub(r"\$\(date -u \+%G-W%V\)", "2026-W47", entrypoint)
-    text = re.sub(r"\$\{(\w+)\}", lambda match: values[match.group(1)], text)
+    text = re.sub(r"\$\{(\w+)\}", lambda match: values[match.group(1)], entrypoint)
     assert "$" not in text
     return shlex.split(text)
 
@@ -210,7 +209,10 @@ def test_the_entrypoint_is_a_command_of_ours(name: str) -> None:
     config.check()
     assert config.corpus == (f"laion={settings(name)['CORPUS']}",)
     assert config.store == settings(name)["STORE"]
-    assert config.out is not None and config.out.startswith(settings(name)["RUNS"] + "/")
+    if name.startswith("schedule-"):
+        assert config.runs == settings(name)["RUNS"] and config.out is None
+    else:
+        assert config.out is not None and config.out.startswith(settings(name)["RUNS"] + "/") and config.runs is None
     assert config.address is None  # RAY_ADDRESS is set
     # With "auto" a run that starts before its GPUs would quietly take CPUs.
     assert config.device == "cuda"
@@ -236,7 +238,13 @@ def test_an_entrypoint_with_an_unknown_flag_would_be_caught() -> None:
 def test_schedules_write_a_run_of_their_own_each_week() -> None:
     for name in ("schedule-cronjob", "schedule-raycronjob"):
         (spec,) = job_specs(name)
-        assert "${RUNS}/$(date -u +%G-W%V)" in spec["entrypoint"]
+        _, _, *flags = argv(spec["entrypoint"], settings(name))
+        config = job.parse(MineConfig, [flag.replace(IN_IMAGE, str(REPOSITORY)) for flag in flags], description="")
+        # Dated by the job, under the store's lease; a try after a failure goes on in the same folder.
+        assert config.runs == settings(name)["RUNS"] and config.store_url == settings(name)["STORE"]
+        assert config.far[-1] == "hf:" + settings(name)["ENCODERS"] and config.far[-1].endswith("/*")
+        (recipe,) = [path for flag, path in itertools.pairwise(flags) if flag == "--config"]
+        assert config.far[0] == load_yaml(MineConfig, recipe.replace(IN_IMAGE, str(REPOSITORY))).far[0]
     (cron,) = of_kind("schedule-cronjob", "CronJob")
     (ray_cron,) = of_kind("schedule-raycronjob", "RayCronJob")
     assert cron["spec"]["schedule"] == ray_cron["spec"]["schedule"] == "0 3 * * 0"

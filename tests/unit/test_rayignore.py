@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,23 @@ def test_it_is_small(uploaded: dict[str, int]) -> None:
     code = sum(size for path, size in uploaded.items() if not path.startswith(WEIGHTS))
     assert code < 3_000_000
     assert sum(uploaded.values()) < 8_000_000
+
+
+def test_the_package_is_what_ray_makes_of_it(uploaded: dict[str, int], tmp_path: Path) -> None:
+    from ray._private.runtime_env import packaging
+
+    quiet = logging.getLogger("quiet")
+    target = tmp_path / "package.zip"
+    packaging.create_package(str(REPOSITORY), target, include_gitignore=True, logger=quiet)
+    with zipfile.ZipFile(target) as package:
+        sizes = {info.filename: info.file_size for info in package.infolist() if not info.is_dir()}
+        # Other tests may write a file of the checkout meanwhile.
+        assert sizes.keys() == uploaded.keys()
+        assert package.getinfo("jobs/mine.py").external_attr >> 16 & 0o100, "Ray keeps the bits of a file's mode"
+    weights = sum(size for path, size in sizes.items() if path.startswith(WEIGHTS))
+    # Besides the weights, which the default encoders are, it is 2 MB of source text: a submit sends a few megabytes and no more.
+    assert target.stat().st_size - weights < 3_000_000
+    assert target.stat().st_size < 8_000_000
 
 
 def test_the_program_is_whole(uploaded: dict[str, int]) -> None:

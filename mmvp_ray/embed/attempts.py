@@ -1,0 +1,116 @@
+"""Attempt files: which pieces were in an encoder when its process died, and how often (docs/decisions/0010)."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from mmvp_ray import storage
+from mmvp_ray.errors import ResourceError
+from mmvp_ray.store import Store
+
+FOLDER = "attempts"
+"""Below the store's root: empty files <corpus>/<piece>.<number>, there while the piece is in an encoder."""
+
+LOADING = ".loading"
+"""Folder beside the corpora: one file for each encoder actor of a run that is loading its encoders, or died doing so."""
+
+NUM_CAREFUL = 4
+"""Pieces of a process whose attempt is on the disk before they begin. What killed an actor comes back as one of the first pieces of the process
+that replaces it (Ray Data keeps two in an actor's queue); later ones do not wait for the write."""
+
+MAX_LOADS_LOST = 4
+"""Actors that may die in a row while they load."""
+
+
+class Attempts:
+    """Counts the tries of pieces in the store, where the next process finds them, on whichever node.
+
+    Args:
+        store: The store.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._found: dict[str, dict[str, int]] = {}
+        self._num_begun = 0
+        self._writer = ThreadPoolExecutor(1)
+
+    def begin(self, corpus: str, piece: str) -> int:
+        """Note that an encoder begins with a piece.
+
+        Returns:
+            How many tries began before and did not end.
+        """
+        if corpus not in self._found:
+            self._found[corpus] = self._look(corpus)
+        num_before = self._found[corpus].get(piece, 0)
+        written = self._writer.submit(storage.write_bytes, self._uri(corpus, piece, num_before + 1), b"")
+        if num_before or self._num_begun < NUM_CAREFUL:
+            written.result()
+        self._num_begun += 1
+        return num_before
+
+    def end(self, corpus: str, piece: str) -> Callable[[], None]:
+        """Note that the danger is over; gives a function that waits until that is in the store."""
+        num_tries = self._found[corpus].pop(piece, 0) + 1
+        # One writer: the removal comes after the write.
+        removed: list[Future[None]] = [
+            self._writer.submit(storage.remove, self._uri(corpus, piece, number)) for number in range(1, num_tries + 1)
+        ]
+
+        def wait() -> None:
+            for one in removed:
+                one.result()
+
+        return wait
+
+    def _look(self, corpus: str) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for name in storage.list_names(storage.join(self._store.root, FOLDER, corpus)):
+            piece, _, number = name.rpartition(".")
+            if number.isdecimal():
+                found[piece] = max(found.get(piece, 0), int(number))
+        return found
+
+    def _uri(self, corpus: str, piece: str, number: int) -> str:
+        return storage.join(self._store.root, FOLDER, corpus, f"{piece}.{number}")
+
+
+def load_noted(store: Store, run: str, load: Callable[[], None], *, num_actors: int, encoders: str) -> None:
+    """Call `load`, and refuse to when too many processes of this run died of it: Ray would start another for ever.
+
+    Args:
+        store: The store.
+        run: Id of the run.
+        load: Loads the encoders.
+        num_actors: Encoder actors of the run, which may load at the same time.
+        encoders: Their names, for the message.
+
+    Raises:
+        ResourceError: more than MAX_LOADS_LOST died in a row.
+    """
+    folder = storage.join(store.root, FOLDER, LOADING, run)
+    lost = storage.list_names(folder)
+    if len(lost) >= num_actors + MAX_LOADS_LOST:
+        raise ResourceError(
+            f"expected encoders that can be loaded, found that {len(lost) - num_actors + 1} processes or more died of loading {encoders}; "
+            f"see whether the workers have the memory for them, and the workers' logs"
+        )
+    storage.write_bytes(storage.join(folder, uuid.uuid4().hex), b"")
+    load()
+    # Those of others that load just now are forgotten too: it is only deaths in a row that count.
+    for name in storage.list_names(folder):
+        storage.remove(storage.join(folder, name))
+
+
+def forget_loads(store: Store, run: str) -> None:
+    """Remove what a run noted of its loads."""
+    storage.remove_folder(storage.join(store.root, FOLDER, LOADING, run))
+
+
+def forget_tries(store: Store, corpora: Iterable[str]) -> None:
+    """Remove what was noted of the pieces of corpora that are embedded whole: a process may have died after its commit."""
+    for corpus in corpora:
+        storage.remove_folder(storage.join(store.root, FOLDER, corpus))

@@ -1,0 +1,211 @@
+"""The session beside Ray: how many tasks are handed over while a cluster grows, what is cancelled, who waits for a GPU."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mmvp_ray import cluster, task_queue
+from mmvp_ray.cluster import Resources, Session
+from mmvp_ray.metrics import RECORDER
+from mmvp_ray.task_queue import run_queue
+
+
+class FakeRay(types.ModuleType):
+    """As much of Ray as the queue uses: a task ends when it is waited for, the oldest first, unless all are `stuck`."""
+
+    def __init__(self) -> None:
+        super().__init__("ray")
+        self.is_alive = True
+        self.cancelled: list[Any] = []
+        self.timeouts: list[float | None] = []
+        self.num_stuck = 0
+        self.sizes: list[int] = []
+        self.on_timeout: Callable[[float], None] = lambda seconds: None
+
+    def wait(self, refs: list[Any], *, num_returns: int, timeout: float | None, fetch_local: bool) -> Any:
+        assert num_returns == 1 and refs
+        self.sizes.append(len(refs))
+        self.timeouts.append(timeout)
+        if self.num_stuck and timeout is not None:
+            self.num_stuck -= 1
+            self.on_timeout(timeout)
+            return [], refs
+        return refs[:1], refs[1:]
+
+    def is_initialized(self) -> bool:
+        return self.is_alive
+
+    def cancel(self, ref: Any, *, force: bool) -> None:
+        assert force
+        self.cancelled.append(ref)
+
+
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
+    fake = FakeRay()
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    return fake
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(task_queue, "time", clock)
+    monkeypatch.setattr(cluster, "time", clock)
+    return clock
+
+
+def queue(num: int, slots: Callable[[], float], *, in_order: bool = False) -> Any:
+    return run_queue(lambda item: ("ref", item), list(range(num)), num_slots=slots, in_order=in_order)
+
+
+@pytest.mark.parametrize("in_order", [False, True])
+def test_every_item_once(ray: FakeRay, in_order: bool) -> None:
+    assert list(queue(23, lambda: 2.0, in_order=in_order)) == [("ref", item) for item in range(23)]
+    assert max(ray.sizes) == 4
+    assert ray.cancelled == []
+    assert list(queue(0, lambda: 2.0)) == []
+
+
+def test_a_cluster_that_grows_is_filled(ray: FakeRay, clock: Clock) -> None:
+    asked: list[float] = []
+
+    def slots() -> float:
+        asked.append(clock.now)
+        return 1.0 if clock.now < 1025 else 8.0
+
+    found = []
+    for ref in queue(60, slots):
+        found.append(ref)
+        clock.now += 3.0
+    assert len(found) == 60
+    assert all(later - earlier >= task_queue.LOOK_SECONDS for earlier, later in itertools.pairwise(asked))
+    # Two tasks for one slot at first; as soon as it has looked again, sixteen for eight.
+    assert ray.sizes[0] == 2 and max(ray.sizes) == 16
+    assert ray.sizes.index(16) <= 12
+
+
+def test_growth_is_seen_while_every_task_is_long(ray: FakeRay, clock: Clock) -> None:
+    ray.num_stuck, ray.on_timeout = 3, clock.sleep
+
+    def slots() -> float:
+        return 0.0 if len(ray.sizes) < 2 else 3.0
+
+    assert len(list(queue(10, slots))) == 10
+    # No slot at all still gives two tasks to Ray: they are what an autoscaler sees.
+    assert ray.sizes[:4] == [2, 2, 6, 6]
+    assert set(ray.timeouts) == {task_queue.LOOK_SECONDS, None}
+    assert ray.timeouts[-1] is None, "when all is handed over there is nothing to look up"
+
+
+def test_left_early_the_rest_is_cancelled(ray: FakeRay) -> None:
+    refs = queue(20, lambda: 2.0)
+    assert next(refs) == ("ref", 0)
+    refs.close()
+    assert ray.cancelled == [("ref", 1), ("ref", 2), ("ref", 3)]
+
+
+def test_closed_after_the_session_it_does_not_start_ray_again(ray: FakeRay) -> None:
+    refs = queue(20, lambda: 2.0)
+    next(refs)
+    ray.is_alive = False
+    refs.close()
+    assert ray.cancelled == []
+
+
+def test_the_depth_of_the_queue_is_reported(ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, float]] = []
+    monkeypatch.setattr(RECORDER, "set", lambda name, value, **labels: seen.append((name, value)))
+    monkeypatch.setattr(RECORDER, "stage", "join")
+    list(queue(6, lambda: 1.0))
+    waiting = [value for name, value in seen if name == "tasks_waiting"]
+    running = [value for name, value in seen if name == "tasks_running"]
+    assert waiting == [5, 4, 3, 2, 1, 0, 0]
+    assert running == [1, 1, 1, 1, 1, 1, 0]
+
+
+def resources(**more: Any) -> Resources:
+    return Resources(
+        **{
+            "num_cpus": 2.0,
+            "num_gpus": 0.0,
+            "num_nodes": 1,
+            "smallest_node_cpus": 2.0,
+            "memory_bytes": 1,
+            "object_store_bytes": 1,
+            **more,
+        }
+    )
+
+
+class Growing(Session):
+    """A joined cluster that has a GPU from some time on."""
+
+    def __init__(self, clock: Clock, gpu_at: float) -> None:
+        super().__init__("host:6379")
+        self.clock, self.gpu_at = clock, gpu_at
+        self.requests: list[Any] = []
+
+    def resources(self) -> Resources:
+        return resources(num_gpus=1.0 if self.clock.now >= self.gpu_at else 0.0)
+
+    def _request(self, bundles: list[dict[str, float]]) -> None:
+        self.requests.append(bundles)
+        self._has_request = bool(bundles)
+
+
+class TestWaitForGpus:
+    def test_it_asks_once_and_the_wish_ends_with_the_session(self, clock: Clock) -> None:
+        with Growing(clock, gpu_at=1033.0) as session:
+            assert session.wait_for_gpus(60.0)
+            assert session.requests == [[{"GPU": 1}]]
+            assert 1033.0 <= clock.now <= 1033.0 + cluster.POLL_SECONDS
+        assert session.requests == [[{"GPU": 1}], []]
+
+    def test_it_is_bounded(self, clock: Clock) -> None:
+        with Growing(clock, gpu_at=1e9) as session:
+            assert not session.wait_for_gpus(60.0)
+            assert clock.now == pytest.approx(1060.0)
+
+    def test_a_gpu_that_is_there_is_not_asked_for(self, clock: Clock) -> None:
+        with Growing(clock, gpu_at=0.0) as session:
+            assert session.wait_for_gpus(60.0)
+            assert session.requests == []
+            assert clock.now == 1000.0
+
+
+def test_rays_handler_of_sigterm_does_not_replace_the_jobs() -> None:
+    def ours(number: int, frame: object) -> None: ...
+
+    def rays(number: int, frame: object) -> None: ...
+
+    first = signal.getsignal(signal.SIGTERM)
+    try:
+        signal.signal(signal.SIGTERM, ours)
+        with cluster._own_sigterm():
+            signal.signal(signal.SIGTERM, rays)
+        assert signal.getsignal(signal.SIGTERM) is ours
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with cluster._own_sigterm():
+            signal.signal(signal.SIGTERM, rays)
+        assert signal.getsignal(signal.SIGTERM) is rays, "a process without a handler is not left without one"
+    finally:
+        signal.signal(signal.SIGTERM, first)

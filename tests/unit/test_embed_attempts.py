@@ -1,0 +1,131 @@
+"""Tries are counted across processes, leave nothing behind, and a load that always kills ends the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmvp_ray import storage
+from mmvp_ray.embed import attempts as module
+from mmvp_ray.embed.attempts import MAX_LOADS_LOST, Attempts, forget_loads, forget_tries, load_noted
+from mmvp_ray.errors import ResourceError
+from mmvp_ray.store import Store, open_store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(str(tmp_path))
+
+
+def files(store: Store) -> list[str]:
+    folder = Path(store.root) / "attempts"
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_piece_that_ends_leaves_nothing(store: Store) -> None:
+    attempts = Attempts(store)
+    for number in range(8):
+        assert attempts.begin("c", f"p.x-{number:06d}") == 0
+        attempts.end("c", f"p.x-{number:06d}")()
+    assert files(store) == []
+
+
+def test_the_first_pieces_of_a_process_are_noted_before_they_begin(store: Store) -> None:
+    attempts = Attempts(store)
+    attempts.begin("c", "p-000000")
+    assert files(store) == ["c/p-000000.1"]
+
+
+def test_later_ones_do_not_wait(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    import threading
+
+    attempts = Attempts(store)
+    for number in range(module.NUM_CAREFUL):
+        attempts.begin("c", f"p-{number:06d}")
+    gate = threading.Event()
+    write = storage.write_bytes
+    monkeypatch.setattr(storage, "write_bytes", lambda uri, data: (gate.wait(60), write(uri, data)))
+    attempts.begin("c", "p-000009")
+    assert "c/p-000009.1" not in files(store)
+    wait = attempts.end("c", "p-000009")
+    gate.set()
+    wait()
+    # The removal came after the write, however late that was.
+    assert "c/p-000009.1" not in files(store)
+
+
+@given(st.lists(st.sampled_from(["dies", "lives"]), max_size=8))
+def test_deaths_are_counted_by_whoever_comes_next(fates: list[str]) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        store = open_store(folder)
+        num_lost = 0
+        for fate in fates:
+            attempts = Attempts(store)
+            attempts.begin("c", "other-000000")
+            assert attempts.begin("c", "p-000000") == num_lost
+            attempts.end("c", "other-000000")()
+            if fate == "lives":
+                attempts.end("c", "p-000000")()
+                num_lost = 0
+            else:
+                num_lost += 1
+        assert files(store) == [f"c/p-000000.{number}" for number in range(1, num_lost + 1)]
+
+
+def test_corpora_do_not_mix(store: Store) -> None:
+    Attempts(store).begin("a", "p-000000")
+    assert Attempts(store).begin("b", "p-000000") == 0
+
+
+def test_what_a_finished_corpus_left_is_forgotten(store: Store) -> None:
+    for corpus in ("a", "b"):
+        Attempts(store).begin(corpus, "p-000000")
+    forget_tries(store, ["a", "never-was"])
+    assert files(store) == ["b/p-000000.1"]
+
+
+def test_a_write_that_fails_is_an_error(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise ResourceError("no space left")
+
+    monkeypatch.setattr(storage, "write_bytes", full)
+    with pytest.raises(ResourceError, match="no space"):
+        Attempts(store).begin("c", "p-000000")
+
+
+class TestLoads:
+    def load(self, store: Store, work: object, *, run: str = "r", num_actors: int = 2) -> None:
+        load_noted(store, run, work, num_actors=num_actors, encoders="a, b")  # type: ignore[arg-type]
+
+    def die(self) -> None:
+        raise KeyboardInterrupt
+
+    def test_loads_that_always_kill_end_the_run(self, store: Store) -> None:
+        for _ in range(2 + MAX_LOADS_LOST):
+            with pytest.raises(KeyboardInterrupt):
+                self.load(store, self.die)
+        with pytest.raises(ResourceError, match="processes or more died of loading a, b"):
+            self.load(store, self.die)
+
+    def test_one_that_succeeds_forgives_all(self, store: Store) -> None:
+        for _ in range(3):
+            for _ in range(MAX_LOADS_LOST):
+                with pytest.raises(KeyboardInterrupt):
+                    self.load(store, self.die)
+            self.load(store, lambda: None)
+            assert files(store) == []
+
+    def test_runs_do_not_mix_and_are_forgotten(self, store: Store) -> None:
+        for _ in range(MAX_LOADS_LOST + 2):
+            with pytest.raises(KeyboardInterrupt):
+                self.load(store, self.die)
+        self.load(store, lambda: None, run="another")
+        forget_loads(store, "r")
+        forget_loads(store, "never-was")
+        assert files(store) == []
+        self.load(store, lambda: None)
