@@ -119,6 +119,9 @@ class EmbedActor:
         self._job = job
         self._encoders: dict[str, Encoder] = {}
         self._attempts = Attempts(job.store)
+        # Of the piece in work.
+        self._reasons: Counter[str] = Counter()
+        self._num_written_bytes = 0
         self._failure: MmvpError | None = None
         names = ", ".join(spec.name for spec in job.specs.values())
         try:

@@ -29,8 +29,8 @@ MATRIX_CELLS = 16_384
 """Up to so many cells an upper bound of the distance between any two centroids is kept, a byte each: 256 MB."""
 BYTE_DISTANCE = 2.0 / 254.0
 """What one step of such a byte stands for: unit vectors are at most 2 apart."""
-CLOSE_SLACK = np.float32(1e-3)
-"""Room for what sqrt(2 - 2 <c_a, c_b>) loses where centroids are close."""
+CLOSE_SLACK = np.float32(2e-3)
+"""Room for what sqrt(|c_a|^2 + |c_b|^2 - 2 <c_a, c_b>) loses where centroids are close: the root of 4e-6, several times what fp32 sums err by."""
 
 
 def provable_delta(tau: float) -> float:
@@ -161,10 +161,13 @@ class Cells:
     def _all_apart(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
         # A little more than the distance of every centroid from every other, some rows at a time.
         step = max(1, CHUNK_NUMBERS // (4 * max(1, len(self))))
+        # Their own squares, not 1: where centroids are close, lengths that are off by a rounding outweigh the distance.
+        squares_K = np.einsum("kd,kd->k", self.centroids_KD, self.centroids_KD)
         for first in range(0, len(self), step):
             apart_SK = self.centroids_KD[first : first + step] @ self.centroids_KD.T
             apart_SK *= -2.0
-            apart_SK += 2.0
+            apart_SK += squares_K
+            apart_SK += squares_K[first : first + step, None]
             np.clip(apart_SK, 0.0, 4.0, out=apart_SK)
             np.sqrt(apart_SK, out=apart_SK)
             apart_SK += CLOSE_SLACK

@@ -8,7 +8,7 @@ from typing import Any
 WORDS = (
     "USER ASSISTANT A chat between a curious user and an artificial intelligence assistant . The gives helpful , detailed polite answers to the "
     "'s questions : ? red cat dog blue what is it no yes b ( ) left right"
-).split()
+)
 SIDE_PX = 28
 """4 x 4 patches of 7 px: 16 tokens."""
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
@@ -26,7 +26,7 @@ def tokenizer(*, image_token: bool = False) -> Any:
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    words = ["<pad>", "<s>", "</s>", "<unk>", *(["<image>"] if image_token else []), *sorted({*WORDS, "\n"})]
+    words = ["<pad>", "<s>", "</s>", "<unk>", *(["<image>"] if image_token else []), *sorted({*WORDS.split(), "\n"})]
     found = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
     found.pre_tokenizer = pre_tokenizers.Sequence(
         [

@@ -6,7 +6,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mmvp_ray.search import cells as cells_module
@@ -27,6 +27,7 @@ def close_pairs(rng: np.random.Generator, num: int, dim: int, tau: float) -> tup
 @given(
     st.integers(0, 2**31), st.integers(2, 24), st.integers(1, 60), st.floats(-0.5, 0.999), st.sampled_from([1.0, 0.05])
 )
+@example(272240, 2, 2, 0.0, 0.05)
 def test_a_near_pair_meets_in_a_home(seed: int, dim: int, num_cells: int, tau: float, spread: float) -> None:
     rng = np.random.default_rng(seed)
     x, y, _ = close_pairs(rng, 40, dim, tau)
