@@ -530,9 +530,10 @@ class TestProcesses:
         assert files(store)["000001.json"]["released_at"]
 
     def test_it_is_renewed_until_the_end(self, store: Store) -> None:
-        with hold_lease(store, run="a", ttl_seconds=6.0) as lease:
+        with hold_lease(store, run="a", ttl_seconds=8.0) as lease:
             while files(store)["000001.json"]["num_renewals"] < 2:
                 lease.confirm()
+                time.sleep(0.05)
         assert files(store)["000001.json"]["released_at"]
 
     def test_a_renewal_that_fails_is_tried_again(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
