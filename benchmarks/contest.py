@@ -119,8 +119,9 @@ def _memory(pid: int | None) -> tuple[int, int]:
                 memory = process.memory_info()
                 own += memory.rss - memory.shared
                 shared = max(shared, memory.shared)
+                # Without what is mapped: Ray's objects lie once in a node's memory, however many workers look at them.
                 if _name(process).startswith("ray::") if with_ray else process is root:
-                    worker = max(worker, memory.rss)
+                    worker = max(worker, memory.rss - memory.shared)
     return own + shared, worker
 
 

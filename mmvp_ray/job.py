@@ -20,6 +20,7 @@ C = TypeVar("C")
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 128 + signal.SIGINT
+EXIT_PIPE = 141
 EXIT_STOPPED = 128 + signal.SIGTERM
 STOP_SECONDS = 20.0
 """An orderly stop that takes longer is cut off: Kubernetes kills a pod 30 seconds after SIGTERM, and Google a spot machine."""
@@ -68,6 +69,11 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         try:
             logs.setup()
             code = main() or 0
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # Whoever read the output has gone, as `| head` does: no failure of ours, and nobody is left to tell.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = EXIT_PIPE
         except MmvpError as error:
             line = " ".join(str(error).split())
             line = "".join(character if character.isprintable() else "?" for character in line)

@@ -306,3 +306,21 @@ class TestStopping:
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)
         assert process.returncode == 143 and err.startswith("stopped by SIGTERM; ")
+
+
+def test_a_reader_that_goes_away_is_no_defect() -> None:
+    job = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "from mmvp_ray import job\njob.run(lambda: [print('x' * 1000) for _ in range(2000)] and 0)",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert job.stdout is not None
+    assert job.stderr is not None
+    job.stdout.read(10)
+    job.stdout.close()
+    assert job.stderr.read() == b""
+    assert job.wait(60) == 141
