@@ -35,6 +35,8 @@ T = TypeVar("T")
 REPOSITORY = Path(__file__).resolve().parents[1]
 BUCKET = "s3://chaos"
 VICTIMS = ("actor", "worker", "node", "driver")
+NO_WORKERS = ("IDLE", "DashboardAgent", "RuntimeEnvAgent")
+"""Workers without work, and parts of a node: it dies with them, and the head with its own; then there is no cluster any more."""
 MAX_DRIVERS = 6
 """Drivers of one round: after so many the round is lost."""
 DRIVER_SECONDS = 1800
@@ -101,7 +103,7 @@ class Nodes:
             for process in raylet.children(recursive=True):
                 with contextlib.suppress(psutil.Error):
                     title = " ".join(process.cmdline())
-                    if title.startswith("ray::") and "IDLE" not in title:
+                    if title.startswith("ray::") and not any(name in title for name in NO_WORKERS):
                         found[process] = title
         return found
 
@@ -139,7 +141,7 @@ def strike(victim: str, nodes: Nodes, driver: subprocess.Popen[bytes], rng: np.r
     chosen = wanted[int(rng.integers(len(wanted)))]
     with contextlib.suppress(psutil.NoSuchProcess):
         chosen.kill()
-    return titles[chosen].split("(", 1)[0].removeprefix("ray::") + (" actor" if victim == "actor" else "")
+    return "actor" if victim == "actor" else titles[chosen].strip().removeprefix("ray::")
 
 
 def play(number: int, seed: int, nodes: Nodes, undisturbed_seconds: float, expected: dict[str, str]) -> Round:

@@ -225,7 +225,7 @@ def _language_model(directory: Path, *, num_tokens: int, dtype: str, attention: 
     causal = load_weights(transformers.AutoModelForCausalLM, directory, dtype=dtype, attention=attention)
     body: Any = causal.base_model
     head: Any = causal.get_output_embeddings()
-    if not isinstance(head, torch.nn.Linear) or head.bias is not None:
+    if not isinstance(head, torch.nn.Linear) or getattr(head, "bias", None) is not None:
         raise ConfigError(_HEAD_MESSAGE.format(found="a bias", kind=causal.config.model_type, where=directory))
     num_old = body.get_input_embeddings().num_embeddings
     if num_tokens > num_old:

@@ -157,7 +157,11 @@ def late_then_lost(world: str, out: str) -> dict[str, Any]:
         num_parts_at_loss = len(search.parts(root))
         cluster.remove_node(late, allow_graceful=False)
         pairs = joining.result()
-    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    deadline = time.monotonic() + 60
+    while is_alive := any(node["Alive"] and node["NodeID"] == late.node_id for node in ray.nodes()):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
     ray.shutdown()
     cluster.shutdown()
     return {
@@ -165,7 +169,7 @@ def late_then_lost(world: str, out: str) -> dict[str, Any]:
         "late_node_did": sorted(did),
         "num_parts_at_loss": num_parts_at_loss,
         "num_parts": len(search.parts(root)),
-        "is_lost": late.node_id not in alive,
+        "is_lost": not is_alive,
         "pairs_sha256": search.pairs_sha256(pairs),
     }
 

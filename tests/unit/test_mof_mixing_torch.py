@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from mmvp_ray.errors import ConfigError
 from mmvp_ray.mof.mixing import PAPER_SSL_RATIOS, additive, interleave, square_side, to_grid
 
+pytestmark = pytest.mark.integration
+
 
 def tokens(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
