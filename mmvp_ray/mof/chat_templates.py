@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Final
 
 # What a message says: its images first, each on a line of its own, then its texts, as LLaVA moves "<image>" to the front of a turn.
+# A literal "<image>" in a text part is somebody's text and no image (transformers' sanitize_control_tokens does not go with generation masks);
+# content that is one string is taken as it is.
 _CONTENT: Final = (
     "{%- macro said(message) -%}"
     "{%- if message['content'] is string -%}{{ message['content'] }}"
     "{%- else -%}"
     "{%- for part in message['content'] if part['type'] == 'image' -%}{{ '<image>\\n' }}{%- endfor -%}"
-    "{%- for part in message['content'] if part['type'] == 'text' -%}{{ part['text'] }}{%- endfor -%}"
+    "{%- for part in message['content'] if part['type'] == 'text' -%}{{ part['text'] | replace('<image>', '< image >') }}{%- endfor -%}"
     "{%- endif -%}"
     "{%- endmacro -%}"
 )

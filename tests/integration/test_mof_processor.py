@@ -174,6 +174,16 @@ def test_the_default_template_is_llavas_vicuna_v1(processor: MoFProcessor) -> No
         processor.apply_chat_template([{"role": "tool", "content": "x"}])
 
 
+def test_a_literal_image_token_in_a_text_part_is_text(processor: MoFProcessor) -> None:
+    content = [{"type": "image", "image": pictures(1)[0]}, {"type": "text", "text": "what is <image> ?"}]
+    chat = [{"role": "user", "content": content}]
+    assert processor.apply_chat_template(chat).endswith("USER: <image>\nwhat is < image > ? ASSISTANT:")
+    found = processor.apply_chat_template([chat], tokenize=True, return_dict=True, return_tensors="pt")
+    assert int((found["input_ids"] == processor.image_token_id).sum()) == 32
+    lines = processor.apply_chat_template([{"role": "user", "content": "<image>\nwhat is it ?"}])
+    assert lines.endswith("USER: <image>\nwhat is it ? ASSISTANT:")
+
+
 def decoded(processor: MoFProcessor, chat: list[dict[str, Any]], **settings: Any) -> str:
     found = processor.apply_chat_template(
         [chat], tokenize=True, return_dict=True, return_tensors="pt", return_assistant_tokens_mask=True, **settings
@@ -227,7 +237,7 @@ def test_the_same_seed_gives_the_same_adapters(folders: dict[str, str]) -> None:
     models = [from_backbones(folders["clip"], None, folders["llm"], mode="none", seed=seed)[0] for seed in (1, 1, 2)]
     weights = [model.model.clip_adapter.linear_1.weight for model in models]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
-    assert 0.9 * 32**-0.5 < float(weights[0].abs().max()) <= 32**-0.5
+    assert 0.9 * 32**-0.5 < float(weights[0].detach().abs().max()) <= 32**-0.5
 
 
 def test_bad_choices_are_refused_in_one_line(folders: dict[str, str], tmp_path: Path) -> None:
