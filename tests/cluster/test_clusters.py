@@ -70,6 +70,8 @@ def test_a_folder_on_one_nodes_disk_is_refused(world: Path, tmp_path: Path) -> N
 
 
 TOOLS = Path(sys.executable).parent
+NO_AGENT = "No available agent to submit job"
+AGENT_SECONDS = 150
 MINE = ["--", "python", "jobs/mine.py", "--device", "cpu"]
 
 
@@ -82,7 +84,7 @@ def started_head(folder: Path, **environment: str) -> Iterator[tuple[str, dict[s
     environment.pop("PYTHONPATH", None)
     command = [
         TOOLS / "ray", "start", "--head", "--block", "--num-cpus=2", f"--port={port}", f"--dashboard-port={dashboard}",
-        "--object-store-memory=300000000",
+        f"--dashboard-agent-listen-port={free_port()}", "--object-store-memory=300000000",
     ]  # fmt: skip
     head = subprocess.Popen(command, env=environment, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{dashboard}"
@@ -96,7 +98,13 @@ def started_head(folder: Path, **environment: str) -> Iterator[tuple[str, dict[s
 
 def submit(address: str, environment: dict[str, str], *job: str) -> subprocess.CompletedProcess[str]:
     command = [str(TOOLS / "ray"), "job", "submit", "--address", address, "--working-dir", ".", *job]
-    return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=400)
+    deadline = time.monotonic() + AGENT_SECONDS
+    while True:
+        done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=400)
+        # The dashboard answers before the node's agent is there; on a busy machine that takes a minute.
+        if NO_AGENT not in done.stderr or time.monotonic() > deadline:
+            return done
+        time.sleep(1.0)
 
 
 def test_ray_job_submit(world: Path, tmp_path: Path) -> None:
