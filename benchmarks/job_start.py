@@ -66,9 +66,9 @@ def play(address: str, corpus: Path, out: Path, environment: dict[str, str]) -> 
     known = len(jobs(address))
     began = time.time()
     seconds: dict[str, float] = {}
-    submit = subprocess.Popen(
-        command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    log = out.with_suffix(".log")
+    with log.open("wb") as output:
+        submit = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=output, stderr=subprocess.STDOUT)
     signs = {
         "planned": lambda: list(out.glob("store/store.json")),
         "read": lambda: list(out.glob("store/corpora/*/images/*.done.json")),
@@ -82,16 +82,15 @@ def play(address: str, corpus: Path, out: Path, environment: dict[str, str]) -> 
                 seconds[step] = min(path.stat().st_mtime for path in found) - began
         if "driver" not in seconds and now > next_look:
             next_look = now + 0.25
-            mine = jobs(address)[known:] if len(jobs(address)) > known else []
-            if mine and "uploaded" not in seconds:
+            if "uploaded" not in seconds and len(jobs(address)) > known:
                 seconds["uploaded"] = now
             for process in psutil.process_iter(["cmdline", "create_time"]):
                 line = process.info["cmdline"] or []
-                if "jobs/mine.py" in line and line[0].endswith("python") and str(out) in line:
+                if "jobs/mine.py" in line and "submit" not in line and str(out) in line:
                     seconds["driver"] = process.info["create_time"] - began
         time.sleep(0.05)
     if submit.returncode:
-        raise SystemExit(f"the job failed with {submit.returncode}: look at `ray job list --address {address}`")
+        raise SystemExit(f"the job failed with {submit.returncode}:\n{log.read_text(errors='replace')[-1500:]}")
     seconds["done"] = time.time() - began
     return seconds
 
@@ -114,13 +113,17 @@ def main() -> int:
         "RAY_AUTH_MODE": "disabled",
     }
     environment.pop("PYTHONPATH", None)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(prefix="js-") as folder:
+        # A job's driver looks there for its cluster: by default in a folder that all of this machine share, where the newest counts.
+        environment["RAY_TMPDIR"] = folder
         corpus = Path(folder, "world")
         write_shards(corpus, WorldConfig(num_images=options.images, seed=1, images_per_shard=100))
         head = subprocess.Popen(
             [
                 str(tools / "ray"), "start", "--head", "--block", "--num-cpus=2", f"--port={port}",
                 f"--dashboard-port={dashboard}",
+                # Jobs go through it; another Ray on this machine may have its default.
+                f"--dashboard-agent-listen-port={free_port()}",
             ],
             cwd=folder,
             env=environment,

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from mmvp_ray import storage
 from mmvp_ray.errors import DataError
-from mmvp_ray.images.reasons import RejectReason
+from mmvp_ray.images.reasons import WITHOUT_VECTOR, RejectReason
 from mmvp_ray.pipeline.corpora import Corpus
 from mmvp_ray.search import PieceRef
 from mmvp_ray.store import DONE, Store, committed_pieces, read_marker, read_table
@@ -118,11 +118,13 @@ def check_rejects(counts: ImageCounts, limit: float) -> None:
     """
     # What somebody took down on purpose says nothing about the state of the corpus.
     num_taken = counts.reasons.get(RejectReason.TAKEN_DOWN, (0, ""))[0]
-    if counts.num_rejected - num_taken > limit * (counts.num_read - num_taken):
+    # Images that killed an encoder are lost as broken files are; one that killed two counts twice.
+    num_lost = counts.num_rejected - num_taken + sum(counts.reasons.get(one, (0, ""))[0] for one in WITHOUT_VECTOR)
+    if num_lost > limit * (counts.num_read - num_taken):
         shown = ", ".join(
             f"{reason} {count:,}" for reason, (count, _) in sorted(counts.reasons.items(), key=lambda item: -item[1][0])
         )
         raise DataError(
-            f"expected at most {limit:.1%} of the images to be rejected, found {counts.num_rejected:,} of {counts.num_read:,} "
-            f"({counts.num_rejected / counts.num_read:.1%}: {shown}); look at the rejects tables in the store, or raise --max-reject-fraction"
+            f"expected at most {limit:.1%} of the images to be rejected, found {num_lost:,} of {counts.num_read:,} "
+            f"({num_lost / counts.num_read:.1%}: {shown}); look at the rejects tables in the store, or raise --max-reject-fraction"
         )

@@ -148,7 +148,7 @@ def late_then_lost(world: str, out: str) -> dict[str, Any]:
             time.sleep(0.05)
         found = embedding.result()
 
-        root = Path(out, "join")
+        root = Path(f"{out}-join")
         root.mkdir()
         pieces = search.fill(root)
         joining = pool.submit(search.join, root, pieces, search.CONFIGS["exact"], Session())

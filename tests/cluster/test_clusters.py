@@ -6,8 +6,10 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -82,6 +84,9 @@ def started_head(folder: Path, **environment: str) -> Iterator[tuple[str, dict[s
     environment = {**os.environ, "PATH": f"{TOOLS}{os.pathsep}{os.environ['PATH']}", **environment}
     # The job must find the package in the working directory it was sent with, not in this test's path.
     environment.pop("PYTHONPATH", None)
+    # A job's driver looks there for its cluster: by default in a folder that all of this machine share, where the newest counts. (Paths of
+    # sockets are short, pytest's folders are long.)
+    environment["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ray-")
     command = [
         TOOLS / "ray", "start", "--head", "--block", "--num-cpus=2", f"--port={port}", f"--dashboard-port={dashboard}",
         f"--dashboard-agent-listen-port={free_port()}", "--object-store-memory=300000000",
@@ -94,6 +99,7 @@ def started_head(folder: Path, **environment: str) -> Iterator[tuple[str, dict[s
     finally:
         head.terminate()
         head.wait(60)
+        shutil.rmtree(environment["RAY_TMPDIR"], ignore_errors=True)
 
 
 def submit(address: str, environment: dict[str, str], *job: str) -> subprocess.CompletedProcess[str]:
