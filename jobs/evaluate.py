@@ -23,103 +23,111 @@ import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 # The repository need not be installed where `ray job submit --working-dir .` unpacks it.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmvp_ray import job
-from mmvp_ray.errors import ConfigError
+
+
+class Config(Protocol):
+    """What every command's config can do."""
+
+    def check(self) -> None: ...
+
+
+C = TypeVar("C", bound=Config)
+
+
+def config_of(cls: type[C], argv: list[str], command: Callable[[list[str]], int]) -> C:
+    """The checked config of a command, whose docstring is its help."""
+    config = job.parse(cls, argv, description=inspect.getdoc(command) or "")
+    config.check()
+    return config
+
+
+def said(lines: list[str]) -> int:
+    """Print what came out; the exit code of a command that ended well."""
+    print("\n".join(lines))
+    return 0
 
 
 def encoders(argv: list[str]) -> int:
     """Encoders of the CLIP family on a benchmark of statements; docs/evaluate_encoders.md."""
     from mmvp_ray.evaluate.vlm import EncodersConfig
 
-    config = job.parse(EncodersConfig, argv, description=inspect.getdoc(encoders) or "")
-    config.check()
+    config = config_of(EncodersConfig, argv, encoders)
 
     from mmvp_ray.pipeline.evaluate import evaluate_encoders
 
-    print("\n".join(evaluate_encoders(config)))
-    return 0
+    return said(evaluate_encoders(config))
 
 
 def mllm(argv: list[str]) -> int:
     """A multimodal model on a benchmark of questions; docs/evaluate_mllm.md."""
     from mmvp_ray.evaluate.mllm import MllmConfig
 
-    config = job.parse(MllmConfig, argv, description=inspect.getdoc(mllm) or "")
-    config.check()
+    config = config_of(MllmConfig, argv, mllm)
 
     from mmvp_ray.pipeline.evaluate import evaluate_mllm
 
-    print("\n".join(evaluate_mllm(config)))
-    return 0
+    return said(evaluate_mllm(config))
 
 
 def rule(argv: list[str]) -> int:
     """How many pairs of a benchmark are near in one encoder and far in another; docs/evaluate_encoders.md."""
     from mmvp_ray.evaluate.rule_check import RuleCheckConfig
 
-    config = job.parse(RuleCheckConfig, argv, description=inspect.getdoc(rule) or "")
-    config.check()
+    config = config_of(RuleCheckConfig, argv, rule)
 
     from mmvp_ray.pipeline.evaluate import evaluate_rule
 
-    print("\n".join(evaluate_rule(config)))
-    return 0
+    return said(evaluate_rule(config))
 
 
 def patterns(argv: list[str]) -> int:
     """Which visual patterns the pairs of a benchmark show; docs/evaluate_mllm.md."""
     from mmvp_ray.evaluate.pattern_run import PatternsConfig
 
-    config = job.parse(PatternsConfig, argv, description=inspect.getdoc(patterns) or "")
-    config.check()
+    config = config_of(PatternsConfig, argv, patterns)
 
     from mmvp_ray.pipeline.evaluate import find_patterns
 
-    print("\n".join(find_patterns(config)))
-    return 0
+    return said(find_patterns(config))
 
 
 def pope(argv: list[str]) -> int:
     """POPE's three splits, read by the official and by a strict parser; docs/evaluate_mllm.md."""
     from mmvp_ray.evaluate.pope_run import PopeConfig
 
-    config = job.parse(PopeConfig, argv, description=inspect.getdoc(pope) or "")
-    config.check()
+    config = config_of(PopeConfig, argv, pope)
 
     from mmvp_ray.pipeline.evaluate import evaluate_pope
 
-    print("\n".join(evaluate_pope(config)))
-    return 0
+    return said(evaluate_pope(config))
 
 
 def llava_bench(argv: list[str]) -> int:
     """LLaVA-Bench: a judge scores a model's answers beside reference answers; docs/evaluate_mllm.md."""
     from mmvp_ray.evaluate.llava_bench_run import LlavaBenchConfig
 
-    config = job.parse(LlavaBenchConfig, argv, description=inspect.getdoc(llava_bench) or "")
-    config.check()
+    config = config_of(LlavaBenchConfig, argv, llava_bench)
 
     from mmvp_ray.pipeline.evaluate import evaluate_llava_bench
 
-    print("\n".join(evaluate_llava_bench(config)))
-    return 0
+    return said(evaluate_llava_bench(config))
 
 
 def report(argv: list[str]) -> int:
     """One report of several results; docs/evaluate_mllm.md."""
     from mmvp_ray.pipeline.evaluate_config import ReportConfig
 
-    config = job.parse(ReportConfig, argv, description=inspect.getdoc(report) or "")
-    config.check()
+    config = config_of(ReportConfig, argv, report)
 
     from mmvp_ray.pipeline.evaluate import evaluate_report
 
-    print("\n".join(evaluate_report(config)))
-    return 0
+    return said(evaluate_report(config))
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
@@ -133,18 +141,5 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 }
 
 
-def main() -> int:
-    """Hand the flags on to the command that is named first."""
-    name, *argv = sys.argv[1:] or ["--help"]
-    if name in ("-h", "--help"):
-        print(__doc__)
-        return 0
-    if name not in COMMANDS:
-        raise ConfigError(
-            f"expected one of {', '.join(COMMANDS)} as the first word, found {name!r}; python jobs/evaluate.py --help explains them"
-        )
-    return COMMANDS[name](argv)
-
-
 if __name__ == "__main__":
-    job.run(main)
+    job.run(lambda: job.choose(COMMANDS, sys.argv[1:], description=__doc__ or ""))

@@ -24,7 +24,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmvp_ray import job
-from mmvp_ray.errors import ConfigError
 
 
 def laion(argv: list[str]) -> int:
@@ -92,18 +91,5 @@ def score(argv: list[str]) -> int:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {"laion": laion, "imagenet": imagenet, "score": score}
 
 
-def main() -> int:
-    """Hand the flags on to the command that is named first."""
-    name, *argv = sys.argv[1:] or ["--help"]
-    if name in ("-h", "--help"):
-        print(__doc__)
-        return 0
-    if name not in COMMANDS:
-        raise ConfigError(
-            f"expected one of {', '.join(COMMANDS)} as the first word, found {name!r}; python jobs/ingest.py --help explains them"
-        )
-    return COMMANDS[name](argv)
-
-
 if __name__ == "__main__":
-    job.run(main)
+    job.run(lambda: job.choose(COMMANDS, sys.argv[1:], description=__doc__ or ""))

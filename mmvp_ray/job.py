@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NoReturn, TypeVar
 
 from mmvp_ray import logs
@@ -57,6 +57,23 @@ def parse(cls: type[C], argv: Sequence[str], *, description: str) -> C:
     return tyro.cli(
         cls, args=argv, default=default, description=description.rstrip() + "\n" + COMMON_FLAGS, config=style
     )
+
+
+def choose(commands: Mapping[str, Callable[[list[str]], int]], argv: Sequence[str], *, description: str) -> int:
+    """Run the command that the first word names, with the words behind it; without one, or for --help, print the description.
+
+    Raises:
+        ConfigError: no such command. Whatever the command raises.
+    """
+    name, *rest = argv or ["--help"]
+    if name in ("-h", "--help"):
+        print(description)
+        return 0
+    if name not in commands:
+        raise ConfigError(
+            f"expected one of {', '.join(commands)} as the first word, found {name!r}; --help explains them"
+        )
+    return commands[name](rest)
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:

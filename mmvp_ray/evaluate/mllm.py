@@ -9,7 +9,6 @@ from typing import Literal
 from mmvp_ray import storage
 from mmvp_ray.benchmark.benchmark import AS_FOUND, Benchmark
 from mmvp_ray.benchmark.items import Question
-from mmvp_ray.benchmark.open import open_benchmark
 from mmvp_ray.errors import ConfigError
 from mmvp_ray.evaluate.answer_log import AnswerLog
 from mmvp_ray.evaluate.asking import AskingProgress, ask_all
@@ -122,6 +121,7 @@ class Answers:
 
 def ask_model(
     config: MllmConfig,
+    benchmark: Benchmark,
     responder: Responder,
     *,
     judge: Responder | None = None,
@@ -130,18 +130,16 @@ def ask_model(
     """Ask a model every question of a benchmark, in every variant of the config; what OUT/answers has is not asked again.
 
     Args:
-        config: What is asked.
+        config: How it is asked.
+        benchmark: What is asked, with the answer key of the config.
         responder: Who answers.
         judge: Reads answers that no rule can; its verdicts are kept in OUT/judge.
         on_reply: Called with each reply and the progress after it.
 
     Raises:
-        ConfigError: the benchmark or the responder cannot be used, or OUT holds answers of another model.
-        DataError: the benchmark is broken. TransientError: too many requests failed.
+        ConfigError: the responder cannot be used, or OUT holds answers of another model. TransientError: too many requests failed.
     """
     config.check()
-    assert config.benchmark is not None
-    benchmark = open_benchmark(config.benchmark, key=config.key)
     prompts = dict(_prompts(config, benchmark.questions))
     raw: dict[str, Reply] = {}
     progress = AskingProgress()

@@ -31,6 +31,11 @@ class Rate:
     high: float
     interval: str
 
+    @property
+    def fraction(self) -> float:
+        """The value of a rate that is known to have trials, such as a score over a benchmark's pairs."""
+        return self.num_right / self.num_total
+
 
 def wilson_rate(num_right: int, num_total: int) -> Rate:
     """A rate of independent trials, by Wilson's score method."""

@@ -24,8 +24,8 @@ from mmvp_ray.evaluate.encode_items import (
     resolve_all,
 )
 from mmvp_ray.evaluate.item_vectors import unit_float16
+from mmvp_ray.evaluate.rates import Rate, wilson_rate
 from mmvp_ray.evaluate.vlm import check_encoders, check_running
-from mmvp_ray.evaluate.vlm_scores import Rate, rate
 from mmvp_ray.mine.rule import FLOOR_BELOW_THRESHOLD, PAPER_FAR_BELOW, PAPER_NEAR_ABOVE, Rule
 from mmvp_ray.search.decide import exact_cosines
 
@@ -262,9 +262,9 @@ def count_rule(
     return RuleCount(
         near=near,
         far=far,
-        both=rate(int(rule.blind(cos_near_P, cos_far_P).sum()), num),
-        near_only=rate(int(rule.near(cos_near_P).sum()), num),
-        far_only=rate(int((cos_far_P < rule.far_below).sum()), num),
+        both=wilson_rate(int(rule.blind(cos_near_P, cos_far_P).sum()), num),
+        near_only=wilson_rate(int(rule.near(cos_near_P).sum()), num),
+        far_only=wilson_rate(int((cos_far_P < rule.far_below).sum()), num),
         sweep=tuple(
             SweepCell(near_above=above, far_below=below, num=int(((cos_near_P > above) & (cos_far_P < below)).sum()))
             for above in near_steps
@@ -286,7 +286,9 @@ def rule_lines(found: RuleCheck) -> list[str]:
     for count in found.counts:
         lines.append(f"near {count.near}, far {count.far}:")
         for label, one in (("meet the rule", count.both), ("near", count.near_only), ("far apart", count.far_only)):
-            lines.append(f"  {one.num_right}/{one.num} {label}: {one.value:.1%} [{one.low:.1%}, {one.high:.1%}]")
+            lines.append(
+                f"  {one.num_right}/{one.num_total} {label}: {one.fraction:.1%} [{one.low:.1%}, {one.high:.1%}]"
+            )
         above = sorted({cell.near_above for cell in count.sweep})
         below = sorted({cell.far_below for cell in count.sweep})
         num = {(cell.near_above, cell.far_below): cell.num for cell in count.sweep}

@@ -221,7 +221,7 @@ def outcomes_of(results: Sequence[EncoderResult]) -> Outcomes:
     imagenet: dict[str, float] = {}
     for one in results:
         if one.zero_shot is not None:
-            imagenet[one.name] = one.zero_shot.top1.value
+            imagenet[one.name] = one.zero_shot.top1.fraction
         elif not measured and one.published is not None:
             imagenet[one.name] = one.published.imagenet / 100
     scores = {one.name: one.scores.text_to_image for one in results}
@@ -232,7 +232,7 @@ def outcomes_of(results: Sequence[EncoderResult]) -> Outcomes:
         },
         imagenet=imagenet,
         average={
-            name: found.average.value if found.average is not None else found.pairs.value
+            name: found.average.value if found.average is not None else found.pairs.fraction
             for name, found in scores.items()
         },
     )

@@ -11,8 +11,9 @@ from typing import Any, Literal
 from mmvp_ray.benchmark.patterns import PATTERNS
 from mmvp_ray.evaluate.claims import ClaimResult
 from mmvp_ray.evaluate.claims_file import Published
+from mmvp_ray.evaluate.rates import Rate
 from mmvp_ray.evaluate.vlm_official import OfficialScores
-from mmvp_ray.evaluate.vlm_scores import METRICS, Average, Rate, VlmScores, pattern_order
+from mmvp_ray.evaluate.vlm_scores import METRICS, Average, VlmScores, pattern_order
 from mmvp_ray.evaluate.zero_shot import ZeroShotScore
 
 FORMAT_VERSION = 1
@@ -194,7 +195,7 @@ def metric_lines(result: EncodersResult) -> list[str]:
                 [
                     one.label,
                     name.replace("_", " "),
-                    f"{found.pairs.num_right}/{found.pairs.num}",
+                    f"{found.pairs.num_right}/{found.pairs.num_total}",
                     _percent(found.pairs),
                     f"{100 * found.pairs.low:.1f}-{100 * found.pairs.high:.1f}",
                     f"{100 * found.chance:.1f}",
@@ -244,7 +245,7 @@ def table_csv(result: EncodersResult) -> bytes:
             values += (
                 ["", "", "", "", ""]
                 if found is None
-                else [f"{found.value:.6f}", found.num_right, found.num, f"{found.low:.6f}", f"{found.high:.6f}"]
+                else [f"{found.value:.6f}", found.num_right, found.num_total, f"{found.low:.6f}", f"{found.high:.6f}"]
             )
         average = ours.average
         values += (
@@ -257,7 +258,7 @@ def table_csv(result: EncodersResult) -> bytes:
 
 
 def _percent(found: Rate | Average | None) -> str:
-    return "-" if found is None else f"{100 * found.value:.1f}"
+    return "-" if found is None or found.value is None else f"{100 * found.value:.1f}"
 
 
 def _aligned(lines: list[list[str]]) -> list[str]:

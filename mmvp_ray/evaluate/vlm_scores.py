@@ -12,25 +12,13 @@ from numpy.typing import NDArray
 from mmvp_ray.benchmark.items import Statement, pairs_of
 from mmvp_ray.benchmark.patterns import PATTERNS
 from mmvp_ray.errors import DataError
-from mmvp_ray.evaluate.rates import clustered_rate
-from mmvp_ray.intervals import wilson_interval
+from mmvp_ray.evaluate.rates import Rate, clustered_rate, wilson_rate
 
 # Shapes: N texts or images, D numbers in a vector, K items of one pair (two in the paper's benchmark).
 
 METRICS = ("text_to_image", "image_to_text", "group")
 """The official score, the same question asked the other way round, and both at once (Winoground's group score)."""
 _Z = 1.959964
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Rate:
-    """A fraction with its counts and its 95 % interval."""
-
-    num_right: int
-    num: int
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,12 +111,6 @@ class VlmScores:
         return found
 
 
-def rate(num_right: int, num: int) -> Rate:
-    """A fraction of independent trials with Wilson's interval; `num` is at least 1."""
-    low, high = wilson_interval(num_right, num)
-    return Rate(num_right=num_right, num=num, value=num_right / num, low=low, high=high)
-
-
 def score_statements(
     statements: Iterable[Statement], similarity: Mapping[str, NDArray[np.float64]]
 ) -> tuple[PairResult, ...]:
@@ -208,13 +190,14 @@ def _metric(pairs: Sequence[PairResult], name: str, items_right: list[int] | Non
     for pair, is_right in zip(pairs, right, strict=True):
         by_pattern.setdefault(pair.pattern, []).append(is_right)
     patterns = {
-        pattern: rate(sum(by_pattern[pattern]), len(by_pattern[pattern])) for pattern in pattern_order(by_pattern)
+        pattern: wilson_rate(sum(by_pattern[pattern]), len(by_pattern[pattern]))
+        for pattern in pattern_order(by_pattern)
     }
     return MetricScore(
-        pairs=rate(sum(right), len(right)),
+        pairs=wilson_rate(sum(right), len(right)),
         patterns=patterns,
         average=average_of(list(patterns.values())) if patterns else None,
-        items=None if items_right is None else _item_rate(items_right, [pair.num_items for pair in pairs]),
+        items=None if items_right is None else clustered_rate(items_right, [pair.num_items for pair in pairs]),
         chance=math.fsum(chance(name, pair.num_items) for pair in pairs) / len(pairs),
     )
 
@@ -227,8 +210,8 @@ def pattern_order(found: Iterable[str]) -> list[str]:
 
 def average_of(rates: Sequence[Rate]) -> Average:
     """The mean of the patterns' fractions, see `Average`."""
-    value = math.fsum(one.value for one in rates) / len(rates)
-    trials = len(rates) ** 2 / math.fsum(1 / one.num for one in rates)
+    value = math.fsum(one.fraction for one in rates) / len(rates)
+    trials = len(rates) ** 2 / math.fsum(1 / one.num_total for one in rates)
     shrink = 1 + _Z * _Z / trials
     centre = (value + _Z * _Z / (2 * trials)) / shrink
     half_width = _Z / shrink * math.sqrt(value * (1 - value) / trials + _Z * _Z / (4 * trials * trials))
@@ -237,17 +220,6 @@ def average_of(rates: Sequence[Rate]) -> Average:
         value=value,
         low=0.0 if value == 0 else max(0.0, centre - half_width),
         high=1.0 if value == 1 else min(1.0, centre + half_width),
-    )
-
-
-def _item_rate(num_right: list[int], num: list[int]) -> Rate:
-    found = clustered_rate(num_right, num)
-    return Rate(
-        num_right=found.num_right,
-        num=found.num_total,
-        value=found.num_right / found.num_total,
-        low=found.low,
-        high=found.high,
     )
 
 

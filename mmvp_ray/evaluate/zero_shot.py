@@ -15,7 +15,7 @@ from mmvp_ray.evaluate.encode_items import task_cpus
 from mmvp_ray.evaluate.encode_task import Placement
 from mmvp_ray.evaluate.item_vectors import write_vectors
 from mmvp_ray.evaluate.prompt_ensembles import FROM_LABELS, classes_from_labels, read_classes, read_templates
-from mmvp_ray.evaluate.vlm_scores import Rate, rate
+from mmvp_ray.evaluate.rates import Rate, wilson_rate
 from mmvp_ray.evaluate.zero_shot_images import (
     TOP,
     ClassifierJob,
@@ -210,8 +210,8 @@ def _score(
             f"({'; '.join(counts.examples[:2])}); check --label-field and --classes, or raise --max-reject-fraction"
         )
     return ZeroShotScore(
-        top1=rate(counts.num_top1, counts.num_images),
-        top5=rate(counts.num_top5, counts.num_images) if num_classes > TOP else None,
+        top1=wilson_rate(counts.num_top1, counts.num_images),
+        top5=wilson_rate(counts.num_top5, counts.num_images) if num_classes > TOP else None,
         num_classes=num_classes,
         num_templates=num_templates,
         num_unreadable=counts.num_unreadable,

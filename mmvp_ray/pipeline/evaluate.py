@@ -15,7 +15,7 @@ from mmvp_ray.evaluate.asking import AskingProgress
 from mmvp_ray.evaluate.human import human_baseline, read_responses
 from mmvp_ray.evaluate.llava_bench_run import LlavaBenchConfig, bench_lines, run_llava_bench
 from mmvp_ray.evaluate.mllm import MllmConfig, ask_model
-from mmvp_ray.evaluate.mllm_results import read_result, result_of, write_result
+from mmvp_ray.evaluate.mllm_results import result_of, write_result
 from mmvp_ray.evaluate.pattern_run import PatternsConfig, label_patterns, labelling_lines
 from mmvp_ray.evaluate.pope_run import PopeConfig, pope_lines, run_pope
 from mmvp_ray.evaluate.responder import Reply
@@ -23,7 +23,7 @@ from mmvp_ray.evaluate.rule_check import RuleCheckConfig, check_rule, rule_lines
 from mmvp_ray.evaluate.vlm import EncodersConfig, run_encoders
 from mmvp_ray.evaluate.vlm_results import claim_lines, metric_lines, table_lines
 from mmvp_ray.pipeline.evaluate_config import ReportConfig
-from mmvp_ray.pipeline.evaluation import compose_report, write_report
+from mmvp_ray.pipeline.evaluation import compose_report, find_benchmark, write_report
 from mmvp_ray.pipeline.preflight import check_writable, choose_device
 from mmvp_ray.pipeline.progress import Progress, Stage
 from mmvp_ray.report.evaluation_data import EvaluationReport, Share
@@ -85,11 +85,12 @@ def evaluate_mllm(config: MllmConfig, *, progress: Progress | None = None) -> li
     )
     total = len(benchmark.questions) * len(config.variants)
     with progress.stage("ask", total=total, unit="answers") as stage:
-        answers = ask_model(config, responder, judge=judge, on_reply=_counted(stage))
+        answers = ask_model(config, benchmark, responder, judge=judge, on_reply=_counted(stage))
     write_result(config.out_url, result_of(config, answers))
     report, pictures = compose_report(
         [config.out_url],
         title=f"{config.model} on {benchmark.name}",
+        benchmark=benchmark,
         patterns_file=config.patterns,
         people=people,
         allow_incomplete=config.allow_incomplete,
@@ -173,13 +174,16 @@ def evaluate_report(config: ReportConfig) -> list[str]:
     """
     config.check()
     check_writable(config.out_url, flag="--out")
+    folders = [storage.normalise(folder) for folder in config.results]
+    benchmark = find_benchmark(folders, url=config.benchmark, key=config.key)
+    if config.people is not None and benchmark is None:
+        raise ConfigError("expected results of a multimodal model beside --people, found none; people answer questions")
     report, pictures = compose_report(
-        [storage.normalise(folder) for folder in config.results],
+        folders,
         title=config.title,
-        benchmark_url=config.benchmark,
-        key=config.key,
+        benchmark=benchmark,
         patterns_file=config.patterns,
-        people=_people_of_results(config),
+        people=None if benchmark is None else _people(config.people, benchmark.questions),
         allow_incomplete=config.allow_incomplete,
         config=configs.to_mapping(config),
     )
@@ -209,17 +213,6 @@ def _people(uri: str | None, questions: tuple[Question, ...]) -> Share | None:
         raise ConfigError(f"expected a participant with a whole study in {uri}, found none; leave --people out")
     num = found.num_participants * len({question.pair_id for question in questions})
     return Share(k=round(found.pair_accuracy * num), n=num, low=found.pair_low, high=found.pair_high)
-
-
-def _people_of_results(config: ReportConfig) -> Share | None:
-    if config.people is None:
-        return None
-    for folder in config.results:
-        if storage.exists(storage.join(storage.normalise(folder), "mllm.json")):
-            found = read_result(storage.normalise(folder))
-            questions = open_benchmark(config.benchmark or found.benchmark_url, key=config.key or found.key).questions
-            return _people(config.people, questions)
-    raise ConfigError("expected results of a multimodal model beside --people, found none; people answer questions")
 
 
 def _own_report(out: str, title: str, config: Any) -> list[str]:

@@ -28,6 +28,7 @@ from mmvp_ray.pipeline.evaluation_cards import (
     encoder_row,
     hard_pairs,
     pattern_scores,
+    published_scores,
     score_row,
     statement_chance,
 )
@@ -87,8 +88,7 @@ def compose_report(
     folders: Sequence[str],
     *,
     title: str,
-    benchmark_url: str | None = None,
-    key: str | None = None,
+    benchmark: Benchmark | None = None,
     patterns_file: str | None = None,
     people: Share | None = None,
     allow_incomplete: bool = False,
@@ -99,8 +99,7 @@ def compose_report(
     Args:
         folders: Each written by a command of jobs/evaluate.py.
         title: Of the report.
-        benchmark_url: Where the questions are now; where they were when they were asked unless given.
-        key: Answer key; that of the first run unless given.
+        benchmark: The questions with the answer key that counts, as `find_benchmark` gives them; None without questions.
         patterns_file: Labels of the pairs' patterns (jobs/evaluate.py patterns), for questions that bring none.
         people: The human score, from a study.
         allow_incomplete: Score models over their complete pairs where others failed.
@@ -111,9 +110,10 @@ def compose_report(
     """
     material = read_material(folders)
     warnings: list[str] = []
-    benchmark, questions = None, []
+    questions: list[Question] = []
     if material.mllms:
-        benchmark = _benchmark(material.mllms, benchmark_url, key)
+        assert benchmark is not None
+        check_asked(material.mllms, benchmark)
         questions = list(benchmark.questions)
         if patterns_file is not None:
             _, labels = read_labels(patterns_file)
@@ -166,6 +166,7 @@ def compose_report(
         patterns=[PatternRow(pattern=name, shares=[scores.get(name) for scores in by_model]) for name in patterns],
         chance=chance(questions) if questions else statement_chance(encoders),
         people=people,
+        published=published_scores(benchmark),
         duels=duels(runs),
         correlations=correlations(runs, [one for _, one in encoders]),
         hard_pairs=hard_pairs(runs, questions),
@@ -189,20 +190,32 @@ def write_report(folder: str, report: EvaluationReport, thumbnails: Mapping[str,
     return page
 
 
-def _benchmark(mllms: Sequence[MllmResult], url: str | None, key: str | None) -> Benchmark:
-    asked = {one.asked_fingerprint: one for one in mllms}
-    if len(asked) > 1:
-        first, second = list(asked.values())[:2]
-        raise ConfigError(
-            f"expected answers to the same questions, found {first.model} on {first.benchmark_name} and {second.model} on another "
-            f"{second.benchmark_name}; report them apart"
-        )
-    found = open_benchmark(url or mllms[0].benchmark_url, key=key or mllms[0].key)
-    if found.asked_fingerprint != mllms[0].asked_fingerprint:
-        raise ConfigError(
-            f"expected the questions that {mllms[0].model} was asked, found others at {found.url}; they changed since, ask again"
-        )
-    return found
+def find_benchmark(folders: Sequence[str], *, url: str | None = None, key: str | None = None) -> Benchmark | None:
+    """The questions behind folders of results; None where no multimodal model is among them.
+
+    Args:
+        folders: Each written by a command of jobs/evaluate.py.
+        url: Where the questions are now; where they were when they were asked unless given.
+        key: Answer key; that of the first run unless given.
+
+    Raises:
+        ConfigError: no benchmark there, or no such key. DataError: a broken file.
+    """
+    for folder in folders:
+        if storage.exists(storage.join(folder, MLLM_FILE)):
+            first = read_result(folder)
+            return open_benchmark(url or first.benchmark_url, key=key or first.key)
+    return None
+
+
+def check_asked(mllms: Sequence[MllmResult], benchmark: Benchmark) -> None:
+    """Raise ConfigError unless every model was asked the questions of the benchmark."""
+    for one in mllms:
+        if one.asked_fingerprint != benchmark.asked_fingerprint:
+            raise ConfigError(
+                f"expected answers to the same questions, those at {benchmark.url}, found that {one.model} was asked others "
+                f"({one.benchmark_name}); report them apart, or ask again if they changed since"
+            )
 
 
 def _thumbnails(report: EvaluationReport, questions: Sequence[Question]) -> dict[str, bytes]:

@@ -7,13 +7,14 @@ from typing import Any
 
 from mmvp_ray.benchmark.benchmark import AS_FOUND, Benchmark
 from mmvp_ray.benchmark.items import Question, pairs_of
-from mmvp_ray.benchmark.keys import available_keys, with_key
+from mmvp_ray.benchmark.keys import available_keys, published_key, with_key
 from mmvp_ray.evaluate.baselines import baselines
 from mmvp_ray.evaluate.contrasts import check_blind, compare_swapped
 from mmvp_ray.evaluate.correlation import correlate
 from mmvp_ray.evaluate.mcnemar import compare_runs
 from mmvp_ray.evaluate.mllm import BLIND, PLAIN, SWAPPED
 from mmvp_ray.evaluate.mllm_results import MllmResult
+from mmvp_ray.evaluate.paper_tables import paper_tables
 from mmvp_ray.evaluate.rates import Rate
 from mmvp_ray.evaluate.scores import RunScores, score_run
 from mmvp_ray.report.evaluation_data import (
@@ -23,6 +24,7 @@ from mmvp_ray.report.evaluation_data import (
     Duel,
     EncoderRow,
     HardPair,
+    PublishedScore,
     ScoreRow,
     Share,
 )
@@ -85,7 +87,7 @@ def pattern_scores(runs: Sequence[RunScores], encoders: Sequence[Mapping[str, An
 
 
 def _plain_share(rate: Mapping[str, Any]) -> Share:
-    return Share(k=rate["num_right"], n=rate["num"], low=rate["low"], high=rate["high"])
+    return Share(k=rate["num_right"], n=rate["num_total"], low=rate["low"], high=rate["high"])
 
 
 def chance(questions: Sequence[Question]) -> list[ChanceLine]:
@@ -149,6 +151,16 @@ def correlations(runs: Sequence[RunScores], encoders: Sequence[Mapping[str, Any]
                 )
             )
     return cards
+
+
+def published_scores(benchmark: Benchmark | None) -> list[PublishedScore]:
+    """What the paper printed for the published MMVP; nothing for any other benchmark."""
+    if benchmark is None or published_key(benchmark) is None:
+        return []
+    return [
+        PublishedScore(model=model, pairs=percent / 100, source="Tong et al., CVPR 2024, Figure 4")
+        for model, percent in paper_tables().mmvp.items()
+    ]
 
 
 def hard_pairs(runs: Sequence[RunScores], questions: Sequence[Question]) -> list[HardPair]:

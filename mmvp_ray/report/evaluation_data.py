@@ -183,6 +183,15 @@ class LlavaBenchRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PublishedScore:
+    """Pair accuracy that somebody published for this very benchmark, a fraction; nothing that was measured here."""
+
+    model: str
+    pairs: float
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationReport:
     """One evaluation. ``baseline`` lines are drawn beside the scores; ``people`` is the human score where there is a study."""
 
@@ -200,6 +209,7 @@ class EvaluationReport:
     patterns: list[PatternRow] = field(default_factory=list)
     chance: list[ChanceLine] = field(default_factory=list)
     people: Share | None = None
+    published: list[PublishedScore] = field(default_factory=list)
     duels: list[Duel] = field(default_factory=list)
     correlations: list[CorrelationCard] = field(default_factory=list)
     hard_pairs: list[HardPair] = field(default_factory=list)

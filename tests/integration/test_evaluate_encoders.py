@@ -101,7 +101,7 @@ def test_the_miniature_encoder_scores_as_a_plain_loop_says_and_a_second_run_comp
     assert one.scores.text_to_image.pairs.num_right == sum(text for text, _ in expected.values()) > 0
     assert one.scores.image_to_text.pairs.num_right == sum(image for _, image in expected.values())
     assert one.scores.group.pairs.num_right == sum(text and image for text, image in expected.values())
-    assert [(name, found.num) for name, found in one.scores.text_to_image.patterns.items()] == [
+    assert [(name, found.num_total) for name, found in one.scores.text_to_image.patterns.items()] == [
         (name, 15) for name in PATTERNS
     ]
     # On the published layout and without ties the script decides the same.
@@ -338,7 +338,7 @@ def test_zero_shot_accuracy_is_that_of_the_definition(statements: Benchmark, tmp
     images = [(pixels_of(str(path), encoder), classes.index(name)) for path, name in files]
     with encode_task.torch_threads(1):
         hits = plain_top1(encoder, [[name] for name in classes], list(read_templates("openai_7")), images)
-    assert (found.top1.num_right, found.top1.num, found.top5) == (hits, 40, None)
+    assert (found.top1.num_right, found.top1.num_total, found.top5) == (hits, 40, None)
     assert (found.num_classes, found.num_templates, found.num_unreadable) == (3, 7, 0)
     assert "zero-shot" in table_lines(result)[0]
     assert run_encoders(asked, Inline()) == result
@@ -357,7 +357,7 @@ def test_the_miniature_world_is_recognised(statements: Benchmark, tmp_path: Path
         found = run_encoders(asked, session).encoders[0].zero_shot
     assert found is not None
     assert (found.num_unreadable, found.num_unlabelled) == (4, 0)
-    assert found.top1.num == 302
+    assert found.top1.num_total == 302
     assert found.top1.low > 1 / found.num_classes
     assert found.top5 is not None and found.top5.num_right >= found.top1.num_right
 
@@ -380,7 +380,7 @@ def test_imagenets_classes_know_every_label_of_the_real_sample(
     asked = ZeroShotConfig(labelled_images=str(real_data / "imagenet_sample" / "*.tar"), templates="plain")
     found = run_encoders(config(statements, tmp_path, zero_shot=asked), Inline()).encoders[0].zero_shot
     assert found is not None
-    assert (found.top1.num, found.num_unlabelled, found.num_unreadable, found.num_classes) == (200, 0, 0, 1000)
+    assert (found.top1.num_total, found.num_unlabelled, found.num_unreadable, found.num_classes) == (200, 0, 0, 1000)
 
 
 def test_a_classifier_is_the_mean_of_unit_prompts_whatever_the_batches() -> None:

@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 
 from mmvp_ray.benchmark.benchmark import Benchmark
-from mmvp_ray.errors import ConfigError, MmvpError
+from mmvp_ray.errors import MmvpError
 from mmvp_ray.evaluate.answer_parts import read_parts
+from mmvp_ray.job import choose
 from mmvp_ray.miniature.benchmark import make_mmvp, make_mmvp_vlm, mmvp_pairs
 from mmvp_ray.miniature.patterns import PATTERNS
 from mmvp_ray.report.evaluation_data import EvaluationReport
@@ -62,9 +63,7 @@ def run(*args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     out, code, error = io.StringIO(), 0, ""
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
         try:
-            if args[0] not in JOB["COMMANDS"]:
-                raise ConfigError(f"expected one of {', '.join(JOB['COMMANDS'])}, found {args[0]!r}")
-            code = JOB["COMMANDS"][args[0]](list(args[1:]))
+            code = choose(JOB["COMMANDS"], args, description="")
         except MmvpError as caught:
             code, error = 1, f"{type(caught).__name__}: {caught}"
     assert not check or code == 0, out.getvalue()[-1500:] + error

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from mmvp_ray.benchmark.items import Statement
 from mmvp_ray.benchmark.patterns import PATTERNS
 from mmvp_ray.errors import DataError
+from mmvp_ray.evaluate.rates import wilson_rate
 from mmvp_ray.evaluate.vlm_scores import (
     PairResult,
     average_of,
@@ -21,7 +22,6 @@ from mmvp_ray.evaluate.vlm_scores import (
     pair_similarity,
     pattern_of,
     pattern_order,
-    rate,
     score_statements,
     summarise,
     unit_rows,
@@ -94,26 +94,26 @@ def test_scores_by_pattern_in_the_papers_order_with_counts_and_intervals() -> No
     pairs += [pair("Reflections", right=k < 15) for k in range(15)]
     found = summarise(pairs).text_to_image
     assert list(found.patterns) == [PATTERNS[0], PATTERNS[8], "Reflections"]
-    assert [(one.num_right, one.num) for one in found.patterns.values()] == [(2, 15), (5, 15), (15, 15)]
+    assert [(one.num_right, one.num_total) for one in found.patterns.values()] == [(2, 15), (5, 15), (15, 15)]
     first = found.patterns[PATTERNS[0]]
     assert (first.low, first.high) == wilson_interval(2, 15)
     # research/paper.md: 2 of 15 has [3.7, 37.9].
     assert (first.low, first.high) == (pytest.approx(0.037, abs=5e-4), pytest.approx(0.379, abs=5e-4))
     assert found.average is not None
     assert found.average.value == pytest.approx((2 + 5 + 15) / 45)
-    assert (found.pairs.num_right, found.pairs.num) == (22, 45)
-    assert found.items is not None and (found.items.num_right, found.items.num) == (44, 90)
+    assert (found.pairs.num_right, found.pairs.num_total) == (22, 45)
+    assert found.items is not None and (found.items.num_right, found.items.num_total) == (44, 90)
 
 
 def test_with_equal_patterns_the_average_has_the_interval_of_the_pooled_pairs() -> None:
-    rates = [rate(k, 15) for k in range(9)]
-    found, pooled = average_of(rates), rate(36, 135)
+    rates = [wilson_rate(k, 15) for k in range(9)]
+    found, pooled = average_of(rates), wilson_rate(36, 135)
     assert (found.value, found.low, found.high) == pytest.approx((pooled.value, pooled.low, pooled.high))
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 30)), min_size=1, max_size=9))
 def test_the_average_lies_in_its_interval_and_small_patterns_widen_it(counts: list[tuple[int, int]]) -> None:
-    rates = [rate(min(k, n), n) for k, n in counts]
+    rates = [wilson_rate(min(k, n), n) for k, n in counts]
     found = average_of(rates)
     assert 0 <= found.low <= found.value <= found.high <= 1
     pooled_n = sum(n for _, n in counts)
@@ -125,7 +125,7 @@ def test_the_average_lies_in_its_interval_and_small_patterns_widen_it(counts: li
 def test_pairs_without_pattern_count_in_the_whole_alone() -> None:
     found = summarise([pair("", right=True), pair(PATTERNS[3], right=False)]).text_to_image
     assert list(found.patterns) == [PATTERNS[3]]
-    assert found.pairs.num == 2
+    assert found.pairs.num_total == 2
     assert summarise([pair("", right=True)]).text_to_image.average is None
 
 

@@ -23,6 +23,7 @@ from mmvp_ray.report.evaluation_data import (
     ModelCard,
     PatternRow,
     PopeRow,
+    PublishedScore,
     ScoreRow,
     Share,
 )
@@ -80,6 +81,7 @@ def example_evaluation(*, hostile: bool = False, num_hard: int = 30) -> Evaluati
             ChanceLine(name="always (a)", pairs=0.0, questions=0.5),
         ],
         people=Share.of(129, 135),
+        published=[PublishedScore(model="Example-1", pairs=0.247, source="a paper, Figure 4")],
         duels=[Duel(first=names[0], second=names[1], only_first=4, only_second=17, p=0.007, p_holm=0.007)],
         correlations=[
             CorrelationCard(
@@ -206,6 +208,7 @@ def test_the_page_shows_its_numbers() -> None:
     for row in report.scores:
         assert f"{row.pairs.k}/{row.pairs.n}" in text
         assert f"{row.questions.k}/{row.questions.n}" in text
+    assert "24.7" in page.by_id("published-table")["text"]
     assert "4 : 17" in page.by_id("duel-table")["text"]
     assert "17 : 4" in page.by_id("duel-table")["text"]
     assert "undefined" in page.by_id("correlation-table")["text"]

@@ -202,7 +202,10 @@ class TestWatching:
     ) -> None:
         create = storage.create_bytes
         monkeypatch.setattr(storage, "create_bytes", lambda uri, data: create(uri, data) and False)
-        take(store, run="a", ttl_seconds=TTL, clock=clock).confirm()
+        lease = take(store, run="a", ttl_seconds=TTL, clock=clock)
+        lease.confirm()
+        assert lease.number == 1
+        assert list(files(store)) == ["000001.json"]
 
     def test_a_store_that_overwrites_is_noticed(
         self, store: Store, clock: FakeClock, monkeypatch: pytest.MonkeyPatch

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from mmvp_ray.worker_memory import frugal, give_back
+from mmvp_ray.worker_memory import frugal
 
 GROW = """
 import psutil
@@ -45,8 +45,3 @@ def test_a_process_shrinks_to_what_it_uses() -> None:
     done = subprocess.run([sys.executable, "-c", GROW], capture_output=True, text=True, check=True, timeout=100)
     before, after = map(int, done.stdout.split())
     assert before - after > 150, (before, after)
-
-
-def test_it_may_be_called_at_any_time() -> None:
-    give_back()
-    give_back()
