@@ -61,6 +61,13 @@ class MoFRecipe:
             if not getattr(self, name):
                 raise ConfigError(f"expected a folder or a hub id in --{name}, found nothing; give one")
 
+    def has_known_sizes(self) -> bool:
+        """Whether `published` needs no file that is not here."""
+        from mmvp_ray.mof.shapes import SHAPES
+
+        names = [self.clip, self.llm, *([] if self.ssl is None else [self.ssl])]
+        return all(name.removeprefix("hf:") in SHAPES or _folder(name).is_dir() for name in names)
+
     def published(self) -> MoFConfig:
         """The model's configuration from the known sizes of its backbones, or from the config.json of those that are folders; no weights.
 
@@ -111,7 +118,7 @@ def _sizes(name: str) -> Any:
     """The configuration of a backbone: a folder's own, with the image tower alone of CLIP and SigLIP, or the published one."""
     from mmvp_ray.mof.shapes import published_config
 
-    folder = Path(name.removeprefix("hf:")).expanduser()
+    folder = _folder(name)
     if not folder.is_dir():
         return published_config(name)
     import transformers
@@ -120,3 +127,7 @@ def _sizes(name: str) -> Any:
     if config.model_type == "vit_mae":
         return transformers.ViTConfig.from_pretrained(str(folder), local_files_only=True)
     return getattr(config, "vision_config", config)
+
+
+def _folder(name: str) -> Path:
+    return Path(name.removeprefix("hf:")).expanduser()

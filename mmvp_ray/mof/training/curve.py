@@ -1,0 +1,84 @@
+"""The loss curve: one row for each step, kept in every checkpoint, written as Parquet and as TensorBoard events."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mmvp_ray.mof.data.records import table_schema
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Point:
+    """One step.
+
+    Attributes:
+        step: From 1: steps done.
+        epoch: Epochs done, as a fraction.
+        loss: Mean over the batch's label tokens, before the step.
+        learning_rate: Of the first group of parameters.
+        grad_norm: Before it was shortened.
+        num_rows: Rows trained on.
+        num_label_tokens: Tokens that the loss counts.
+        num_tokens: Tokens of the texts, image tokens included.
+        num_padded_tokens: The same with padding.
+        seconds: Of the step, waiting for its data included.
+        wait_seconds: Of these, waiting for data.
+        counts: Of rows cut, left out or without their image, by reason, as StepResult has them.
+    """
+
+    step: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    num_rows: int
+    num_label_tokens: int
+    num_tokens: int
+    num_padded_tokens: int
+    seconds: float
+    wait_seconds: float
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+_TYPES = {"int": pa.int64(), "float": pa.float64(), "dict[str, int]": pa.string()}
+CURVE = table_schema(
+    "mof_loss_curve",
+    [pa.field(item.name, _TYPES[str(item.type)], nullable=False) for item in dataclasses.fields(Point)],
+)
+"""One row for each step, ascending; `counts` is JSON."""
+
+
+def to_parquet(points: Sequence[Point]) -> bytes:
+    """The curve as a Parquet file."""
+    sink = io.BytesIO()
+    rows = [dataclasses.asdict(point) | {"counts": json.dumps(point.counts)} for point in points]
+    pq.write_table(pa.Table.from_pylist(rows, schema=CURVE), sink)
+    return sink.getvalue()
+
+
+def from_parquet(data: bytes) -> list[Point]:
+    """What `to_parquet` wrote."""
+    rows = pq.read_table(pa.BufferReader(data)).to_pylist()
+    return [Point(**row | {"counts": json.loads(row["counts"])}) for row in rows]
+
+
+def write_events(points: Sequence[Point], folder: Path) -> None:
+    """The curve as TensorBoard events, from its first step: a run that was interrupted leaves no loose ends."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(log_dir=str(folder)) as writer:
+        for point in points:
+            for name in ("loss", "learning_rate", "grad_norm", "epoch"):
+                writer.add_scalar(f"train/{name}", getattr(point, name), point.step)
+            rate = point.num_tokens / point.seconds if point.seconds else 0.0
+            writer.add_scalar("speed/tokens_per_second", rate, point.step)
+            share = point.wait_seconds / point.seconds if point.seconds else 0.0
+            writer.add_scalar("speed/data_wait_share", share, point.step)

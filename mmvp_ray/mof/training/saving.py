@@ -1,0 +1,72 @@
+"""What a checkpoint holds and how it is read again: what trains and its optimiser in pieces (DCP), and the loss curve."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from mmvp_ray.errors import DataError
+from mmvp_ray.mof.training.curve import Point, from_parquet, to_parquet
+from mmvp_ray.mof.training.ranks import Ranks
+
+CURVE_FILE = "curve.parquet"
+_dcp: Any = torch.distributed.checkpoint
+_TRAINED = StateDictOptions(ignore_frozen_params=True)
+
+
+def save_state(
+    model: Any, optimizer: torch.optim.Optimizer, points: Sequence[Point], folder: Path, ranks: Ranks
+) -> None:
+    """Write this rank's part of a checkpoint into a folder of its own; the parts of all ranks in one folder are the checkpoint.
+
+    What does not train is not in it: it comes from where it came from at the start.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _dcp.save(_state(model, optimizer), checkpoint_id=str(folder), no_dist=ranks.size == 1)
+    if ranks.rank == 0:
+        (folder / CURVE_FILE).write_bytes(to_parquet(points))
+
+
+def load_state(model: Any, optimizer: torch.optim.Optimizer, folder: Path, ranks: Ranks) -> list[Point]:
+    """Read a checkpoint of any number of ranks into the model and the optimiser; the curve so far.
+
+    Raises:
+        DataError: it does not read, or is that of another model.
+    """
+    state = _state(model, optimizer)
+    try:
+        _dcp.load(state, checkpoint_id=str(folder), no_dist=ranks.size == 1)
+        points = from_parquet((folder / CURVE_FILE).read_bytes())
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise DataError(
+            f"expected a checkpoint of this model in {folder}, found one that does not read ({' '.join(str(error).split())[:200]}); remove it, "
+            "so that the one before it is taken"
+        ) from error
+    set_model_state_dict(model, state["model"], options=StateDictOptions(strict=False))
+    set_optimizer_state_dict(model, optimizer, state["optimizer"])
+    return points
+
+
+def full_weights(model: Any) -> dict[str, torch.Tensor]:
+    """All weights, gathered on the CPU of rank 0; empty on the others. Every rank must call it."""
+    found: Any = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    weights: dict[str, torch.Tensor] = found
+    return weights
+
+
+def _state(model: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    return {
+        "model": get_model_state_dict(model, options=_TRAINED),
+        "optimizer": get_optimizer_state_dict(model, optimizer, options=_TRAINED),
+    }
