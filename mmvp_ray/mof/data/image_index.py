@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final
 
@@ -32,6 +33,31 @@ INDEX: Final = table_schema(
 """One row for each image, sorted by name. `offset` is the first byte of the image in a tar, null in Parquet, where `member` is `<row>:<path>`."""
 
 _BLOCK_BYTES: Final = 512
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IndexConfig:
+    """Which archives are indexed, and to where."""
+
+    archives: tuple[str, ...] = ()
+    """PREFIX=PATTERN: files, folders or globs of .tar and .parquet, and what stands before their names in the rows (coco=s3://bucket/train2017.tar); the prefix may be empty."""
+    out: str | None = None
+    """Parquet file of the index (path or URL)."""
+
+    def check(self) -> None:
+        """Raise ConfigError for what cannot be meant."""
+        if not self.archives or not all("=" in each for each in self.archives):
+            raise ConfigError(
+                f"expected --archives PREFIX=PATTERN, found {', '.join(self.archives) or 'none'}; for example coco=images/train2017.tar, or =images.tar"
+            )
+        if not self.out or not self.out.endswith(".parquet"):
+            raise ConfigError(
+                f"expected a file ending in .parquet in --out, found {self.out}; training knows an index by it"
+            )
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """(pattern, prefix) of each archive, as `build_index` takes them."""
+        return [(pattern, prefix) for prefix, _, pattern in (each.partition("=") for each in self.archives)]
 
 
 def plain_name(name: str) -> str | None:

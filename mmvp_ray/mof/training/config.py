@@ -153,7 +153,7 @@ class ScaleConfig:
     checkpoint_every_steps: int = 500
     """Steps between checkpoints; one is made at the end in any case."""
     num_to_keep: int = 2
-    """Checkpoints kept: the best by mean loss since the one before, and the newest."""
+    """Checkpoints kept, those with the least mean loss since the one before; the newest is kept besides."""
     log_every_steps: int = 10
     """Steps between lines on standard error; the loss curve has every step."""
     max_failures: int = 3

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -48,7 +49,7 @@ def load_state(model: Any, optimizer: torch.optim.Optimizer, folder: Path, ranks
     try:
         _dcp.load(state, checkpoint_id=str(folder), no_dist=ranks.size == 1)
         points = from_parquet((folder / CURVE_FILE).read_bytes())
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (CheckpointException, OSError, ValueError, RuntimeError, KeyError) as error:
         raise DataError(
             f"expected a checkpoint of this model in {folder}, found one that does not read ({' '.join(str(error).split())[:200]}); remove it, "
             "so that the one before it is taken"

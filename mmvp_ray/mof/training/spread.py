@@ -54,7 +54,7 @@ def prepared(model: Any, config: TrainConfig, *, activation_checkpointing: bool 
                 value.data = value.data.to(torch.bfloat16)
     if activation_checkpointing:
         # Not through the whole model: towers run without gradients.
-        core(model).model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        core(model).model.language_model.activation_checkpointing_enable({"use_reentrant": False})
     return model.train()
 
 

@@ -1,0 +1,43 @@
+"""What the commands of jobs/train_mof.py take: a stage with its scale, and a plan."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+
+from mmvp_ray.mof.memory import PlanConfig
+from mmvp_ray.mof.recipe import MoFRecipe, load_recipe
+from mmvp_ray.mof.training.config import ScaleConfig, TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainCommand(TrainConfig):
+    """One stage and how it is spread."""
+
+    recipe: str | None = None
+    """File of configs/mof whose model part takes the place of --config's; the flags of the model do not change it."""
+    scale: ScaleConfig = field(default_factory=ScaleConfig)
+    """How the stage is spread."""
+    address: str | None = None
+    """Ray cluster to join; RAY_ADDRESS, or a cluster of its own on this machine, unless given."""
+
+    def stage_config(self) -> TrainConfig:
+        """The stage alone.
+
+        Raises:
+            ConfigError: no such recipe.
+        """
+        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(TrainConfig)}
+        if self.recipe is not None:
+            values["model"] = load_recipe(self.recipe)
+        return TrainConfig(**values)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanCommand:
+    """A model and what to plan for."""
+
+    model: MoFRecipe = field(default_factory=MoFRecipe)
+    """What the model is made of."""
+    plan: PlanConfig = field(default_factory=PlanConfig)
+    """What to plan for."""

@@ -1,0 +1,86 @@
+"""One of several ranks on gloo that train a stage without Ray; rank 0 writes losses and weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from mmvp_ray.mof.data.images import kept_rows
+from mmvp_ray.mof.data.rows import load_rows
+from mmvp_ray.mof.training.config import ScaleConfig, TrainConfig, with_template
+from mmvp_ray.mof.training.feed import BatchMaker, Feed, image_source
+from mmvp_ray.mof.training.loop import run_steps
+from mmvp_ray.mof.training.ranks import Ranks
+from mmvp_ray.mof.training.saving import full_weights, load_state, save_state
+from mmvp_ray.mof.training.spread import spread_model
+from mmvp_ray.mof.training.steps import optimizer_for
+
+
+def feed_of(config: TrainConfig, scale: ScaleConfig) -> Feed:
+    """The micro-batches of a stage."""
+    rows = load_rows(str(config.rows))
+    return Feed(
+        rows=rows,
+        kept_K=kept_rows(rows, image_source(str(config.images)), config.missing),
+        images=str(config.images),
+        order=config.order,
+        collate=with_template(config, rows.template).collate,
+        missing=config.missing,
+        num_epochs=config.num_epochs,
+        max_steps=config.max_steps,
+        num_micro_batches=scale.num_micro_batches,
+    )
+
+
+def run(
+    config: TrainConfig, scale: ScaleConfig, ranks: Ranks, *, state: Path | None = None, until: int | None = None
+) -> Any:
+    """(points, weights) of a stage; from the checkpoint in `state` if there is one, and leaving one there behind step `until`."""
+    feed = feed_of(config, scale)
+    model, processor = spread_model(config, scale, ranks)
+    optimizer = optimizer_for(model, config.optim)
+    points = load_state(model, optimizer, state, ranks) if state is not None and until is None else []
+    maker = BatchMaker(feed, processor, rank=ranks.rank, world_size=ranks.size)
+    per_step = scale.num_micro_batches
+    batches = (
+        [maker.make(step * per_step + micro) for micro in range(per_step)]
+        for step in range(len(points), feed.num_steps())
+    )
+    steps = run_steps(
+        model,
+        optimizer,
+        batches,
+        config=config,
+        ranks=ranks,
+        num_steps=feed.num_steps(),
+        steps_per_epoch=feed.sample_order().num_steps,
+        start_step=len(points),
+    )
+    for point in steps:
+        points = [*points, point]
+        if point.step == until:
+            assert state is not None
+            save_state(model, optimizer, points, state, ranks)
+            break
+    return points, full_weights(model)
+
+
+def main(root: Path, name: str, rank: int, size: int) -> None:
+    """Train as the pickle `root / name` says."""
+    torch.set_num_threads(1)
+    config, scale = pickle.loads((root / name).read_bytes())
+    dist.init_process_group("gloo", init_method=f"file://{root}/{name}.sync", rank=rank, world_size=size)
+    points, weights = run(config, scale, Ranks(rank, size))
+    if rank == 0:
+        torch.save({"points": [dataclasses.asdict(p) for p in points], "weights": weights}, root / f"{name}.out")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

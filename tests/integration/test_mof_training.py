@@ -1,0 +1,287 @@
+"""Stages without Ray: a step is that of a plain loop for every mode, stage, split and strategy; a checkpoint goes on as if nothing had been."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mmvp_ray.errors import ConfigError, DataError, ResourceError
+from mmvp_ray.mof.checkpoints import load_model
+from mmvp_ray.mof.data.order import OrderConfig
+from mmvp_ray.mof.training.config import OptimConfig, ScaleConfig, TrainConfig
+from mmvp_ray.mof.training.export import export
+from mmvp_ray.mof.training.ranks import Ranks
+from mmvp_ray.mof.training.spread import core, prepared, spread_model
+from mmvp_ray.mof.training.steps import optimizer_for, train_step
+from tests.integration.mof_training_data import config_for, save_backbones, save_rows
+from tests.integration.mof_training_rank import feed_of, run
+from tests.integration.mof_training_reference import reference
+
+pytestmark = [pytest.mark.integration]
+
+ALONE = Ranks()
+# Sums of float32 in another order; the losses are about 5, the largest gradients about 1.
+CLOSE: dict[str, float] = {"rtol": 1e-4, "atol": 1e-5}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def backbones(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return save_backbones(tmp_path_factory.mktemp("backbones"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return save_rows(tmp_path_factory.mktemp("data") / "mix")
+
+
+@pytest.fixture(scope="module")
+def captions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return save_rows(tmp_path_factory.mktemp("data") / "captions", template="plain")
+
+
+def same(found: dict[str, torch.Tensor], model: Any) -> None:
+    """Weights of a run against those of the reference's model."""
+    wanted = model.state_dict()
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, **CLOSE, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("stage", ["align", "finetune"])
+@pytest.mark.parametrize("mode", ["none", "additive", "interleaved"])
+def test_a_step_equals_a_plain_reference(
+    backbones: dict[str, str], data: dict[str, str], tmp_path: Path, mode: str, stage: str
+) -> None:
+    config = config_for(backbones, data, tmp_path, mode=mode, stage=stage, num_epochs=1)
+    scale = ScaleConfig(num_micro_batches=2)
+    model, losses, gradients = reference(config)
+    points, weights = run(config, scale, ALONE)
+    torch.testing.assert_close(torch.tensor([p.loss for p in points]), torch.tensor(losses), rtol=1e-5, atol=1e-5)
+    norms = [torch.nn.utils.get_total_norm(list(of.values())) for of in gradients]
+    torch.testing.assert_close(torch.tensor([p.grad_norm for p in points]), torch.stack(norms), rtol=1e-4, atol=1e-5)
+    same(weights, model)
+    # The gradients themselves, of the first step: the rate is zero in it, so that they stay.
+    found, processor = spread_model(config, scale, ALONE)
+    from mmvp_ray.mof.training.feed import BatchMaker
+
+    maker = BatchMaker(feed_of(config, scale), processor, rank=0, world_size=1)
+    optimizer = torch.optim.SGD([p for p in found.parameters() if p.requires_grad], lr=0.0)
+    train_step(found, optimizer, [maker.make(0), maker.make(1)], ranks=ALONE)
+    grads = {name: p.grad for name, p in found.named_parameters() if p.requires_grad}
+    assert grads.keys() == gradients[0].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(grads[name], gradient, **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "mode", "stage", "size"),
+    [
+        ("ddp", "interleaved", "finetune", 2),
+        ("fsdp", "interleaved", "finetune", 2),
+        ("ddp", "additive", "align", 2),
+        ("fsdp", "none", "align", 2),
+    ],
+)
+def test_ranks_equal_a_plain_reference(
+    backbones: dict[str, str], data: dict[str, str], tmp_path: Path, strategy: str, mode: str, stage: str, size: int
+) -> None:
+    config = config_for(backbones, data, tmp_path / "out", mode=mode, stage=stage, num_epochs=2, max_steps=8)
+    scale = ScaleConfig(num_workers=size, num_micro_batches=2, strategy=strategy)  # type: ignore[arg-type]
+    (tmp_path / "job").write_bytes(pickle.dumps((config, scale)))
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.integration.mof_training_rank", str(tmp_path), "job", str(rank), str(size)],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+    said = [rank.communicate(timeout=280)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0] * size, said
+    found = torch.load(tmp_path / "job.out", weights_only=True)
+    model, losses, _ = reference(config)
+    torch.testing.assert_close(
+        torch.tensor([point["loss"] for point in found["points"]]), torch.tensor(losses), rtol=1e-5, atol=1e-5
+    )
+    same(found["weights"], model)
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_a_checkpoint_goes_on_as_if_nothing_had_been(
+    backbones: dict[str, str], data: dict[str, str], tmp_path: Path, lora_rank: int
+) -> None:
+    config = config_for(backbones, data, tmp_path, num_epochs=2, lora_rank=lora_rank, lora_alpha=8, lora_dropout=0.2)
+    scale = ScaleConfig(num_micro_batches=2)
+    points, weights = run(config, scale, ALONE)
+    run(config, scale, ALONE, state=tmp_path / "state", until=5)
+    resumed, again = run(config, scale, ALONE, state=tmp_path / "state")
+    # Exactly: dropout is drawn by the number of the step, and the optimiser's state is whole.
+    assert [p.loss for p in resumed] == [p.loss for p in points] and len(points) == 12
+    assert again.keys() == weights.keys()
+    assert all(torch.equal(again[name], weights[name]) for name in weights)
+
+
+def test_a_checkpoint_of_another_model_is_refused(
+    backbones: dict[str, str], data: dict[str, str], tmp_path: Path
+) -> None:
+    scale = ScaleConfig()
+    run(config_for(backbones, data, tmp_path, mode="additive"), scale, ALONE, state=tmp_path / "state", until=1)
+    with pytest.raises(DataError, match="expected a checkpoint of this model"):
+        run(config_for(backbones, data, tmp_path), scale, ALONE, state=tmp_path / "state")
+    (tmp_path / "state" / ".metadata").unlink()
+    with pytest.raises(DataError, match="expected a checkpoint of this model"):
+        run(config_for(backbones, data, tmp_path, mode="additive"), scale, ALONE, state=tmp_path / "state")
+
+
+def test_both_stages_and_the_whole_model_again(
+    backbones: dict[str, str], data: dict[str, str], captions: dict[str, str], tmp_path: Path
+) -> None:
+    first = config_for(backbones, captions, tmp_path / "one", stage="align")
+    model, processor = spread_model(first, ScaleConfig(), ALONE)
+    for adapter in core(model).adapters().values():
+        torch.nn.init.normal_(adapter.linear_1.weight)
+    export(model, processor, first, str(tmp_path / "one"), ALONE)
+    second = config_for(backbones, data, tmp_path / "two", start=str(tmp_path / "one"))
+    found, _ = spread_model(second, ScaleConfig(), ALONE)
+    for name, adapter in core(model).adapters().items():
+        torch.testing.assert_close(core(found).adapters()[name].state_dict(), adapter.state_dict(), rtol=0, atol=0)
+    export(found, processor, second, str(tmp_path / "two"), ALONE)
+    third = dataclasses.replace(second, start=str(tmp_path / "two"))
+    again, _ = spread_model(third, ScaleConfig(), ALONE)
+    torch.testing.assert_close(again.state_dict(), found.state_dict(), rtol=0, atol=0)
+    with pytest.raises(ConfigError, match="expected a saved model of mode none"):
+        spread_model(config_for(backbones, data, tmp_path, mode="none", start=third.start), ScaleConfig(), ALONE)
+    with pytest.raises(ConfigError, match="found none of them"):
+        spread_model(dataclasses.replace(second, start=str(tmp_path / "nowhere")), ScaleConfig(), ALONE)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_lora_is_exported_merged(
+    backbones: dict[str, str], data: dict[str, str], tmp_path: Path, precision: str
+) -> None:
+    config = config_for(
+        backbones, data, tmp_path, lora_rank=4, lora_alpha=8, lora_dropout=0.0, precision=precision, max_steps=3
+    )
+    feed = feed_of(config, ScaleConfig())
+    model, processor = spread_model(config, ScaleConfig(), ALONE)
+    optimizer = optimizer_for(model, config.optim)
+    from mmvp_ray.mof.training.feed import BatchMaker
+
+    maker = BatchMaker(feed, processor, rank=0, world_size=1)
+    batch = maker.make(0)
+    for _ in range(3):
+        train_step(model, optimizer, [batch], ranks=ALONE, autocast=precision == "bf16")
+    export(model, processor, config, str(tmp_path), ALONE)
+    merged, _ = load_model(str(tmp_path / "model"))
+    model.eval()
+    inputs = {name: value for name, value in batch.inputs.items() if name != "labels"}
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+        wanted = model(**inputs).logits.float()
+    with torch.no_grad():
+        found = merged(**inputs).logits
+    plain, _ = config.model.build(dtype="float32", seed=config.order.seed)
+    with torch.no_grad():
+        before = plain(**inputs).logits
+    # Scores are about 3; in half precision single ones differ by more, all of them on the mean by its rounding.
+    tolerance = 1e-5 if precision == "fp32" else 0.03
+    assert (found - wanted).abs().mean() < tolerance
+    assert (found - before).abs().mean() > 3 * tolerance
+    assert (tmp_path / "lora" / "adapter_config.json").is_file()
+
+
+def test_half_precision_trains_what_trains_in_float32(
+    backbones: dict[str, str], data: dict[str, str], tmp_path: Path
+) -> None:
+    config = config_for(backbones, data, tmp_path, precision="bf16", num_epochs=3)
+    model, _ = config.model.build(dtype="float32")
+    model = prepared(model, config, activation_checkpointing=True)
+    dtypes = {(p.requires_grad, p.dtype) for p in model.parameters()}
+    assert dtypes == {(True, torch.float32), (False, torch.bfloat16)}
+    points, _ = run(config, ScaleConfig(activation_checkpointing=True), ALONE)
+    _, losses, _ = reference(dataclasses.replace(config, precision="fp32"))
+    torch.testing.assert_close(torch.tensor([p.loss for p in points]), torch.tensor(losses), rtol=0.02, atol=0.02)
+
+
+def test_adapters_have_their_own_rate_and_biases_do_not_decay(
+    backbones: dict[str, str], data: dict[str, str], tmp_path: Path
+) -> None:
+    optim = OptimConfig(learning_rate=1e-4, adapter_learning_rate=3e-4, weight_decay=0.1)
+    model, _ = spread_model(config_for(backbones, data, tmp_path, optim=optim), ScaleConfig(), ALONE)
+    groups = optimizer_for(model, optim).param_groups
+    names = {id(value): name for name, value in model.named_parameters()}
+    seen = {names[id(value)]: (group["peak"], group["weight_decay"]) for group in groups for value in group["params"]}
+    assert seen.keys() == {name for name, value in model.named_parameters() if value.requires_grad}
+    for name, value in model.named_parameters():
+        if value.requires_grad:
+            assert seen[name] == (3e-4 if "adapter" in name else 1e-4, 0.1 if value.ndim >= 2 else 0.0), name
+
+
+def test_rows_that_are_lost_are_counted_and_limited(
+    backbones: dict[str, str], data: dict[str, str], tmp_path: Path
+) -> None:
+    from mmvp_ray.mof.data.collate import CollateConfig
+    from mmvp_ray.mof.data.images import MissingConfig
+    from mmvp_ray.mof.training.loop import check_losses, lost_rows
+
+    config = config_for(
+        backbones,
+        data,
+        tmp_path,
+        collate=CollateConfig(max_tokens=64, too_long="drop"),
+        missing=MissingConfig(missing="drop"),
+    )
+    points, _ = run(config, ScaleConfig(), ALONE)
+    counts = lost_rows(points)
+    assert counts["dropped_too_long"] > 0
+    assert sum(p.num_rows for p in points) + sum(counts.values()) == 24
+    with pytest.raises(DataError, match=r"dropped_too_long \d+"):
+        check_losses(points, config.missing, num_rows=24)
+    check_losses(points, MissingConfig(max_missing_fraction=1.0), num_rows=24)
+    check_losses(points[:1], config.missing, num_rows=1000)
+
+
+def test_what_is_wrong_is_said_before_training(backbones: dict[str, str], data: dict[str, str], tmp_path: Path) -> None:
+    from mmvp_ray.cluster import Inline, Resources
+    from mmvp_ray.mof.training.run import check_model, shares, train
+
+    def refused(error: type[Exception], match: str, scale: ScaleConfig | None = None, **changes: Any) -> None:
+        config: TrainConfig = dataclasses.replace(config_for(backbones, data, tmp_path / "out"), **changes)
+        with pytest.raises(error, match=match):
+            train(config, scale or ScaleConfig(), session=Inline())
+        assert not (tmp_path / "out").exists()
+
+    refused(ConfigError, "expected converted rows", rows=str(tmp_path))
+    refused(ConfigError, "expected a folder of images", images=str(tmp_path / "none"))
+    refused(ConfigError, "rows for one batch", order=OrderConfig(batch_rows=64))
+    refused(ConfigError, "share evenly", ScaleConfig(num_workers=3))
+    refused(ConfigError, "lora-rank", stage="align", lora_rank=8)
+    (tmp_path / "empty").mkdir()
+    refused(DataError, "expected images of all rows", images=str(tmp_path / "empty"))
+    config = config_for(backbones, data, tmp_path / "out")
+    with pytest.raises(ConfigError, match="expected towers with equal grids"):
+        check_model(
+            dataclasses.replace(config, model=dataclasses.replace(config.model, ssl_px=35)), ScaleConfig(), device="cpu"
+        )
+    with pytest.raises(ResourceError, match="GiB on each of 1 GPUs"):
+        check_model(config, ScaleConfig(gpu_gib=1e-4), device="cuda")
+    have = Resources(num_cpus=2, num_gpus=0, num_nodes=1, smallest_node_cpus=2, memory_bytes=0, object_store_bytes=0)
+    with pytest.raises(ResourceError, match="expected 2 GPUs"):
+        shares(have, ScaleConfig(num_workers=2, device="cuda"))
+    device, worker, loader = shares(have, ScaleConfig(num_workers=2, num_loaders=2))
+    assert device == "cpu" and 2 * worker + 4 * loader <= 2 and min(worker, loader) > 0
+    assert shares(have, ScaleConfig()) == ("cpu", 1.0, 1.0)

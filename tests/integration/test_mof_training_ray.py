@@ -1,0 +1,164 @@
+"""Stages on Ray Train: two workers that are killed end with the weights of a plain loop; in an object store; wrong data is said once."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load
+
+from mmvp_ray import storage
+from mmvp_ray.cluster import Session
+from mmvp_ray.errors import ConfigError, DataError
+from mmvp_ray.mof.checkpoints import load_model
+from mmvp_ray.mof.data.images import MissingConfig
+from mmvp_ray.mof.training.config import ScaleConfig
+from mmvp_ray.mof.training.run import train
+from tests.integration.mof_training_data import config_for, save_backbones, save_rows
+from tests.integration.mof_training_reference import reference
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(600)]
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SCALE = ScaleConfig(device="cpu", num_threads=1, checkpoint_every_steps=2, log_every_steps=1)
+
+
+@pytest.fixture(scope="module")
+def backbones(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return save_backbones(tmp_path_factory.mktemp("backbones"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return save_rows(tmp_path_factory.mktemp("data") / "mix")
+
+
+@pytest.fixture(scope="module")
+def captions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return save_rows(tmp_path_factory.mktemp("data") / "captions", template="plain")
+
+
+def same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    for name, value in found.items():
+        torch.testing.assert_close(
+            value, wanted[name], rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def kill_a_worker(said: list[str], after: str) -> Callable[[str], None]:
+    """Kill one training process, once, when a line that contains `after` is said."""
+    import psutil
+
+    def say(line: str) -> None:
+        said.append(line)
+        if after in line and not any("killed" in each for each in said):
+            said.append("killed")
+            trainers = [
+                process
+                for process in psutil.process_iter(["cmdline"])
+                if "RayTrainWorker" in " ".join(process.info["cmdline"] or [])
+            ]
+            os.kill(trainers[-1].pid, signal.SIGKILL)
+
+    return say
+
+
+def test_two_sharded_workers_of_which_one_is_killed_equal_a_plain_loop(
+    backbones: dict[str, str], data: dict[str, str], tmp_path: Path, ray_session: None
+) -> None:
+    config = config_for(backbones, data, tmp_path / "out", num_epochs=4)
+    scale = dataclasses.replace(SCALE, num_workers=2, strategy="fsdp", num_micro_batches=2)
+    said: list[str] = []
+    with Session() as session:
+        found = train(config, scale, session=session, say=kill_a_worker(said, "step 5 of 24"))
+    assert "killed" in said
+    assert any(line.startswith("going on behind step ") for line in said), said
+    model, losses, _ = reference(config)
+    assert [p.step for p in found.points] == list(range(1, 25))
+    torch.testing.assert_close(torch.tensor([p.loss for p in found.points]), torch.tensor(losses), rtol=1e-5, atol=1e-5)
+    trained, processor = load_model(found.product)
+    same(trained.state_dict(), model.state_dict())
+    assert processor.num_image_tokens == model.config.num_image_tokens
+    # The two best are kept, and the newest.
+    kept = storage.list_folders(str(tmp_path / "out/checkpoints"))
+    assert 2 <= len(kept) <= 3 and "step_00000024" in kept
+    assert events(tmp_path / "out/tensorboard")["train/loss"] == pytest.approx(losses, rel=1e-4)
+    again = train(config, scale, session=Session(), say=said.append)
+    assert again == found
+    with pytest.raises(ConfigError, match="found another training"):
+        train(dataclasses.replace(config, num_epochs=5), scale, session=Session())
+
+
+def events(folder: Path) -> dict[str, list[float]]:
+    """Scalars that TensorBoard reads."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    read = EventAccumulator(str(folder)).Reload()
+    return {name: [event.value for event in read.Scalars(name)] for name in read.Tags()["scalars"]}
+
+
+def test_a_job_that_is_killed_goes_on_in_an_object_store(
+    backbones: dict[str, str], captions: dict[str, str], tmp_path: Path, s3_bucket: str
+) -> None:
+    out = f"{s3_bucket}/mof/align"
+    config = config_for(backbones, captions, out, stage="align", num_epochs=4)
+    recipe = {"model": dataclasses.asdict(config.model), "scale": dataclasses.asdict(SCALE)}
+    for name in ("stage", "precision", "rows", "images", "out", "num_epochs"):
+        recipe[name] = getattr(config, name)
+    for name in ("order", "collate", "optim"):
+        recipe[name] = dataclasses.asdict(getattr(config, name))
+    recipe["collate"].pop("template")
+    (tmp_path / "align.yaml").write_text(yaml.safe_dump(recipe))
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, str(REPOSITORY / "jobs/train_mof.py"), "train", "--config", str(tmp_path / "align.yaml")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"},
+        )
+
+    first = start()
+    assert first.stderr is not None
+    for line in first.stderr:
+        if "step 7 of 24" in line:
+            break
+    first.send_signal(signal.SIGTERM)
+    first.communicate(timeout=120)
+    assert first.returncode == 143
+    assert not storage.exists(f"{out}/adapters.safetensors")
+    second = start()
+    output, said = second.communicate(timeout=500)
+    assert second.returncode == 0, said
+    assert "going on behind step" in said
+    assert output.splitlines()[-1] == f"{out}/adapters.safetensors"
+    model, _, _ = reference(config)
+    adapters = load(storage.read_bytes(f"{out}/adapters.safetensors"))
+    assert {name.split(".")[1] for name in adapters} == {"clip_adapter", "ssl_adapter"}
+    same(adapters, model.state_dict())
+
+
+def test_data_that_is_wrong_ends_training_at_once_with_one_line(
+    backbones: dict[str, str], data: dict[str, str], tmp_path: Path, ray_session: None
+) -> None:
+    broken = tmp_path / "images"
+    broken.mkdir()
+    for path in Path(data["images"]).iterdir():
+        (broken / path.name).write_bytes(path.read_bytes()[:60])
+    config = config_for(
+        backbones, data | {"images": str(broken)}, tmp_path / "out", missing=MissingConfig(missing="drop")
+    )
+    said: list[str] = []
+    with Session() as session, pytest.raises(DataError, match="rows without their image") as caught:
+        train(config, dataclasses.replace(SCALE, max_failures=5), session=session, say=said.append)
+    assert "\n" not in str(caught.value)
+    assert not any("step" in line for line in said[1:])
