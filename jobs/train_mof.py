@@ -5,6 +5,7 @@ r"""Train Mixture-of-Features models: LLaVA's two stages on Ray Train, with CLIP
   index     an index of the images in tars or Parquet files, once
   plan      parameters and memory by number of GPUs, without weights
   train     one stage: align (adapters, on captions) or finetune (adapters and language model, on instructions)
+  sweep     many recipes through both stages, and their scores on MMVP, LLaVA-Bench and POPE as one table
 
   python jobs/train_mof.py convert --source blip_laion_cc_sbu_558k.json --template plain --out s3://bucket/captions
   python jobs/train_mof.py plan --config configs/mof/table3_llava15_interleaved_224.yaml
@@ -84,7 +85,16 @@ def train(argv: list[str]) -> int:
     return 0
 
 
-COMMANDS = {"convert": convert, "index": index, "plan": plan, "train": train}
+def sweep(argv: list[str]) -> int:
+    """Many recipes through both stages, and their scores; docs/mof_training.md."""
+    from mmvp_ray.pipeline.mof_sweep import SweepConfig
+    from mmvp_ray.pipeline.mof_sweep import sweep as run
+
+    print("\n".join(run(job.parse(SweepConfig, argv, description=inspect.getdoc(sweep) or ""), say=say)))
+    return 0
+
+
+COMMANDS = {"convert": convert, "index": index, "plan": plan, "train": train, "sweep": sweep}
 
 
 def main() -> int:

@@ -222,3 +222,16 @@ def test_one_question_changed_twice_and_unknown_keys_are_refused(tmp_path: Path)
         load_errata(errata_for(tmp_path, GOOD + line + "\n"))
     with pytest.raises(ConfigError, match="as-found, original, corrected"):
         with_key(make_mmvp(tmp_path / "mine", num_pairs=1), "fixed")
+
+
+def test_the_papers_scores_stand_beside_the_published_benchmark_alone(published: Make, tmp_path: Path) -> None:
+    from mmvp_ray.pipeline.evaluation_cards import published_scores
+
+    found = {score.model: score.pairs for score in published_scores(published())}
+    # arXiv 2401.06209, Figure 4.
+    assert found["GPT-4V"] == pytest.approx(0.387)
+    assert found["LLaVA-1.5"] == pytest.approx(0.247)
+    assert all("Figure 4" in score.source for score in published_scores(published()))
+    assert published_scores(published(num_pairs=149)) == []
+    assert published_scores(make_mmvp(tmp_path / "other", num_pairs=3, seed=1)) == []
+    assert published_scores(None) == []

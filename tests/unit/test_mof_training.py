@@ -21,6 +21,7 @@ from mmvp_ray.mof.training.config import OptimConfig, ScaleConfig, TrainConfig
 from mmvp_ray.mof.training.curve import Point, from_parquet, to_parquet
 from mmvp_ray.mof.training.run import shares
 from mmvp_ray.mof.training.schedule import rate_at
+from mmvp_ray.mof.training.speed import Work, peak_flops
 from mmvp_ray.mof.training.steps import seed_step
 
 STAGES = Path(__file__).resolve().parents[2] / "configs/mof/stages"
@@ -149,6 +150,7 @@ COUNTS = st.integers(0, 2**40)
             learning_rate=NUMBERS,
             grad_norm=NUMBERS,
             num_rows=COUNTS,
+            num_images=COUNTS,
             num_label_tokens=COUNTS,
             num_tokens=COUNTS,
             num_padded_tokens=COUNTS,
@@ -184,6 +186,17 @@ def test_all_workers_and_loaders_run_at_the_same_time(
     assert device == "cpu"
     assert 0 < worker <= 1 and 0 < loader <= cpus_per_loader
     assert num_workers * (worker + num_loaders * loader) <= num_cpus
+
+
+def test_the_work_of_a_step_is_that_of_its_matrices() -> None:
+    # Two matrices of a language model of 8 and 12 weights and a tower of 5, counted by hand: 2 operations a weight and token forward, 2 for the
+    # gradient of its input, 2 for its own.
+    work = Work(num_language=20, num_adapters=3, num_towers=5, tower_tokens=7, adapter_tokens=4)
+    assert work.of_step("finetune", num_tokens=10, num_images=2) == 6 * 20 * 10 + 6 * 3 * 8 + 2 * 5 * 14
+    assert work.of_step("align", num_tokens=10, num_images=2) == 4 * 20 * 10 + 6 * 3 * 8 + 2 * 5 * 14
+    assert peak_flops("NVIDIA H100 80GB HBM3") == 989e12
+    assert peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
+    assert peak_flops("some card") is None
 
 
 def test_dropout_depends_on_seed_step_and_rank_alone() -> None:

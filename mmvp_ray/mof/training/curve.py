@@ -26,6 +26,7 @@ class Point:
         learning_rate: Of the first group of parameters.
         grad_norm: Before it was shortened.
         num_rows: Rows trained on.
+        num_images: Their images.
         num_label_tokens: Tokens that the loss counts.
         num_tokens: Tokens of the texts, image tokens included.
         num_padded_tokens: The same with padding.
@@ -40,6 +41,7 @@ class Point:
     learning_rate: float
     grad_norm: float
     num_rows: int
+    num_images: int
     num_label_tokens: int
     num_tokens: int
     num_padded_tokens: int

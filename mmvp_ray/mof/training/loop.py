@@ -73,6 +73,7 @@ def run_steps(
             learning_rate=float(optimizer.param_groups[0]["lr"]),
             grad_norm=found.grad_norm,
             num_rows=found.num_rows,
+            num_images=found.num_images,
             num_label_tokens=found.num_label_tokens,
             num_tokens=found.num_tokens,
             num_padded_tokens=found.num_padded_tokens,

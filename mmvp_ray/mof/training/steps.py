@@ -39,6 +39,7 @@ class StepResult:
         num_tokens: Tokens of the text, image tokens included, padding not.
         num_padded_tokens: The same with padding: what was computed.
         num_rows: Rows that were trained on.
+        num_images: Their images.
         counts: Of rows that were cut, left out, or without their image, by reason (COUNTED); zeros are left out.
     """
 
@@ -48,6 +49,7 @@ class StepResult:
     num_tokens: int
     num_padded_tokens: int
     num_rows: int
+    num_images: int
     counts: dict[str, int]
 
 
@@ -115,9 +117,10 @@ def train_step(
         sum(int(batch.inputs["attention_mask"].sum()) for batch in batches),
         sum(batch.inputs["attention_mask"].numel() for batch in batches),
         sum(len(batch.rows) for batch in batches),
+        sum(len(batch.inputs.get("pixel_values", ())) for batch in batches),
         *_counted(batches),
     ]
-    num_labels, num_tokens, num_padded, num_rows, *counted = (round(value) for value in ranks.sum(counts))
+    num_labels, num_tokens, num_padded, num_rows, num_images, *counted = (round(value) for value in ranks.sum(counts))
     optimizer.zero_grad(set_to_none=True)
     loss = torch.zeros((), dtype=torch.float64, device=device)
     for index, batch in enumerate(batches):
@@ -141,6 +144,7 @@ def train_step(
         num_tokens=num_tokens,
         num_padded_tokens=num_padded,
         num_rows=num_rows,
+        num_images=num_images,
         counts={name: count for name, count in zip(COUNTED, counted, strict=True) if count},
     )
 

@@ -72,6 +72,7 @@ def stream(
         return
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
+    context.raise_original_map_exception = True
     context.enable_progress_bars = False
     # Blocks that lie there already: reading a range would take tasks, and those a core, which trainers and loaders may have all of.
     numbers = np.arange(first, first + count)

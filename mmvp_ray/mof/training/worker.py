@@ -18,6 +18,7 @@ from mmvp_ray.mof.training.curve import Point, to_parquet, write_events
 from mmvp_ray.mof.training.feed import Feed
 from mmvp_ray.mof.training.loop import check_losses, run_steps
 from mmvp_ray.mof.training.ranks import Ranks
+from mmvp_ray.mof.training.speed import Work, peak_flops, work_of
 
 CURVE_FILE = "curve.parquet"
 EVENTS_FOLDER = "tensorboard"
@@ -77,7 +78,7 @@ def _train(job: Job, board: Board) -> None:
 
     from mmvp_ray.mof.training.export import export
     from mmvp_ray.mof.training.saving import load_state
-    from mmvp_ray.mof.training.spread import spread_model
+    from mmvp_ray.mof.training.spread import core, spread_model
     from mmvp_ray.mof.training.steps import optimizer_for
     from mmvp_ray.mof.training.stream import stream
 
@@ -116,13 +117,14 @@ def _train(job: Job, board: Board) -> None:
         steps_per_epoch=job.steps_per_epoch,
         start_step=len(points),
     )
+    speed = Speed(work_of(core(model)), _peak(ranks), config.stage)
     num_saved = len(points)
     for point in steps:
         points.append(point)
         check_losses(points, config.missing, num_rows=job.num_rows)
         is_last = point.step == job.num_steps
         if ranks.rank == 0 and (is_last or point.step % scale.log_every_steps == 0):
-            board.post(_line(point, job.num_steps))
+            board.post(_line(point, job.num_steps, speed))
         if is_last or point.step % scale.checkpoint_every_steps == 0:
             _checkpoint(model, optimizer, points, num_saved, job.run, ranks)
             num_saved = len(points)
@@ -179,9 +181,34 @@ def _show(points: list[Point], out: str) -> None:
             storage.write_file(storage.join(out, EVENTS_FOLDER, "events.out.tfevents.mmvp-ray"), file)
 
 
-def _line(point: Point, num_steps: int) -> str:
-    rate = point.num_tokens / point.seconds if point.seconds else 0.0
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """How fast a point was: `peak` is that of all GPUs together, None on a CPU."""
+
+    work: Work
+    peak: float | None
+    stage: str
+
+    def say(self, point: Point) -> str:
+        """Tokens a second and, where the peak is known, the share of it that was used."""
+        said = f"{point.num_tokens / point.seconds:,.0f} tokens/s"
+        if self.peak is not None:
+            used = self.work.of_step(self.stage, num_tokens=point.num_tokens, num_images=point.num_images)
+            said += f", {used / point.seconds / self.peak:.1%} MFU"
+        return said
+
+
+def _peak(ranks: Ranks) -> float | None:
+    import torch
+
+    if ranks.device == "cpu":
+        return None
+    peak = peak_flops(torch.cuda.get_device_name(ranks.torch_device()))
+    return None if peak is None else peak * ranks.size
+
+
+def _line(point: Point, num_steps: int, speed: Speed) -> str:
     return (
         f"step {point.step} of {num_steps} (epoch {point.epoch:.2f}): loss {point.loss:.4f}, gradient {point.grad_norm:.3g}, rate "
-        f"{point.learning_rate:.3g}, {rate:,.0f} tokens/s, {point.wait_seconds / max(point.seconds, 1e-9):.0%} of it waiting for data"
+        f"{point.learning_rate:.3g}, {speed.say(point)}, {point.wait_seconds / point.seconds:.0%} of the time waiting for data"
     )
