@@ -21,6 +21,7 @@ from typing import Any, Self
 from urllib.parse import unquote
 
 BLOCK_BYTES = 1 << 16
+STALL_SECONDS = 2.0
 _WRITES = {"PUT", "POST", "DELETE"}
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect", "proxy-connection", "te", "upgrade"}
 
@@ -62,8 +63,8 @@ class FaultyProxy:
 
     Attributes:
         upstream_port: Port on loopback of the server that does the work.
-        seed: Of the draws. Requests come in whatever order the client's threads send them, so the seed settles how many of each fault
-            there are, not which request gets which.
+        seed: Of the draws. Requests come in whatever order the client's threads send them, so the seed settles how many of the first N
+            requests go wrong, not which, nor how often each fault comes: a test that needs one must `force` it.
         share: Share of the requests that go wrong, 0 to 1.
         weights: How often each fault is drawn among those that fit the request: only writes lose the answer, only GETs are cut.
         stall_seconds: Length of a stall, after which the connection is dropped.
@@ -75,7 +76,7 @@ class FaultyProxy:
     seed: int = 0
     share: float = 0.0
     weights: Mapping[Fault, float] = field(default_factory=lambda: EVENLY)
-    stall_seconds: float = 2.0
+    stall_seconds: float = STALL_SECONDS
     injected: Counter[Fault] = field(default_factory=Counter)
     seen: list[Seen] = field(default_factory=list)
     _forced: list[_Forced] = field(default_factory=list)
@@ -105,6 +106,15 @@ class FaultyProxy:
         """Spoil the next `times` requests of `method` whose path and query contain a text, whatever the share."""
         with self._lock:
             self._forced.append(_Forced(fault, method, contains, times))
+
+    def reset(self) -> None:
+        """Be as a new proxy at the same port: nothing seen, served or forced, no share of faults, the seed's first draw next."""
+        with self._lock:
+            self.seen.clear()
+            self.injected.clear()
+            self._forced.clear()
+            self.share, self.weights, self.stall_seconds = 0.0, EVENLY, STALL_SECONDS
+            self._random = random.Random(self.seed)
 
     def relent(self) -> None:
         """Spoil nothing that was forced and is still to come."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mmvp_ray.errors import ConfigError
 from mmvp_ray.evaluate.asking import MAX_FAILED_SHARE
 from mmvp_ray.evaluate.endpoint_config import EndpointConfig
+from mmvp_ray.evaluate.local_pool import PoolConfig
 from mmvp_ray.evaluate.local_spec import LocalModelConfig
 from mmvp_ray.evaluate.named_responders import open_responder
 from mmvp_ray.evaluate.responder import Responder
@@ -54,11 +55,14 @@ class AskingConfig:
     """Put images on a square first, as LLaVA-1.5's own code does."""
     trust_remote_code: bool = False
     """Let code that comes with the weights run."""
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    """Copies of a model on Ray."""
     max_failed_share: float = MAX_FAILED_SHARE
     """Fail when a larger share of the requests has no answer."""
 
     def check(self) -> None:
         """Raise ConfigError for a value out of range."""
+        self.pool.check()
         if not 0.0 <= self.max_failed_share <= 1.0:
             raise ConfigError(f"expected a share from 0 to 1, found {self.max_failed_share} in --max-failed-share")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from mmvp_ray.encoders.weights import one_line
@@ -18,14 +18,16 @@ class LocalResponder:
 
     Args:
         spec: From `resolve_local_model`.
+        load: Makes the model, a function that any process can import; `load_local_model` unless given.
     """
 
-    def __init__(self, spec: LocalModelSpec) -> None:
+    def __init__(self, spec: LocalModelSpec, load: Callable[[LocalModelSpec], LocalModel] | None = None) -> None:
         self.spec = spec
+        self.load = load or load_local_model
         self._loaded: LocalModel | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"spec": self.spec, "_loaded": None}
+        return {"spec": self.spec, "load": self.load, "_loaded": None}
 
     @property
     def name(self) -> str:
@@ -39,7 +41,7 @@ class LocalResponder:
     def answer(self, asks: Iterable[Ask]) -> Iterator[Reply]:
         """See `Responder.answer` and `load_local_model`."""
         if self._loaded is None:
-            self._loaded = load_local_model(self.spec)
+            self._loaded = self.load(self.spec)
         yield from self._loaded.answer(asks)
 
 
@@ -65,9 +67,6 @@ def load_local_model(spec: LocalModelSpec) -> LocalModel:
             model, info = library.AutoModelForImageTextToText.from_pretrained(
                 str(directory), dtype=getattr(torch, spec.dtype), output_loading_info=True, **settings
             )
-        model = model.to(spec.device)
-    except torch.OutOfMemoryError as error:
-        raise ResourceError(f"expected room for model {spec.name!r} on {spec.device}, found too little") from error
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
         raise DataError(
             f"expected an image-text-to-text model with its processor in {directory}, found none that loads ({one_line(error)}); give a "
@@ -80,7 +79,23 @@ def load_local_model(spec: LocalModelSpec) -> LocalModel:
             f"expected all weights of a {type(model).__name__} in {directory}, found {len(missing)} missing ({', '.join(missing[:3])}); its "
             "config.json does not belong to its weights"
         )
-    return LocalModel(spec, model.eval().requires_grad_(False), processor)
+    return LocalModel(spec, placed(spec, model), processor)
+
+
+def placed(spec: LocalModelSpec, model: Any) -> Any:
+    """A model on the spec's device, ready to answer.
+
+    Raises:
+        ResourceError: the GPU's memory does not hold it.
+    """
+    import torch
+
+    try:
+        return model.to(spec.device).eval().requires_grad_(False)
+    except torch.OutOfMemoryError as error:
+        raise ResourceError(
+            f"expected room for model {spec.name!r} on {spec.device}, found too little; take a smaller model or --dtype"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmvp_ray.encoders.backends import choose_dtype
+from mmvp_ray.encoders.folders import is_url
 from mmvp_ray.encoders.hf_files import open_model, read_config, weight_files
 from mmvp_ray.encoders.weights import hash_files
 from mmvp_ray.errors import ConfigError, DataError, MmvpError, ResourceError
@@ -18,6 +19,8 @@ from mmvp_ray.evaluate.chat_prompts import choose_template
 
 _TEXT_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 """What processors are read from; weights' indexes are among them and do no harm."""
+_OTHER_TEMPLATES = "additional_chat_templates"
+"""Folder of templates beside the default one, which alone is used here; of a remote directory it is not copied."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +40,7 @@ class LocalModelConfig:
     temperature: float = 0.0
     """0 takes the likeliest token each time; above, answers are drawn at random."""
     seed: int = 0
-    """Of random answers; they depend on the order and the size of batches too."""
+    """Of random answers; each depends on it and on its own prompt alone."""
     pad_to_square: bool = False
     """Put images on a square of the processor's mean colour first, as LLaVA-1.5's own code does; its port's processor crops instead."""
     trust_remote_code: bool = False
@@ -113,10 +116,11 @@ def resolve_local_model(config: LocalModelConfig) -> LocalModelSpec:
         files = weight_files(directory, name=config.model)
         dtype = choose_dtype(config.dtype, device=device, name=config.model)
     patterns = (*_TEXT_FILES, "*.py") if config.trust_remote_code else _TEXT_FILES
-    texts = sorted({path for pattern in patterns for path in directory.rglob(pattern) if not _hidden(path, directory)})
+    texts = sorted({path for pattern in patterns for path in directory.rglob(pattern) if _counts(path, directory)})
     return LocalModelSpec(
         config=config,
-        source=source,
+        # Another machine makes its own copy of a remote directory.
+        source=config.model if is_url(config.model) else source,
         model_type=model_type,
         weights_sha256=hash_files(files),
         texts_sha256=hash_files(texts),
@@ -129,6 +133,22 @@ def resolve_local_model(config: LocalModelConfig) -> LocalModelSpec:
             name=config.model,
         ),
     )
+
+
+def moved_to(spec: LocalModelSpec, *, device: str, dtype: str | None) -> LocalModelSpec:
+    """The same model on the device of other machines.
+
+    Args:
+        spec: From `resolve_local_model`, on any machine.
+        device: "cpu" or "cuda".
+        dtype: As in LocalModelConfig.
+
+    Raises:
+        ConfigError: the dtype is unknown, or float16 on the CPU.
+    """
+    with about_models():
+        chosen = choose_dtype(dtype, device=device, name=spec.config.model)
+    return dataclasses.replace(spec, device=device, dtype=chosen)
 
 
 def same_files(spec: LocalModelSpec) -> Path:
@@ -161,8 +181,9 @@ def about_models() -> Iterator[None]:
         raise type(error)(text) from error
 
 
-def _hidden(path: Path, directory: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(directory).parts)
+def _counts(path: Path, directory: Path) -> bool:
+    parts = path.relative_to(directory).parts
+    return not any(part.startswith(".") or part == _OTHER_TEMPLATES for part in parts)
 
 
 def _choose_device(device: str) -> str:

@@ -18,10 +18,11 @@ from mmvp_ray.evaluate.mllm import MllmConfig, ask_model
 from mmvp_ray.evaluate.mllm_results import result_of, write_result
 from mmvp_ray.evaluate.pattern_run import PatternsConfig, label_patterns, labelling_lines
 from mmvp_ray.evaluate.pope_run import PopeConfig, pope_lines, run_pope
-from mmvp_ray.evaluate.responder import Reply
+from mmvp_ray.evaluate.responder import Reply, Responder
 from mmvp_ray.evaluate.rule_check import RuleCheckConfig, check_rule, rule_lines
 from mmvp_ray.evaluate.vlm import EncodersConfig, run_encoders
 from mmvp_ray.evaluate.vlm_results import claim_lines, metric_lines, table_lines
+from mmvp_ray.mof.answering import open_model
 from mmvp_ray.pipeline.evaluate_config import ReportConfig
 from mmvp_ray.pipeline.evaluation import compose_report, find_benchmark, write_report
 from mmvp_ray.pipeline.preflight import check_writable, choose_device
@@ -68,7 +69,7 @@ def evaluate_mllm(config: MllmConfig, *, progress: Progress | None = None) -> li
     """Ask a multimodal model and write OUT/mllm.json and the report.
 
     Raises:
-        ConfigError, DataError, TransientError: as `ask_model`.
+        ConfigError, DataError, TransientError: as `ask_model`. ResourceError: no room for the model, or for the copies that are wanted.
     """
     progress = progress or Progress()
     config.check()
@@ -77,15 +78,12 @@ def evaluate_mllm(config: MllmConfig, *, progress: Progress | None = None) -> li
     # Before anyone is asked: these may cost money.
     benchmark = open_benchmark(config.benchmark, key=config.key)
     people = _people(config.people, benchmark.questions)
-    responder = config.asking.open(config.model)
-    judge = (
-        config.asking.open(config.judge, base_url=config.judge_base_url, api_key_env=config.judge_api_key_env)
-        if config.judge
-        else None
-    )
     total = len(benchmark.questions) * len(config.variants)
-    with progress.stage("ask", total=total, unit="answers") as stage:
-        answers = ask_model(config, benchmark, responder, judge=judge, on_reply=_counted(stage))
+    with Session(config.asking.pool.address) as session:
+        responder = open_model(config.asking, config.model, session, pool=config.asking.pool)
+        judge = _judge(config, session) if config.judge else None
+        with progress.stage("ask", total=total, unit="answers") as stage:
+            answers = ask_model(config, benchmark, responder, judge=judge, on_reply=_counted(stage))
     write_result(config.out_url, result_of(config, answers))
     report, pictures = compose_report(
         [config.out_url],
@@ -118,14 +116,15 @@ def find_patterns(config: PatternsConfig, *, progress: Progress | None = None) -
     """Label the pairs of a benchmark with visual patterns.
 
     Raises:
-        ConfigError, DataError, TransientError: as `label_patterns`.
+        ConfigError, DataError, TransientError: as `label_patterns`. ResourceError: no room for the model, or for the copies that are wanted.
     """
     progress = progress or Progress()
     config.check()
     check_writable(config.out_url, flag="--out")
-    responder = config.asking.open(config.model) if config.model else None
-    with progress.stage("patterns", total=None, unit="answers") as stage:
-        found = label_patterns(config, responder, on_reply=_counted(stage))
+    with Session(config.asking.pool.address) as session:
+        responder = open_model(config.asking, config.model, session, pool=config.asking.pool) if config.model else None
+        with progress.stage("patterns", total=None, unit="answers") as stage:
+            found = label_patterns(config, responder, on_reply=_counted(stage))
     return labelling_lines(found)
 
 
@@ -133,14 +132,15 @@ def evaluate_pope(config: PopeConfig, *, progress: Progress | None = None) -> li
     """POPE for one model, and its report.
 
     Raises:
-        ConfigError, DataError, TransientError: as `run_pope`.
+        ConfigError, DataError, TransientError: as `run_pope`. ResourceError: no room for the model, or for the copies that are wanted.
     """
     progress = progress or Progress()
     config.check()
     check_writable(config.out_url, flag="--out")
-    responder = config.asking.open(config.model)
-    with progress.stage("ask", total=None, unit="answers") as stage:
-        scores = run_pope(config, responder, on_reply=_counted(stage))
+    with Session(config.asking.pool.address) as session:
+        responder = open_model(config.asking, config.model, session, pool=config.asking.pool)
+        with progress.stage("ask", total=None, unit="answers") as stage:
+            scores = run_pope(config, responder, on_reply=_counted(stage))
     return [
         "",
         f"{config.model} on POPE",
@@ -153,15 +153,18 @@ def evaluate_llava_bench(config: LlavaBenchConfig, *, progress: Progress | None 
     """LLaVA-Bench for one model, and its report.
 
     Raises:
-        ConfigError, DataError, TransientError: as `run_llava_bench`.
+        ConfigError, DataError, TransientError: as `run_llava_bench`. ResourceError: no room for the model, or for the copies that are wanted.
     """
     progress = progress or Progress()
     config.check()
     check_writable(config.out_url, flag="--out")
-    responder = config.asking.open(config.model)
-    judge = config.asking.open(config.judge, base_url=config.judge_base_url, api_key_env=config.judge_api_key_env)
-    with progress.stage("ask", total=None, unit="answers") as stage:
-        found = run_llava_bench(config, responder, judge, on_reply=_counted(stage))
+    with Session(config.asking.pool.address) as session:
+        responder, judge = (
+            open_model(config.asking, config.model, session, pool=config.asking.pool),
+            _judge(config, session),
+        )
+        with progress.stage("ask", total=None, unit="answers") as stage:
+            found = run_llava_bench(config, responder, judge, on_reply=_counted(stage))
     title = f"{config.model} on LLaVA-Bench"
     return ["", title, *bench_lines(found), *_own_report(config.out_url, title, config)]
 
@@ -195,6 +198,17 @@ def _workers(session: Session, device: str, num_encoders: int) -> Session:
     """Where encoders run: in this process if that is sooner done than Ray is started."""
     is_small = not session.joins_cluster and num_encoders <= INLINE_ENCODERS
     return Inline() if is_small and choose_device(device, session) == "cpu" else session
+
+
+def _judge(config: MllmConfig | LlavaBenchConfig, session: Session) -> Responder:
+    return open_model(
+        config.asking,
+        config.judge,
+        session,
+        pool=config.asking.pool,
+        base_url=config.judge_base_url,
+        api_key_env=config.judge_api_key_env,
+    )
 
 
 def _counted(stage: Stage) -> Callable[[Reply, AskingProgress], None]:

@@ -54,12 +54,12 @@ def test_two_nodes_a_bucket_and_a_killing_image_give_the_pairs_of_one_node_witho
 ) -> None:
     paths = write_shards(tmp_path / "world", WorldConfig(num_images=200, seed=6, images_per_shard=50)).paths
     for path in paths:
-        storage.write_bytes(f"{s3_bucket}/faults/world/{path.name}", path.read_bytes())
+        storage.write_bytes(f"{s3_bucket}/cluster-faults/world/{path.name}", path.read_bytes())
     write_tar(tmp_path / "killer.tar", [("killer.png", poison("segfault"))])
     # A tar ends in blocks of zeros, which readers stop at: the killer comes first.
     killer = (tmp_path / "killer.tar").read_bytes()[: 512 + 512 * -(-len(poison("segfault")) // 512)]
-    storage.write_bytes(f"{s3_bucket}/faults/world/{paths[1].name}", killer + paths[1].read_bytes())
-    found = run_scenario("two_nodes_s3", f"{s3_bucket}/faults/world", f"{s3_bucket}/faults/out")  # type: ignore[arg-type]
+    storage.write_bytes(f"{s3_bucket}/cluster-faults/world/{paths[1].name}", killer + paths[1].read_bytes())
+    found = run_scenario("two_nodes_s3", f"{s3_bucket}/cluster-faults/world", f"{s3_bucket}/cluster-faults/out")  # type: ignore[arg-type]
     assert found["problems"] == []
 
     here = mine_pairs(
@@ -74,11 +74,11 @@ def test_two_nodes_a_bucket_and_a_killing_image_give_the_pairs_of_one_node_witho
         ),
         progress=Progress(stream=None),
     )
-    there = open_run(f"{s3_bucket}/faults/out")
+    there = open_run(f"{s3_bucket}/cluster-faults/out")
     assert here.blind_pairs().num_rows > 10
     assert there.blind_pairs().equals(here.blind_pairs())
     assert there.manifest["counts"]["read"] == here.manifest["counts"]["read"] + 1
-    files = [info.uri for info in storage.find_files(f"{s3_bucket}/faults/out/store")]
+    files = [info.uri for info in storage.find_files(f"{s3_bucket}/cluster-faults/out/store")]
     (rejects,) = [uri for uri in files if "/embeddings/" in uri and uri.endswith(".rejects.parquet")]
     (row,) = read_table(rejects).to_pylist()
     assert (row["member"], row["reason"]) == ("killer.png", "encoder_crashed")

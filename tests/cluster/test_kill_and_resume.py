@@ -49,7 +49,7 @@ def wait_for_markers(store: Path, num: int, alive: subprocess.Popen[bytes] | thr
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
-    write_shards(folder, WorldConfig(num_images=900, seed=3, images_per_shard=60))
+    write_shards(folder, WorldConfig(num_images=450, seed=3, images_per_shard=30))
     return folder
 
 
