@@ -25,7 +25,9 @@ R = TypeVar("R")
 log = logging.getLogger(__name__)
 
 NUM_START_ATTEMPTS = 2
-"""Ray's start is slow on a busy machine and its own time limit cannot be set: it is tried again once."""
+"""Ray's start is slow on a busy machine: it is tried again once."""
+START_SECONDS = 90
+"""Ray waits so long for its first node (raylet_start_wait_time_s, 30 by default, which a machine with many more tasks than cores exceeds)."""
 POLL_SECONDS = 2.0
 
 
@@ -104,6 +106,7 @@ class Session:
         if not self.joins_cluster:
             # Ray 2.60 would turn token authentication on for a cluster that only this process can reach.
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        os.environ.setdefault("RAY_raylet_start_wait_time_s", str(START_SECONDS))
         is_quiet = not self.joins_cluster or logs.is_json()
         if is_quiet:
             # Ray's C++ core writes to this terminal, past Python, what concerns its own developers; errors of tasks come as exceptions.

@@ -22,6 +22,7 @@ settings.load_profile("any-machine")
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_worker_niceness", "0")
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "90")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Ray workers import encoders that tests define.
 os.environ["PYTHONPATH"] = os.pathsep.join(

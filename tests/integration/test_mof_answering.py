@@ -340,7 +340,8 @@ def test_jobs_evaluate_scores_a_checkpoint(folder: Path, tmp_path: Path, ray_ses
         for name in ("inline", "pool")
     ]
     evaluate_mllm(configs[0])
-    evaluate_mllm(configs[1], pool=PoolConfig(replicas=2, cpus_per_replica=0.5))
+    pooled = dataclasses.replace(configs[1].asking, pool=PoolConfig(replicas=2, cpus_per_replica=0.5))
+    evaluate_mllm(dataclasses.replace(configs[1], asking=pooled))
     found = [json.loads((tmp_path / name / "mllm.json").read_text()) for name in ("inline", "pool")]
     assert found[0]["by_variant"] == found[1]["by_variant"] and found[0]["identity"] == found[1]["identity"]
     again = evaluate_mllm(configs[1])

@@ -88,37 +88,71 @@ def test_a_step_equals_a_plain_reference(
         torch.testing.assert_close(grads[name], gradient, **CLOSE)
 
 
-@pytest.mark.parametrize(
-    ("strategy", "mode", "stage", "size"),
-    [
-        ("ddp", "interleaved", "finetune", 2),
-        ("fsdp", "interleaved", "finetune", 2),
-        ("ddp", "additive", "align", 2),
-        ("fsdp", "none", "align", 2),
-    ],
-)
-def test_ranks_equal_a_plain_reference(
-    backbones: dict[str, str], data: dict[str, str], tmp_path: Path, strategy: str, mode: str, stage: str, size: int
-) -> None:
-    config = config_for(backbones, data, tmp_path / "out", mode=mode, stage=stage, num_epochs=2, max_steps=8)
-    scale = ScaleConfig(num_workers=size, num_micro_batches=2, strategy=strategy)  # type: ignore[arg-type]
-    (tmp_path / "job").write_bytes(pickle.dumps((config, scale)))
+def on_two_ranks(config: TrainConfig, scale: ScaleConfig, root: Path) -> dict[str, Any]:
+    """Points and weights of a stage on two processes."""
+    (root / "job").write_bytes(pickle.dumps((config, scale)))
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.integration.mof_training_rank", str(tmp_path), "job", str(rank), str(size)],
+            [sys.executable, "-m", "tests.integration.mof_training_rank", str(root), "job", str(rank), "2"],
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(size)
+        for rank in range(2)
     ]
     said = [rank.communicate(timeout=280)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0] * size, said
-    found = torch.load(tmp_path / "job.out", weights_only=True)
+    assert [rank.returncode for rank in ranks] == [0, 0], said
+    found: dict[str, Any] = torch.load(root / "job.out", weights_only=True)
+    return found
+
+
+def losses_of(points: Any) -> torch.Tensor:
+    return torch.tensor([point["loss"] if isinstance(point, dict) else point.loss for point in points])
+
+
+@pytest.mark.parametrize(
+    ("strategy", "mode", "stage"),
+    [
+        ("ddp", "interleaved", "finetune"),
+        ("fsdp", "interleaved", "finetune"),
+        ("ddp", "additive", "align"),
+        ("fsdp", "none", "align"),
+    ],
+)
+def test_two_ranks_equal_a_plain_reference(
+    backbones: dict[str, str], data: dict[str, str], tmp_path: Path, strategy: Any, mode: str, stage: str
+) -> None:
+    config = config_for(backbones, data, tmp_path / "out", mode=mode, stage=stage, num_epochs=2, max_steps=8)
+    found = on_two_ranks(config, ScaleConfig(num_workers=2, num_micro_batches=2, strategy=strategy), tmp_path)
     model, losses, _ = reference(config)
-    torch.testing.assert_close(
-        torch.tensor([point["loss"] for point in found["points"]]), torch.tensor(losses), rtol=1e-5, atol=1e-5
-    )
+    torch.testing.assert_close(losses_of(found["points"]), torch.tensor(losses), rtol=1e-5, atol=1e-5)
     same(found["weights"], model)
+
+
+@pytest.mark.parametrize(("precision", "lora_rank"), [("fp32", 4), ("bf16", 4), ("bf16", 0)])
+def test_sharded_ranks_in_half_precision_and_with_lora_equal_one(
+    backbones: dict[str, str], data: dict[str, str], tmp_path: Path, precision: Any, lora_rank: int
+) -> None:
+    config = config_for(
+        backbones,
+        data,
+        tmp_path / "out",
+        num_epochs=2,
+        max_steps=6,
+        precision=precision,
+        lora_rank=lora_rank,
+        lora_alpha=8,
+        lora_dropout=0.0,
+    )
+    scale = ScaleConfig(num_workers=2, num_micro_batches=2, strategy="fsdp", activation_checkpointing=True)
+    found = on_two_ranks(config, scale, tmp_path)
+    points, weights = run(config, ScaleConfig(), ALONE)
+    # In half precision DDP's autocast keeps norms in float32, FSDP2 computes them in bfloat16.
+    tolerance = 1e-5 if precision == "fp32" else 0.02
+    torch.testing.assert_close(losses_of(found["points"]), losses_of(points), rtol=tolerance, atol=tolerance)
+    assert found["weights"].keys() == weights.keys()
+    if precision == "fp32":
+        for name, value in weights.items():
+            torch.testing.assert_close(found["weights"][name], value, **CLOSE)
 
 
 @pytest.mark.parametrize("lora_rank", [0, 4])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from mmvp_ray.mof.checkpoints import load_model
 from mmvp_ray.mof.data.images import MissingConfig
 from mmvp_ray.mof.training.config import ScaleConfig
 from mmvp_ray.mof.training.run import train
+from tests.conftest import jpeg
 from tests.integration.mof_training_data import config_for, save_backbones, save_rows
 from tests.integration.mof_training_reference import reference
 
@@ -162,3 +165,65 @@ def test_data_that_is_wrong_ends_training_at_once_with_one_line(
         train(config, dataclasses.replace(SCALE, max_failures=5), session=session, say=said.append)
     assert "\n" not in str(caught.value)
     assert not any("step" in line for line in said[1:])
+
+
+def test_a_sweep_trains_and_scores_a_recipe(
+    backbones: dict[str, str], data: dict[str, str], captions: dict[str, str], tmp_path: Path, ray_session: None
+) -> None:
+    from mmvp_ray.miniature.benchmark import make_mmvp
+    from mmvp_ray.pipeline.mof_sweep import SweepConfig, sweep
+
+    parts: dict[str, dict[str, Any]] = {
+        "mmvp": {"benchmark": make_mmvp(tmp_path / "bench", num_pairs=3).url, "max_tokens": 4},
+        "pope": {"questions": str(tmp_path / "pope"), "images": str(tmp_path / "pope"), "max_tokens": 4},
+    }
+    for part in parts.values():
+        part["asking"] = {"device": "cpu"}
+    (tmp_path / "pope").mkdir()
+    (tmp_path / "pope/1.jpg").write_bytes(jpeg(1))
+    question = {"image": "1.jpg", "text": "is it a dog ?"}
+    rows = [question | {"question_id": number, "label": ("yes", "no")[number % 2]} for number in range(4)]
+    for split in ("random", "popular", "adversarial"):
+        (tmp_path / f"pope/coco_pope_{split}.json").write_text("\n".join(map(json.dumps, rows)))
+    for stage, where in (("align", captions), ("finetune", data)):
+        parts[stage] = {
+            "stage": stage,
+            "max_steps": 2,
+            "precision": "fp32",
+            "order": {"batch_rows": 4},
+            "collate": {"max_tokens": 128},
+            "scale": dataclasses.asdict(SCALE),
+        } | where
+    model = {
+        "clip": backbones["clip"],
+        "llm": backbones["llm"],
+        "mode": "additive",
+        "ssl_ratio": 0.75,
+        "ssl": backbones["ssl"],
+    }
+    parts["recipes/additive_0750"] = {"model": model}
+    (tmp_path / "recipes").mkdir()
+    for name, values in parts.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(values))
+    config = SweepConfig(
+        recipes=(str(tmp_path / "recipes/*.yaml"),),
+        out=str(tmp_path / "out"),
+        **{name: str(tmp_path / f"{name}.yaml") for name in ("align", "finetune", "mmvp", "pope")},
+    )
+    lines = sweep(config)
+    assert [line.split()[:3] for line in lines[1:]] == [["additive_0750", "additive", "0.75"]]
+    found = json.loads((tmp_path / "out/sweep.json").read_text())["rows"]
+    assert [row["ssl_ratio"] for row in found] == [0.75]
+    for row in found:
+        pairs = json.loads((tmp_path / f"out/{row['recipe']}/mmvp/mllm.json").read_text())
+        assert row["pairs"]["num_total"] == 3 and len(pairs["by_variant"]["plain"]) == 6
+        assert 0.0 <= row["pope"] <= 1.0 and row["llava_bench"] is None
+        # Stage 2 began with the adapters of stage 1.
+        stage = storage.read_json(f"{tmp_path}/out/{row['recipe']}/finetune/stage.json")
+        assert stage["finished"] is True
+        assert (tmp_path / f"out/{row['recipe']}/align/adapters.safetensors").is_file()
+    before = sorted(path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors"))
+    assert sweep(config) == lines
+    assert sorted(path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")) == before
+    with pytest.raises(ConfigError, match="expected stage align in --align"):
+        sweep(dataclasses.replace(config, align=config.finetune, out=str(tmp_path / "other")))

@@ -38,7 +38,8 @@ class Board:
     def __init__(self) -> None:
         import ray
 
-        self._actor: Any = ray.remote(num_cpus=0)(_Board).remote()
+        # A board whose node is lost starts again empty: better than workers that nobody listens to.
+        self._actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Board).remote()
 
     def post(self, line: str) -> None:
         """Leave a line for the driver; nothing waits for it."""
