@@ -73,16 +73,15 @@ def bare(root: Path) -> float:
     import torch
 
     from mmvp_ray.mof.training.config import ScaleConfig
-    from mmvp_ray.mof.training.feed import BatchMaker
+    from mmvp_ray.mof.training.feed import BatchMaker, feed_for
     from mmvp_ray.mof.training.ranks import Ranks
     from mmvp_ray.mof.training.spread import spread_model
     from mmvp_ray.mof.training.steps import optimizer_for, train_step
-    from tests.integration.mof_training_rank import feed_of
 
     torch.set_num_threads(1)
     config = config_in(root, "bare")
     model, processor = spread_model(config, ScaleConfig(), Ranks())
-    feed = feed_of(config, ScaleConfig())
+    feed = feed_for(config, num_micro_batches=1)
     maker = BatchMaker(feed, processor, rank=0, world_size=1)
     batches = [maker.make(step) for step in range(feed.num_steps())]
     optimizer = optimizer_for(model, config.optim)

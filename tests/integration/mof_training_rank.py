@@ -11,10 +11,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mmvp_ray.mof.data.images import kept_rows
-from mmvp_ray.mof.data.rows import load_rows
-from mmvp_ray.mof.training.config import ScaleConfig, TrainConfig, with_template
-from mmvp_ray.mof.training.feed import BatchMaker, Feed, image_source
+from mmvp_ray.mof.training.config import ScaleConfig, TrainConfig
+from mmvp_ray.mof.training.feed import BatchMaker, feed_for
 from mmvp_ray.mof.training.loop import run_steps
 from mmvp_ray.mof.training.ranks import Ranks
 from mmvp_ray.mof.training.saving import full_weights, load_state, save_state
@@ -22,27 +20,11 @@ from mmvp_ray.mof.training.spread import spread_model
 from mmvp_ray.mof.training.steps import optimizer_for
 
 
-def feed_of(config: TrainConfig, scale: ScaleConfig) -> Feed:
-    """The micro-batches of a stage."""
-    rows = load_rows(str(config.rows))
-    return Feed(
-        rows=rows,
-        kept_K=kept_rows(rows, image_source(str(config.images)), config.missing),
-        images=str(config.images),
-        order=config.order,
-        collate=with_template(config, rows.template).collate,
-        missing=config.missing,
-        num_epochs=config.num_epochs,
-        max_steps=config.max_steps,
-        num_micro_batches=scale.num_micro_batches,
-    )
-
-
 def run(
     config: TrainConfig, scale: ScaleConfig, ranks: Ranks, *, state: Path | None = None, until: int | None = None
 ) -> Any:
     """(points, weights) of a stage; from the checkpoint in `state` if there is one, and leaving one there behind step `until`."""
-    feed = feed_of(config, scale)
+    feed = feed_for(config, num_micro_batches=scale.num_micro_batches)
     model, processor = spread_model(config, scale, ranks)
     optimizer = optimizer_for(model, config.optim)
     points = load_state(model, optimizer, state, ranks) if state is not None and until is None else []

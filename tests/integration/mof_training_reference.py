@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -12,13 +13,13 @@ from mmvp_ray.mof.data.image_places import FolderImages
 from mmvp_ray.mof.data.images import ImageLoader, load_all
 from mmvp_ray.mof.data.order import SampleOrder
 from mmvp_ray.mof.data.rows import load_rows
-from mmvp_ray.mof.training.config import TrainConfig, with_template
+from mmvp_ray.mof.training.config import TrainConfig
 
 
 def reference(config: TrainConfig, *, num_steps: int | None = None) -> tuple[Any, list[float], list[dict[str, Any]]]:
     """(model, loss of each step, gradients of each step before clipping), one process, whole batches, no accumulation."""
     rows = load_rows(str(config.rows))
-    config = with_template(config, rows.template)
+    config = dataclasses.replace(config, collate=dataclasses.replace(config.collate, template=rows.template))
     model, processor = config.model.build(dtype="float32", seed=config.order.seed)
     trained = ("adapter",) if config.stage == "align" else ("adapter", "language_model", "lm_head")
     for name, value in model.named_parameters():

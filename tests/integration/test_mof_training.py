@@ -17,11 +17,12 @@ from mmvp_ray.mof.checkpoints import load_model
 from mmvp_ray.mof.data.order import OrderConfig
 from mmvp_ray.mof.training.config import OptimConfig, ScaleConfig, TrainConfig
 from mmvp_ray.mof.training.export import export
+from mmvp_ray.mof.training.feed import BatchMaker, feed_for
 from mmvp_ray.mof.training.ranks import Ranks
 from mmvp_ray.mof.training.spread import core, prepared, spread_model
 from mmvp_ray.mof.training.steps import optimizer_for, train_step
 from tests.integration.mof_training_data import config_for, save_backbones, save_rows
-from tests.integration.mof_training_rank import feed_of, run
+from tests.integration.mof_training_rank import run
 from tests.integration.mof_training_reference import reference
 
 pytestmark = [pytest.mark.integration]
@@ -77,9 +78,7 @@ def test_a_step_equals_a_plain_reference(
     same(weights, model)
     # The gradients themselves, of the first step: the rate is zero in it, so that they stay.
     found, processor = spread_model(config, scale, ALONE)
-    from mmvp_ray.mof.training.feed import BatchMaker
-
-    maker = BatchMaker(feed_of(config, scale), processor, rank=0, world_size=1)
+    maker = BatchMaker(feed_for(config, num_micro_batches=2), processor, rank=0, world_size=1)
     optimizer = torch.optim.SGD([p for p in found.parameters() if p.requires_grad], lr=0.0)
     train_step(found, optimizer, [maker.make(0), maker.make(1)], ranks=ALONE)
     grads = {name: p.grad for name, p in found.named_parameters() if p.requires_grad}
@@ -211,11 +210,9 @@ def test_lora_is_exported_merged(
     config = config_for(
         backbones, data, tmp_path, lora_rank=4, lora_alpha=8, lora_dropout=0.0, precision=precision, max_steps=3
     )
-    feed = feed_of(config, ScaleConfig())
+    feed = feed_for(config, num_micro_batches=1)
     model, processor = spread_model(config, ScaleConfig(), ALONE)
     optimizer = optimizer_for(model, config.optim)
-    from mmvp_ray.mof.training.feed import BatchMaker
-
     maker = BatchMaker(feed, processor, rank=0, world_size=1)
     batch = maker.make(0)
     for _ in range(3):

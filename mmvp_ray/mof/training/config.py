@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import Literal
@@ -191,8 +190,3 @@ class ScaleConfig:
     def check_with(self, order: OrderConfig) -> None:
         """Raise ConfigError where a batch cannot be dealt out evenly."""
         parts_of(order.batch_rows, world_size=self.num_workers, num_micro_batches=self.num_micro_batches)
-
-
-def with_template(config: TrainConfig, template: Literal["default", "plain"]) -> TrainConfig:
-    """The config with the chat template that the rows were converted with."""
-    return dataclasses.replace(config, collate=dataclasses.replace(config.collate, template=template))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -11,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmvp_ray import storage
 from mmvp_ray.mof.data.collate import Batch, CollateConfig, Collator
 from mmvp_ray.mof.data.image_places import ArchiveImages, FolderImages, ImageSource
-from mmvp_ray.mof.data.images import ImageLoader, MissingConfig, load_all
+from mmvp_ray.mof.data.images import ImageLoader, MissingConfig, kept_rows, load_all
 from mmvp_ray.mof.data.order import OrderConfig, SampleOrder
-from mmvp_ray.mof.data.rows import Rows
+from mmvp_ray.mof.data.rows import Rows, load_rows
+from mmvp_ray.mof.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from mmvp_ray.mof.processor import MoFProcessor
@@ -61,6 +64,31 @@ class Feed:
         """Steps of the whole stage."""
         total = self.num_epochs * self.sample_order().num_steps
         return total if self.max_steps is None else min(total, self.max_steps)
+
+
+def feed_for(config: TrainConfig, *, num_micro_batches: int) -> Feed:
+    """The micro-batches of a stage, once its rows and the names of its images have been looked through.
+
+    Raises:
+        ConfigError: no rows, no images, or too few rows for one batch. DataError: rows that do not read, or too many images missing.
+    """
+    assert config.rows is not None
+    assert config.images is not None
+    rows = load_rows(config.rows)
+    images = storage.normalise(config.images)
+    found = Feed(
+        rows=rows,
+        kept_K=kept_rows(rows, image_source(images), config.missing),
+        images=images,
+        order=config.order,
+        collate=dataclasses.replace(config.collate, template=rows.template),
+        missing=config.missing,
+        num_epochs=config.num_epochs,
+        max_steps=config.max_steps,
+        num_micro_batches=num_micro_batches,
+    )
+    found.sample_order()
+    return found
 
 
 class BatchMaker:

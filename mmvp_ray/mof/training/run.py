@@ -14,12 +14,11 @@ import numpy as np
 from mmvp_ray import storage
 from mmvp_ray.cluster import Resources, Session, own_error
 from mmvp_ray.errors import ConfigError, MmvpError, ResourceError
-from mmvp_ray.mof.data.images import kept_rows
-from mmvp_ray.mof.data.rows import Rows, load_rows
+from mmvp_ray.mof.data.rows import Rows
 from mmvp_ray.mof.training.board import Board
-from mmvp_ray.mof.training.config import ScaleConfig, TrainConfig, with_template
+from mmvp_ray.mof.training.config import ScaleConfig, TrainConfig
 from mmvp_ray.mof.training.curve import Point, from_parquet
-from mmvp_ray.mof.training.feed import Feed, image_source
+from mmvp_ray.mof.training.feed import feed_for
 from mmvp_ray.mof.training.loop import lost_rows
 from mmvp_ray.mof.training.start import ADAPTERS_FILE, MODEL_FOLDER, starting_point
 from mmvp_ray.mof.training.worker import CURVE_FILE, Job, work
@@ -82,26 +81,13 @@ def train(
     config.check()
     scale.check()
     scale.check_with(config.order)
-    assert config.rows is not None
-    assert config.images is not None
     assert config.out is not None
-    out, images = storage.normalise(config.out), storage.normalise(config.images)
-    rows = load_rows(config.rows)
-    config = with_template(config, rows.template)
+    out = storage.normalise(config.out)
+    feed = feed_for(config, num_micro_batches=scale.num_micro_batches)
+    rows, config = feed.rows, dataclasses.replace(config, collate=feed.collate)
     key = _key(config, rows)
     if _is_finished(out, key):
         return Trained(stage=config.stage, out=out, points=tuple(_curve(out)))
-    feed = Feed(
-        rows=rows,
-        kept_K=kept_rows(rows, image_source(images), config.missing),
-        images=images,
-        order=config.order,
-        collate=config.collate,
-        missing=config.missing,
-        num_epochs=config.num_epochs,
-        max_steps=config.max_steps,
-        num_micro_batches=scale.num_micro_batches,
-    )
     num_steps = feed.num_steps()
     device, cpus_per_worker, cpus_per_loader = shares(session.resources(), scale)
     check_model(config, scale, device=device)
