@@ -5,6 +5,7 @@ r"""Train Mixture-of-Features models: LLaVA's two stages on Ray Train, with CLIP
   index     an index of the images in tars or Parquet files, once
   plan      parameters and memory by number of GPUs, without weights
   train     one stage: align (adapters, on captions) or finetune (adapters and language model, on instructions)
+  export    the whole model of any checkpoint, for jobs/evaluate.py
   sweep     many recipes through both stages, and their scores on MMVP, LLaVA-Bench and POPE as one table
 
   python jobs/train_mof.py convert --source blip_laion_cc_sbu_558k.json --template plain --out s3://bucket/captions
@@ -85,6 +86,21 @@ def train(argv: list[str]) -> int:
     return 0
 
 
+def export(argv: list[str]) -> int:
+    """The whole model of a checkpoint of a stage, in Hugging Face's format; takes the stage's own --config, --recipe and flags."""
+    from mmvp_ray.mof.training.command import ExportCommand
+
+    config = job.parse(ExportCommand, argv, description=inspect.getdoc(export) or "")
+    config.check_export()
+    stage = config.stage_config()
+    stage.model.check()
+
+    from mmvp_ray.mof.training.export import export_checkpoint
+
+    print(export_checkpoint(stage, str(config.checkpoint), str(config.to)))
+    return 0
+
+
 def sweep(argv: list[str]) -> int:
     """Many recipes through both stages, and their scores; docs/mof_training.md."""
     from mmvp_ray.pipeline.mof_sweep import SweepConfig
@@ -94,7 +110,7 @@ def sweep(argv: list[str]) -> int:
     return 0
 
 
-COMMANDS = {"convert": convert, "index": index, "plan": plan, "train": train, "sweep": sweep}
+COMMANDS = {"convert": convert, "index": index, "plan": plan, "train": train, "export": export, "sweep": sweep}
 
 
 def main() -> int:

@@ -16,7 +16,7 @@ from mmvp_ray.errors import ConfigError, DataError, ResourceError
 from mmvp_ray.mof.checkpoints import load_model
 from mmvp_ray.mof.data.order import OrderConfig
 from mmvp_ray.mof.training.config import OptimConfig, ScaleConfig, TrainConfig
-from mmvp_ray.mof.training.export import export
+from mmvp_ray.mof.training.export import export, export_checkpoint, merged
 from mmvp_ray.mof.training.feed import BatchMaker, feed_for
 from mmvp_ray.mof.training.ranks import Ranks
 from mmvp_ray.mof.training.spread import core, prepared, spread_model
@@ -167,6 +167,21 @@ def test_a_checkpoint_goes_on_as_if_nothing_had_been(
     assert [p.loss for p in resumed] == [p.loss for p in points] and len(points) == 12
     assert again.keys() == weights.keys()
     assert all(torch.equal(again[name], weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize(("stage", "lora_rank"), [("align", 0), ("finetune", 4)])
+def test_any_checkpoint_becomes_a_whole_model(
+    backbones: dict[str, str], data: dict[str, str], tmp_path: Path, stage: str, lora_rank: int
+) -> None:
+    config = config_for(backbones, data, tmp_path, stage=stage, lora_rank=lora_rank, lora_dropout=0.0)
+    _, weights = run(config, ScaleConfig(), ALONE, state=tmp_path / "state", until=3)
+    folder = export_checkpoint(config, str(tmp_path / "state"), str(tmp_path / "whole"))
+    found, processor = load_model(folder)
+    scale = config.lora_alpha / max(1, lora_rank)
+    same(merged(weights, scale=scale) if lora_rank else weights, found)
+    assert processor.num_image_tokens == found.config.num_image_tokens
+    with pytest.raises(ConfigError, match="found none at"):
+        export_checkpoint(config, str(tmp_path), str(tmp_path / "other"))
 
 
 def test_a_checkpoint_of_another_model_is_refused(

@@ -1,10 +1,11 @@
-"""What the commands of jobs/train_mof.py take: a stage with its scale, and a plan."""
+"""What the commands of jobs/train_mof.py take: a stage with its scale, a checkpoint of one, and a plan."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
 
+from mmvp_ray.errors import ConfigError
 from mmvp_ray.mof.memory import PlanConfig
 from mmvp_ray.mof.recipe import MoFRecipe, load_recipe
 from mmvp_ray.mof.training.config import ScaleConfig, TrainConfig
@@ -31,6 +32,22 @@ class TrainCommand(TrainConfig):
         if self.recipe is not None:
             values["model"] = load_recipe(self.recipe)
         return TrainConfig(**values)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportCommand(TrainCommand):
+    """A checkpoint of a stage, and where its model goes; all other settings are those of the stage."""
+
+    checkpoint: str | None = None
+    """Folder or URL of the checkpoint: OUT/checkpoints/step_... of the stage."""
+    to: str | None = None
+    """Folder or URL to write the model to."""
+
+    def check_export(self) -> None:
+        """Raise ConfigError for what is missing."""
+        for name in ("checkpoint", "to"):
+            if not getattr(self, name):
+                raise ConfigError(f"expected a folder or URL in --{name}, found none; give one")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

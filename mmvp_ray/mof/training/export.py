@@ -9,14 +9,41 @@ from typing import Any
 import torch
 
 from mmvp_ray import storage
+from mmvp_ray.errors import ConfigError
 from mmvp_ray.mof.adapters import save_adapters
-from mmvp_ray.mof.training.config import TrainConfig
+from mmvp_ray.mof.training.config import ScaleConfig, TrainConfig
 from mmvp_ray.mof.training.ranks import Ranks
-from mmvp_ray.mof.training.saving import full_weights
-from mmvp_ray.mof.training.spread import core
+from mmvp_ray.mof.training.saving import full_weights, load_trained, local_copy
+from mmvp_ray.mof.training.spread import core, spread_model
 from mmvp_ray.mof.training.start import ADAPTERS_FILE, MODEL_FOLDER
 
 LORA_FOLDER = "lora"
+
+
+def export_checkpoint(config: TrainConfig, checkpoint: str, out: str) -> str:
+    """The whole model as it was at a checkpoint, of either stage, for the evaluation.
+
+    Args:
+        config: The stage that left the checkpoint.
+        checkpoint: Its folder or URL (OUT/checkpoints/step_...).
+        out: Folder or URL to write to.
+
+    Returns:
+        Where the model lies.
+
+    Raises:
+        ConfigError: no such checkpoint. DataError: it does not read, or is that of another model.
+    """
+    uri = storage.normalise(checkpoint)
+    if not storage.exists(storage.join(uri, ".metadata")):
+        raise ConfigError(
+            f"expected a checkpoint (a folder step_... below checkpoints/) in --checkpoint, found none at {uri}; see the --out of the stage"
+        )
+    model, processor = spread_model(config, ScaleConfig(), Ranks())
+    with local_copy(uri) as folder:
+        load_trained(model, folder)
+    _write_model(model, processor, full_weights(model), config, storage.normalise(out))
+    return storage.join(storage.normalise(out), MODEL_FOLDER)
 
 
 def export(model: Any, processor: Any, config: TrainConfig, out: str, ranks: Ranks) -> None:
@@ -35,10 +62,14 @@ def export(model: Any, processor: Any, config: TrainConfig, out: str, ranks: Ran
     weights = full_weights(model)
     if ranks.rank > 0:
         return
-    inner = core(model)
     if config.stage == "align":
-        save_adapters(inner, storage.join(out, ADAPTERS_FILE), state_dict=weights)
+        save_adapters(core(model), storage.join(out, ADAPTERS_FILE), state_dict=weights)
         return
+    _write_model(model, processor, weights, config, out)
+
+
+def _write_model(model: Any, processor: Any, weights: dict[str, torch.Tensor], config: TrainConfig, out: str) -> None:
+    inner = core(model)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         if config.lora_rank:

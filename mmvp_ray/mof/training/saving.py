@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from mmvp_ray import storage
 from mmvp_ray.errors import DataError
 from mmvp_ray.mof.training.curve import Point, from_parquet, to_parquet
 from mmvp_ray.mof.training.ranks import Ranks
@@ -34,9 +37,22 @@ def save_state(
     What does not train is not in it: it comes from where it came from at the start.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _dcp.save(_state(model, optimizer), checkpoint_id=str(folder), no_dist=ranks.size == 1)
+    state = {"model": _trained(model), "optimizer": get_optimizer_state_dict(model, optimizer, options=_TRAINED)}
+    _dcp.save(state, checkpoint_id=str(folder), no_dist=ranks.size == 1)
     if ranks.rank == 0:
         (folder / CURVE_FILE).write_bytes(to_parquet(points))
+
+
+@contextlib.contextmanager
+def local_copy(uri: str) -> Iterator[Path]:
+    """A checkpoint's files in a folder of this machine, for the length of the block."""
+    if storage.is_local(uri):
+        yield storage.local_path(uri)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in storage.list_names(uri):
+            (Path(scratch) / name).write_bytes(storage.read_bytes(storage.join(uri, name)))
+        yield Path(scratch)
 
 
 def load_state(model: Any, optimizer: torch.optim.Optimizer, folder: Path, ranks: Ranks) -> list[Point]:
@@ -45,18 +61,25 @@ def load_state(model: Any, optimizer: torch.optim.Optimizer, folder: Path, ranks
     Raises:
         DataError: it does not read, or is that of another model.
     """
-    state = _state(model, optimizer)
-    try:
-        _dcp.load(state, checkpoint_id=str(folder), no_dist=ranks.size == 1)
-        points = from_parquet((folder / CURVE_FILE).read_bytes())
-    except (CheckpointException, OSError, ValueError, RuntimeError, KeyError) as error:
-        raise DataError(
-            f"expected a checkpoint of this model in {folder}, found one that does not read ({' '.join(str(error).split())[:200]}); remove it, "
-            "so that the one before it is taken"
-        ) from error
+    state = {"model": _trained(model), "optimizer": get_optimizer_state_dict(model, optimizer, options=_TRAINED)}
+    _read(state, folder, ranks)
     set_model_state_dict(model, state["model"], options=StateDictOptions(strict=False))
     set_optimizer_state_dict(model, optimizer, state["optimizer"])
-    return points
+    try:
+        return from_parquet((folder / CURVE_FILE).read_bytes())
+    except (OSError, ValueError) as error:
+        raise _unreadable(folder, error) from error
+
+
+def load_trained(model: Any, folder: Path) -> None:
+    """Read the weights of a checkpoint of any number of ranks into a model of one process, without the optimiser.
+
+    Raises:
+        DataError: it does not read, or is that of another model.
+    """
+    state = {"model": _trained(model)}
+    _read(state, folder, Ranks())
+    set_model_state_dict(model, state["model"], options=StateDictOptions(strict=False))
 
 
 def full_weights(model: Any) -> dict[str, torch.Tensor]:
@@ -66,8 +89,19 @@ def full_weights(model: Any) -> dict[str, torch.Tensor]:
     return weights
 
 
-def _state(model: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    return {
-        "model": get_model_state_dict(model, options=_TRAINED),
-        "optimizer": get_optimizer_state_dict(model, optimizer, options=_TRAINED),
-    }
+def _trained(model: Any) -> Any:
+    return get_model_state_dict(model, options=_TRAINED)
+
+
+def _read(state: dict[str, Any], folder: Path, ranks: Ranks) -> None:
+    try:
+        _dcp.load(state, checkpoint_id=str(folder), no_dist=ranks.size == 1)
+    except (CheckpointException, OSError, ValueError, RuntimeError, KeyError) as error:
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: Path, error: BaseException) -> DataError:
+    return DataError(
+        f"expected a checkpoint of this model in {folder}, found one that does not read ({' '.join(str(error).split())[:200]}); remove it, "
+        "so that the one before it is taken"
+    )

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +75,7 @@ def _train(job: Job, board: Board) -> None:
     import torch
 
     from mmvp_ray.mof.training.export import export
-    from mmvp_ray.mof.training.saving import load_state
+    from mmvp_ray.mof.training.saving import load_state, local_copy
     from mmvp_ray.mof.training.spread import core, spread_model
     from mmvp_ray.mof.training.steps import optimizer_for
     from mmvp_ray.mof.training.stream import stream
@@ -91,7 +89,7 @@ def _train(job: Job, board: Board) -> None:
     optimizer = optimizer_for(model, config.optim)
     points: list[Point] = []
     if (checkpoint := ray.train.get_checkpoint()) is not None:
-        with _local(storage.join(job.run, Path(checkpoint.path).name)) as folder:
+        with local_copy(storage.join(job.run, Path(checkpoint.path).name)) as folder:
             points = load_state(model, optimizer, folder, ranks)
         if ranks.rank == 0:
             board.post(f"going on behind step {len(points)} of {job.num_steps}")
@@ -121,15 +119,19 @@ def _train(job: Job, board: Board) -> None:
     num_saved = len(points)
     for point in steps:
         points.append(point)
-        check_losses(points, config.missing, num_rows=job.num_rows)
         is_last = point.step == job.num_steps
-        if ranks.rank == 0 and (is_last or point.step % scale.log_every_steps == 0):
-            board.post(_line(point, job.num_steps, speed))
+        if is_last or point.step % scale.log_every_steps == 0:
+            check_losses(points, config.missing, num_rows=job.num_rows)
+            if ranks.rank == 0:
+                board.post(_line(point, job.num_steps, speed))
         if is_last or point.step % scale.checkpoint_every_steps == 0:
             _checkpoint(model, optimizer, points, num_saved, job.run, ranks)
             num_saved = len(points)
-            if ranks.rank == 0:
+            if ranks.rank == 0 and not is_last:
                 _show(points, job.out)
+    # Here, not with the last checkpoint: a worker that is lost behind that one has no step left to show.
+    if ranks.rank == 0:
+        _show(points, job.out)
     export(model, processor, config, job.out, ranks)
 
 
@@ -158,18 +160,6 @@ def _upload(checkpoint: Any, name: str, *, run: str) -> Any:
         storage.write_file(storage.join(run, name, file.name), file)
     place = ray.train.get_context().get_storage()
     return ray.train.Checkpoint(place.build_checkpoint_path_from_name(name), place.storage_filesystem)
-
-
-@contextlib.contextmanager
-def _local(uri: str) -> Iterator[Path]:
-    """A checkpoint's files in a folder of this machine."""
-    if storage.is_local(uri):
-        yield storage.local_path(uri)
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        for name in storage.list_names(uri):
-            (Path(scratch) / name).write_bytes(storage.read_bytes(storage.join(uri, name)))
-        yield Path(scratch)
 
 
 def _show(points: list[Point], out: str) -> None:
