@@ -27,7 +27,7 @@ def run(
     feed = feed_for(config, num_micro_batches=scale.num_micro_batches)
     model, processor = spread_model(config, scale, ranks)
     optimizer = optimizer_for(model, config.optim)
-    points = load_state(model, optimizer, state, ranks) if state is not None and until is None else []
+    points = load_state(model, optimizer, str(state), ranks) if state is not None and until is None else []
     maker = BatchMaker(feed, processor, rank=ranks.rank, world_size=ranks.size)
     per_step = scale.num_micro_batches
     batches = (

@@ -66,8 +66,8 @@ def kill_a_worker(said: list[str], after: str) -> Callable[[str], None]:
             said.append("killed")
             trainers = [
                 process
-                for process in psutil.process_iter(["cmdline"])
-                if "RayTrainWorker" in " ".join(process.info["cmdline"] or [])
+                for process in psutil.Process().children(recursive=True)
+                if "RayTrainWorker" in " ".join(process.cmdline())
             ]
             os.kill(trainers[-1].pid, signal.SIGKILL)
 

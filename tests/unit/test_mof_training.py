@@ -16,6 +16,7 @@ from mmvp_ray.cluster import Resources
 from mmvp_ray.config import load_yaml
 from mmvp_ray.errors import ConfigError, ResourceError
 from mmvp_ray.mof.data.image_index import IndexConfig
+from mmvp_ray.mof.recipe import MoFRecipe
 from mmvp_ray.mof.training.command import TrainCommand
 from mmvp_ray.mof.training.config import OptimConfig, ScaleConfig, TrainConfig
 from mmvp_ray.mof.training.curve import Point, from_parquet, to_parquet
@@ -79,6 +80,12 @@ def test_every_stage_file_loads_and_takes_a_recipe() -> None:
         assert (stage.model.mode, stage.model.ssl_ratio) == ("additive", 0.625)
         assert type(stage) is TrainConfig
         dataclasses.replace(stage, **COMPLETE).check()
+
+
+def test_a_recipe_and_settings_of_the_model_are_not_mixed() -> None:
+    command = TrainCommand(recipe=str(STAGES.parent / "table2_additive_0625.yaml"), model=MoFRecipe(llm="mine"))
+    with pytest.raises(ConfigError, match="found both"):
+        command.stage_config()
 
 
 @pytest.mark.parametrize(
@@ -189,14 +196,14 @@ def test_all_workers_and_loaders_run_at_the_same_time(
 
 
 def test_the_work_of_a_step_is_that_of_its_matrices() -> None:
-    # Two matrices of a language model of 8 and 12 weights and a tower of 5, counted by hand: 2 operations a weight and token forward, 2 for the
-    # gradient of its input, 2 for its own.
-    work = Work(num_language=20, num_adapters=3, num_towers=5, tower_tokens=7, adapter_tokens=4)
-    assert work.of_step("finetune", num_tokens=10, num_images=2) == 6 * 20 * 10 + 6 * 3 * 8 + 2 * 5 * 14
-    assert work.of_step("align", num_tokens=10, num_images=2) == 4 * 20 * 10 + 6 * 3 * 8 + 2 * 5 * 14
+    # Counted by hand: 2 operations a weight and token forward, 2 for the gradient of its input, 2 for its own.
+    work = Work(
+        num_language=20, num_language_trained=11, num_adapters=3, num_towers=5, tower_tokens=7, adapter_tokens=4
+    )
+    assert work.of_step(num_tokens=10, num_images=2) == 4 * 20 * 10 + 6 * 11 * 10 + 6 * 3 * 8 + 2 * 5 * 14
     assert peak_flops("NVIDIA H100 80GB HBM3") == 989e12
     assert peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
-    assert peak_flops("some card") is None
+    assert peak_flops("some card") is peak_flops("NVIDIA H100 PCIe") is None
 
 
 def test_dropout_depends_on_seed_step_and_rank_alone() -> None:

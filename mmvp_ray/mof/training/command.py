@@ -16,7 +16,7 @@ class TrainCommand(TrainConfig):
     """One stage and how it is spread."""
 
     recipe: str | None = None
-    """File of configs/mof whose model part takes the place of --config's; the flags of the model do not change it."""
+    """File of configs/mof whose model part is taken; not with flags of the model."""
     scale: ScaleConfig = field(default_factory=ScaleConfig)
     """How the stage is spread."""
     address: str | None = None
@@ -26,8 +26,12 @@ class TrainCommand(TrainConfig):
         """The stage alone.
 
         Raises:
-            ConfigError: no such recipe.
+            ConfigError: no such recipe, or a recipe beside settings of the model.
         """
+        if self.recipe is not None and self.model != MoFRecipe():
+            raise ConfigError(
+                f"expected the model in --recipe or in flags and --config, found both ({self.recipe}); leave one out, or change a copy of the recipe"
+            )
         values = {item.name: getattr(self, item.name) for item in dataclasses.fields(TrainConfig)}
         if self.recipe is not None:
             values["model"] = load_recipe(self.recipe)

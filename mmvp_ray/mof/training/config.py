@@ -129,7 +129,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScaleConfig:
-    """How a stage is spread over machines, fed, saved and shown. Another choice gives the same result, to the accuracy of its sums."""
+    """How a stage is spread over machines, fed, saved and shown. Another choice gives the same result, to the accuracy of its sums; dropout is drawn anew."""
 
     num_workers: int = 1
     """Processes that train, one for each GPU."""

@@ -13,7 +13,7 @@ from mmvp_ray.errors import ConfigError
 from mmvp_ray.mof.adapters import save_adapters
 from mmvp_ray.mof.training.config import ScaleConfig, TrainConfig
 from mmvp_ray.mof.training.ranks import Ranks
-from mmvp_ray.mof.training.saving import full_weights, load_trained, local_copy
+from mmvp_ray.mof.training.saving import full_weights, load_trained
 from mmvp_ray.mof.training.spread import core, spread_model
 from mmvp_ray.mof.training.start import ADAPTERS_FILE, MODEL_FOLDER
 
@@ -40,8 +40,7 @@ def export_checkpoint(config: TrainConfig, checkpoint: str, out: str) -> str:
             f"expected a checkpoint (a folder step_... below checkpoints/) in --checkpoint, found none at {uri}; see the --out of the stage"
         )
     model, processor = spread_model(config, ScaleConfig(), Ranks())
-    with local_copy(uri) as folder:
-        load_trained(model, folder)
+    load_trained(model, uri)
     _write_model(model, processor, full_weights(model), config, storage.normalise(out))
     return storage.join(storage.normalise(out), MODEL_FOLDER)
 
@@ -59,7 +58,7 @@ def export(model: Any, processor: Any, config: TrainConfig, out: str, ranks: Ran
         out: Folder or URL.
         ranks: Who takes part.
     """
-    weights = full_weights(model)
+    weights = full_weights(model, trained_only=config.stage == "align")
     if ranks.rank > 0:
         return
     if config.stage == "align":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +17,7 @@ from mmvp_ray.mof.training.config import TrainConfig
 from mmvp_ray.mof.training.curve import Point
 from mmvp_ray.mof.training.ranks import Ranks
 from mmvp_ray.mof.training.schedule import rate_at
+from mmvp_ray.mof.training.spread import is_sharded
 from mmvp_ray.mof.training.steps import seed_step, set_rate, train_step
 
 NUM_ROWS_TO_JUDGE = 1000
@@ -49,9 +51,9 @@ def run_steps(
         A point behind each step, the same on every rank but for its seconds.
 
     Raises:
-        DataError: the loss is no number any more.
+        DataError: the loss or the gradient is no number any more.
     """
-    is_half = config.precision == "bf16" and not hasattr(model, "set_requires_gradient_sync")
+    is_half = config.precision == "bf16" and not is_sharded(model)
     before = time.perf_counter()
     for step, parts in enumerate(batches, start_step):
         waited = time.perf_counter() - before
@@ -60,10 +62,11 @@ def run_steps(
         found = train_step(
             model, optimizer, parts, ranks=ranks, max_grad_norm=config.optim.max_grad_norm, autocast=is_half
         )
-        if not (found.loss == found.loss and abs(found.loss) != float("inf")):
+        if not (math.isfinite(found.loss) and math.isfinite(found.grad_norm)):
+            # Before the point: no checkpoint is made of the weights that this step has spoilt.
             raise DataError(
-                f"expected a loss that is a number, found {found.loss} at step {step + 1} of {num_steps}; lower --learning-rate, or train with "
-                "--precision fp32"
+                f"expected a loss and a gradient that are numbers, found {found.loss} and {found.grad_norm} at step {step + 1} of {num_steps}; train "
+                "anew in another --out with a lower --learning-rate, or with --precision fp32"
             )
         now = time.perf_counter()
         yield Point(

@@ -14,6 +14,7 @@ import numpy as np
 from mmvp_ray import storage
 from mmvp_ray.cluster import Resources, Session, own_error
 from mmvp_ray.errors import ConfigError, MmvpError, ResourceError
+from mmvp_ray.mof.data.convert import MANIFEST
 from mmvp_ray.mof.data.rows import Rows
 from mmvp_ray.mof.training.board import Board
 from mmvp_ray.mof.training.config import ScaleConfig, TrainConfig
@@ -25,6 +26,8 @@ from mmvp_ray.mof.training.worker import CURVE_FILE, Job, work
 
 STAGE_FILE = "stage.json"
 RUN_NAME = "checkpoints"
+MAX_STARTS = 20
+"""Starts of the workers that may fail, each after Ray Train's own wait: an autoscaler may need some of them."""
 MIN_CPUS = 0.01
 """The least share of a logical CPU that Ray counts is 0.0001; this leaves room for rounding."""
 
@@ -76,7 +79,7 @@ def train(
     Raises:
         ConfigError: settings, backbones or folders that do not go together, or --out of another training. DataError: rows or weights that do
             not read, too many images missing, a loss that is no number. ResourceError: too little of the cluster, or too little memory.
-            TransientError: workers were lost more often than `max_failures`.
+            ResourceError, too, where workers were lost more often than `max_failures`.
     """
     config.check()
     scale.check()
@@ -93,7 +96,7 @@ def train(
     check_model(config, scale, device=device)
     storage.write_json(storage.join(out, STAGE_FILE), {"key": key, "stage": config.stage, "finished": False})
     say(
-        f"stage {config.stage}: {len(feed.kept_K):,} rows, {num_steps:,} steps of {config.order.batch_rows} rows, {scale.num_workers} x {device}"
+        f"stage {config.stage}: {len(feed.kept_K):,} rows ({rows.num_rows - len(feed.kept_K):,} left out without their image), {num_steps:,} steps of {config.order.batch_rows} rows, {scale.num_workers} x {device}"
     )
     job = Job(
         config=config,
@@ -183,6 +186,11 @@ def _fit(job: Job, *, device: str, cpus_per_worker: float, say: Callable[[str], 
     scale = job.scale
     resources = {"CPU": cpus_per_worker} | ({"GPU": 1.0} if device == "cuda" else {})
     board = Board()
+    # Typed as the first version's, which has no limit of starts.
+    make_failures: Any = ray.train.FailureConfig
+    failures = make_failures(
+        max_failures=scale.max_failures, controller_failure_limit=max(MAX_STARTS, scale.max_failures)
+    )
     trainer: Any = TorchTrainer(
         work,
         train_loop_config={"job": job, "board": board},
@@ -193,7 +201,7 @@ def _fit(job: Job, *, device: str, cpus_per_worker: float, say: Callable[[str], 
         run_config=ray.train.RunConfig(
             name=RUN_NAME,
             **_place(job.out),
-            failure_config=ray.train.FailureConfig(max_failures=scale.max_failures),
+            failure_config=failures,
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=scale.num_to_keep, checkpoint_score_attribute="loss", checkpoint_score_order="min"
             ),
@@ -247,6 +255,10 @@ def _key(config: TrainConfig, rows: Rows) -> str:
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
     for column in (rows.num_words_N, rows.num_images_N):
         digest.update(np.ascontiguousarray(column).tobytes())
+    manifest = storage.read_json(storage.join(storage.normalise(str(config.rows)), MANIFEST))
+    digest.update(json.dumps([part["files"] for part in manifest["parts"]], sort_keys=True).encode())
+    for uri in filter(None, starting_point(config.start)):
+        digest.update(repr([(file.num_bytes, file.etag) for file in storage.find_files(uri)]).encode())
     return digest.hexdigest()[:16]
 
 

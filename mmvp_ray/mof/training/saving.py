@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,48 +41,37 @@ def save_state(
         (folder / CURVE_FILE).write_bytes(to_parquet(points))
 
 
-@contextlib.contextmanager
-def local_copy(uri: str) -> Iterator[Path]:
-    """A checkpoint's files in a folder of this machine, for the length of the block."""
-    if storage.is_local(uri):
-        yield storage.local_path(uri)
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        for name in storage.list_names(uri):
-            (Path(scratch) / name).write_bytes(storage.read_bytes(storage.join(uri, name)))
-        yield Path(scratch)
-
-
-def load_state(model: Any, optimizer: torch.optim.Optimizer, folder: Path, ranks: Ranks) -> list[Point]:
+def load_state(model: Any, optimizer: torch.optim.Optimizer, uri: str, ranks: Ranks) -> list[Point]:
     """Read a checkpoint of any number of ranks into the model and the optimiser; the curve so far.
 
     Raises:
         DataError: it does not read, or is that of another model.
     """
     state = {"model": _trained(model), "optimizer": get_optimizer_state_dict(model, optimizer, options=_TRAINED)}
-    _read(state, folder, ranks)
+    _read(state, uri, ranks)
     set_model_state_dict(model, state["model"], options=StateDictOptions(strict=False))
     set_optimizer_state_dict(model, optimizer, state["optimizer"])
     try:
-        return from_parquet((folder / CURVE_FILE).read_bytes())
+        return from_parquet(storage.read_bytes(storage.join(uri, CURVE_FILE)))
     except (OSError, ValueError) as error:
-        raise _unreadable(folder, error) from error
+        raise _unreadable(uri, error) from error
 
 
-def load_trained(model: Any, folder: Path) -> None:
+def load_trained(model: Any, uri: str) -> None:
     """Read the weights of a checkpoint of any number of ranks into a model of one process, without the optimiser.
 
     Raises:
         DataError: it does not read, or is that of another model.
     """
     state = {"model": _trained(model)}
-    _read(state, folder, Ranks())
+    _read(state, uri, Ranks())
     set_model_state_dict(model, state["model"], options=StateDictOptions(strict=False))
 
 
-def full_weights(model: Any) -> dict[str, torch.Tensor]:
-    """All weights, gathered on the CPU of rank 0; empty on the others. Every rank must call it."""
-    found: Any = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+def full_weights(model: Any, *, trained_only: bool = False) -> dict[str, torch.Tensor]:
+    """All weights, or those that train, gathered on the CPU of rank 0; empty on the others. Every rank must call it."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trained_only)
+    found: Any = get_model_state_dict(model, options=options)
     weights: dict[str, torch.Tensor] = found
     return weights
 
@@ -93,15 +80,21 @@ def _trained(model: Any) -> Any:
     return get_model_state_dict(model, options=_TRAINED)
 
 
-def _read(state: dict[str, Any], folder: Path, ranks: Ranks) -> None:
+def _read(state: dict[str, Any], uri: str, ranks: Ranks) -> None:
+    """Of a URL each rank reads what it needs of the files, and no more."""
     try:
-        _dcp.load(state, checkpoint_id=str(folder), no_dist=ranks.size == 1)
-    except (CheckpointException, OSError, ValueError, RuntimeError, KeyError) as error:
-        raise _unreadable(folder, error) from error
+        if storage.is_local(uri):
+            reader = _dcp.FileSystemReader(str(storage.local_path(uri)))
+        else:
+            reader = _dcp.FsspecReader(uri, use_listings_cache=False)
+        _dcp.load(state, storage_reader=reader, no_dist=ranks.size == 1)
+    # No RuntimeError: that is a peer that was lost, which another attempt mends; what is wrong with the files comes as CheckpointException.
+    except (CheckpointException, OSError, ValueError, KeyError) as error:
+        raise _unreadable(uri, error) from error
 
 
-def _unreadable(folder: Path, error: BaseException) -> DataError:
+def _unreadable(uri: str, error: BaseException) -> DataError:
     return DataError(
-        f"expected a checkpoint of this model in {folder}, found one that does not read ({' '.join(str(error).split())[:200]}); remove it, "
-        "so that the one before it is taken"
+        f"expected a checkpoint of this model in {uri}, found one that does not read ({' '.join(str(error).split())[:200]}); train "
+        "in another --out, or remove all of checkpoints/ to begin the stage again"
     )

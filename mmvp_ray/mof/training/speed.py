@@ -14,33 +14,35 @@ class Work:
     """What a model computes for a token and an image.
 
     Attributes:
-        num_language: Weights of the language model's matrices, head included, embeddings not.
-        num_adapters: Weights of all adapters.
+        num_language: Weights of the language model and its head that do not train, embeddings not among them.
+        num_language_trained: Those that do, LoRA's own among them.
+        num_adapters: Weights of all adapters, which train.
         num_towers: Weights of all towers.
         tower_tokens: Tokens of an image in a tower.
         adapter_tokens: Tokens of an image in an adapter.
     """
 
     num_language: int
+    num_language_trained: int
     num_adapters: int
     num_towers: int
     tower_tokens: int
     adapter_tokens: int
 
-    def of_step(self, stage: str, *, num_tokens: int, num_images: int) -> float:
+    def of_step(self, *, num_tokens: int, num_images: int) -> float:
         """Operations of one step: 2 for each weight and token forward, 2 for its input's gradient, 2 for its own (Kaplan et al. 2020, 2.1).
 
         A frozen language model passes gradients on and has none of its own; towers only go forward. Attention scores, and what activation
         checkpointing computes twice, do not count.
         """
-        language = (6 if stage == "finetune" else 4) * self.num_language * num_tokens
+        language = (4 * self.num_language + 6 * self.num_language_trained) * num_tokens
         adapters = 6 * self.num_adapters * self.adapter_tokens * num_images
         return float(language + adapters + 2 * self.num_towers * self.tower_tokens * num_images)
 
 
 def work_of(model: Any) -> Work:
     """The work of a MoFForConditionalGeneration, in pieces or whole."""
-    from mmvp_ray.mof.adapters import TOWER_NAMES
+    from mmvp_ray.mof.adapters import ADAPTERS, TOWER_NAMES
     from mmvp_ray.mof.towers import grid_side, tower_facts
 
     config = model.config
@@ -51,12 +53,17 @@ def work_of(model: Any) -> Work:
         grid_side(tower.config, side) ** 2 + tower_facts(tower.config.model_type).num_prefix_tokens(tower.config)
         for tower, side in zip(towers, sides, strict=False)
     ]
-    adapters = model.adapters().values()
-    head = sum(value.numel() for value in model.lm_head.parameters())
-    body = sum(value.numel() for value in model.model.language_model.parameters() if id(value) not in embeddings)
+    language = [
+        value
+        for part in (model.model.language_model, model.lm_head)
+        for value in part.parameters()
+        if id(value) not in embeddings or part is model.lm_head
+    ]
+    adapters = [value for name, value in model.named_parameters() if any(part in ADAPTERS for part in name.split("."))]
     return Work(
-        num_language=body + head,
-        num_adapters=sum(value.numel() for adapter in adapters for value in adapter.parameters()),
+        num_language=sum(value.numel() for value in language if not value.requires_grad),
+        num_language_trained=sum(value.numel() for value in language if value.requires_grad),
+        num_adapters=sum(value.numel() for value in adapters if value.requires_grad),
         num_towers=sum(value.numel() for tower in towers for value in tower.parameters()),
         tower_tokens=max(tokens),
         adapter_tokens=config.grid_side**2,
@@ -66,4 +73,7 @@ def work_of(model: Any) -> Work:
 def peak_flops(gpu: str) -> float | None:
     """Peak of a GPU by torch's name of it; None if it is not known."""
     words = gpu.replace("-", " ").split()
+    # Other forms of the same chip are slower, each in its own way.
+    if {"PCIe", "NVL", "MIG"} & set(words):
+        return None
     return next((peak for name, peak in PEAKS.items() if name in words), None)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from mmvp_ray.mof.adapters import TOWER_NAMES
@@ -36,7 +36,8 @@ def spread_model(config: TrainConfig, scale: ScaleConfig, ranks: Ranks) -> tuple
         return _shard(model, config, ranks), processor
     model.to(ranks.device)
     if ranks.size > 1:
-        model = DistributedDataParallel(model, device_ids=None if ranks.device == "cpu" else [ranks.torch_device()])
+        devices = None if ranks.device == "cpu" else [ranks.torch_device()]
+        model = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
     return model.train(), processor
 
 
@@ -56,6 +57,11 @@ def prepared(model: Any, config: TrainConfig, *, activation_checkpointing: bool 
         # Not through the whole model: towers run without gradients.
         core(model).model.language_model.activation_checkpointing_enable({"use_reentrant": False})
     return model.train()
+
+
+def is_sharded(model: Any) -> bool:
+    """Whether FSDP2 holds the model in pieces."""
+    return isinstance(model, FSDPModule)
 
 
 def core(model: Any) -> MoFForConditionalGeneration:

@@ -76,6 +76,8 @@ def optimizer_for(model: Any, config: OptimConfig) -> torch.optim.AdamW:
         lr=config.learning_rate,
         betas=(config.beta1, config.beta2),
         eps=config.epsilon,
+        # Without a further copy of what trains, which torch's default on GPUs makes.
+        fused=any(value.is_cuda for values in groups.values() for value in values),
     )
 
 
@@ -125,11 +127,9 @@ def train_step(
     loss = torch.zeros((), dtype=torch.float64, device=device)
     for index, batch in enumerate(batches):
         inputs = {name: value.to(device, non_blocking=True) for name, value in batch.inputs.items()}
-        with (
-            _sync(model, is_last=index == len(batches) - 1),
-            torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast),
-        ):
-            found = model(**inputs, num_items_in_batch=max(1, num_labels)).loss
+        with _sync(model, is_last=index == len(batches) - 1):
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
+                found = model(**inputs, num_items_in_batch=max(1, num_labels)).loss
             # DDP and FSDP give the mean of the ranks' gradients, where the sum is wanted.
             (found * ranks.size).backward()
         loss += found.detach().double()
@@ -165,11 +165,9 @@ def _counted(batches: Sequence[Batch]) -> list[int]:
 
 @contextlib.contextmanager
 def _sync(model: Any, *, is_last: bool) -> Iterator[None]:
-    """Sum gradients over the ranks with the last micro-batch alone."""
+    """Under DDP, sum gradients over the ranks with the last micro-batch alone; FSDP2 without a sum would keep the whole model's on each rank."""
     if isinstance(model, DistributedDataParallel) and not is_last:
         with model.no_sync():
             yield
         return
-    if hasattr(model, "set_requires_gradient_sync"):
-        model.set_requires_gradient_sync(is_last)
     yield

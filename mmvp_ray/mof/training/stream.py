@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from mmvp_ray.errors import ResourceError
 from mmvp_ray.mof.data.collate import Batch
 from mmvp_ray.mof.training.feed import BatchMaker, Feed, from_columns, to_columns
 
@@ -60,7 +61,7 @@ def stream(
         micro_batches_per_block: Micro-batches made at a time.
 
     Raises:
-        MmvpError: as `BatchMaker.make`.
+        ResourceError: no batch came for half an hour. Others: as `BatchMaker.make`.
     """
     import ray
 
@@ -73,6 +74,8 @@ def stream(
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.raise_original_map_exception = True
+    # Each rank has an executor of its own, which would else take half of the cluster's object store for itself.
+    context.override_object_store_memory_limit_fraction = 0.5 / world_size
     context.enable_progress_bars = False
     # Blocks that lie there already: reading a range would take tasks, and those a core, which trainers and loaders may have all of.
     numbers = np.arange(first, first + count)
@@ -93,6 +96,11 @@ def stream(
             if len(batches) == per_step:
                 yield batches
                 batches = []
+    except ray.data.exceptions.ExecutionTimeoutError as error:
+        raise ResourceError(
+            f"expected batches, found none for half an hour ({' '.join(str(error).split())[:100]}); the cluster's CPUs are taken, or saving took so "
+            "long: lower --num-loaders or --cpus-per-loader, or free CPUs"
+        ) from error
     except ray.exceptions.RayError as error:
         raise own_error(error) from error
     assert not batches

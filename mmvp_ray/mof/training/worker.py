@@ -75,7 +75,7 @@ def _train(job: Job, board: Board) -> None:
     import torch
 
     from mmvp_ray.mof.training.export import export
-    from mmvp_ray.mof.training.saving import load_state, local_copy
+    from mmvp_ray.mof.training.saving import load_state
     from mmvp_ray.mof.training.spread import core, spread_model
     from mmvp_ray.mof.training.steps import optimizer_for
     from mmvp_ray.mof.training.stream import stream
@@ -89,8 +89,7 @@ def _train(job: Job, board: Board) -> None:
     optimizer = optimizer_for(model, config.optim)
     points: list[Point] = []
     if (checkpoint := ray.train.get_checkpoint()) is not None:
-        with local_copy(storage.join(job.run, Path(checkpoint.path).name)) as folder:
-            points = load_state(model, optimizer, folder, ranks)
+        points = load_state(model, optimizer, storage.join(job.run, Path(checkpoint.path).name), ranks)
         if ranks.rank == 0:
             board.post(f"going on behind step {len(points)} of {job.num_steps}")
     batches = stream(
@@ -115,7 +114,7 @@ def _train(job: Job, board: Board) -> None:
         steps_per_epoch=job.steps_per_epoch,
         start_step=len(points),
     )
-    speed = Speed(work_of(core(model)), _peak(ranks), config.stage)
+    speed = Speed(work_of(core(model)), _peak(ranks))
     num_saved = len(points)
     for point in steps:
         points.append(point)
@@ -177,13 +176,12 @@ class Speed:
 
     work: Work
     peak: float | None
-    stage: str
 
     def say(self, point: Point) -> str:
         """Tokens a second and, where the peak is known, the share of it that was used."""
         said = f"{point.num_tokens / point.seconds:,.0f} tokens/s"
         if self.peak is not None:
-            used = self.work.of_step(self.stage, num_tokens=point.num_tokens, num_images=point.num_images)
+            used = self.work.of_step(num_tokens=point.num_tokens, num_images=point.num_images)
             said += f", {used / point.seconds / self.peak:.1%} MFU"
         return said
 
