@@ -37,7 +37,7 @@ class MoFProcessor(ProcessorMixin):
         self.num_image_tokens = num_image_tokens
         self.image_token = image_token
         self.image_token_id = image_token_id(tokenizer, image_token)
-        super().__init__(
+        super().__init__(  # type: ignore[no-untyped-call]
             image_processor, tokenizer, chat_template=dict(TEMPLATES) if chat_template is None else chat_template
         )
 
