@@ -1,4 +1,4 @@
-"""One of several ranks on gloo that train a stage without Ray; rank 0 writes losses and weights."""
+"""One of several ranks on gloo that train stages without Ray; rank 0 writes losses and weights."""
 
 from __future__ import annotations
 
@@ -53,16 +53,17 @@ def run(
     return points, full_weights(model)
 
 
-def main(root: Path, name: str, rank: int, size: int) -> None:
-    """Train as the pickle `root / name` says."""
+def main(root: Path, rank: int, size: int) -> None:
+    """Train what the pickle `root / jobs` lists, one after the other: a process group takes seconds to import and start."""
     torch.set_num_threads(1)
-    config, scale = pickle.loads((root / name).read_bytes())
-    dist.init_process_group("gloo", init_method=f"file://{root}/{name}.sync", rank=rank, world_size=size)
-    points, weights = run(config, scale, Ranks(rank, size))
-    if rank == 0:
-        torch.save({"points": [dataclasses.asdict(p) for p in points], "weights": weights}, root / f"{name}.out")
+    jobs: dict[str, tuple[TrainConfig, ScaleConfig]] = pickle.loads((root / "jobs").read_bytes())
+    dist.init_process_group("gloo", init_method=f"file://{root}/sync", rank=rank, world_size=size)
+    for name, (config, scale) in jobs.items():
+        points, weights = run(config, scale, Ranks(rank, size))
+        if rank == 0:
+            torch.save({"points": [dataclasses.asdict(p) for p in points], "weights": weights}, root / f"{name}.out")
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -87,12 +87,43 @@ def test_a_step_equals_a_plain_reference(
         torch.testing.assert_close(grads[name], gradient, **CLOSE)
 
 
-def on_two_ranks(config: TrainConfig, scale: ScaleConfig, root: Path) -> dict[str, Any]:
-    """Points and weights of a stage on two processes."""
-    (root / "job").write_bytes(pickle.dumps((config, scale)))
+PLAIN = {
+    "ddp interleaved finetune": ("ddp", "interleaved", "finetune"),
+    "fsdp interleaved finetune": ("fsdp", "interleaved", "finetune"),
+    "ddp additive align": ("ddp", "additive", "align"),
+    "fsdp none align": ("fsdp", "none", "align"),
+}
+SHARDED = {"fp32 lora": ("fp32", 4), "bf16 lora": ("bf16", 4), "bf16": ("bf16", 0)}
+TWO = ScaleConfig(num_workers=2, num_micro_batches=2)
+
+
+@pytest.fixture(scope="module")
+def jobs(
+    backbones: dict[str, str], data: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[TrainConfig, ScaleConfig]]:
+    """Stages for two ranks, by name."""
+    out = tmp_path_factory.mktemp("out")
+    found = {}
+    for name, (strategy, mode, stage) in PLAIN.items():
+        config = config_for(backbones, data, out, mode=mode, stage=stage, num_epochs=2, max_steps=8)
+        found[name] = (config, dataclasses.replace(TWO, strategy=strategy))
+    for name, (precision, lora_rank) in SHARDED.items():
+        lora = {"lora_rank": lora_rank, "lora_alpha": 8, "lora_dropout": 0.0}
+        config = config_for(backbones, data, out, num_epochs=2, max_steps=6, precision=precision, **lora)
+        found[name] = (config, dataclasses.replace(TWO, strategy="fsdp", activation_checkpointing=True))
+    return found
+
+
+@pytest.fixture(scope="module")
+def on_two_ranks(
+    jobs: dict[str, tuple[TrainConfig, ScaleConfig]], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, Any]]:
+    """Points and weights of each of them on two processes."""
+    root = tmp_path_factory.mktemp("ranks")
+    (root / "jobs").write_bytes(pickle.dumps(jobs))
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.integration.mof_training_rank", str(root), "job", str(rank), "2"],
+            [sys.executable, "-m", "tests.integration.mof_training_rank", str(root), str(rank), "2"],
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -100,62 +131,40 @@ def on_two_ranks(config: TrainConfig, scale: ScaleConfig, root: Path) -> dict[st
     ]
     said = [rank.communicate(timeout=280)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], said
-    found: dict[str, Any] = torch.load(root / "job.out", weights_only=True)
-    return found
+    return {name: torch.load(root / f"{name}.out", weights_only=True) for name in jobs}
 
 
 def losses_of(points: Any) -> torch.Tensor:
     return torch.tensor([point["loss"] if isinstance(point, dict) else point.loss for point in points])
 
 
-@pytest.mark.parametrize(
-    ("strategy", "mode", "stage"),
-    [
-        ("ddp", "interleaved", "finetune"),
-        ("fsdp", "interleaved", "finetune"),
-        ("ddp", "additive", "align"),
-        ("fsdp", "none", "align"),
-    ],
-)
+@pytest.mark.parametrize("name", PLAIN)
 def test_two_ranks_equal_a_plain_reference(
-    backbones: dict[str, str], data: dict[str, str], tmp_path: Path, strategy: Any, mode: str, stage: str
+    jobs: dict[str, tuple[TrainConfig, ScaleConfig]], on_two_ranks: dict[str, dict[str, Any]], name: str
 ) -> None:
-    config = config_for(backbones, data, tmp_path / "out", mode=mode, stage=stage, num_epochs=2, max_steps=8)
-    found = on_two_ranks(config, ScaleConfig(num_workers=2, num_micro_batches=2, strategy=strategy), tmp_path)
-    model, losses, _ = reference(config)
-    torch.testing.assert_close(losses_of(found["points"]), torch.tensor(losses), rtol=1e-5, atol=1e-5)
-    same(found["weights"], model)
+    model, losses, _ = reference(jobs[name][0])
+    torch.testing.assert_close(losses_of(on_two_ranks[name]["points"]), torch.tensor(losses), rtol=1e-5, atol=1e-5)
+    same(on_two_ranks[name]["weights"], model)
 
 
-@pytest.mark.parametrize(("precision", "lora_rank"), [("fp32", 4), ("bf16", 4), ("bf16", 0)])
+@pytest.mark.parametrize("name", SHARDED)
 def test_sharded_ranks_in_half_precision_and_with_lora_equal_one(
-    backbones: dict[str, str], data: dict[str, str], tmp_path: Path, precision: Any, lora_rank: int
+    jobs: dict[str, tuple[TrainConfig, ScaleConfig]], on_two_ranks: dict[str, dict[str, Any]], name: str
 ) -> None:
-    config = config_for(
-        backbones,
-        data,
-        tmp_path / "out",
-        num_epochs=2,
-        max_steps=6,
-        precision=precision,
-        lora_rank=lora_rank,
-        lora_alpha=8,
-        lora_dropout=0.0,
-    )
-    scale = ScaleConfig(num_workers=2, num_micro_batches=2, strategy="fsdp", activation_checkpointing=True)
-    found = on_two_ranks(config, scale, tmp_path)
+    config, found = jobs[name][0], on_two_ranks[name]
     points, weights = run(config, ScaleConfig(), ALONE)
     # In half precision DDP's autocast keeps norms in float32, FSDP2 computes them in bfloat16.
-    tolerance = 1e-5 if precision == "fp32" else 0.02
+    is_whole = config.precision == "fp32"
+    tolerance = 1e-5 if is_whole else 0.02
     torch.testing.assert_close(losses_of(found["points"]), losses_of(points), rtol=tolerance, atol=tolerance)
     # AdamW hides a gradient of the wrong size; its length does not.
     norms = torch.tensor([point["grad_norm"] for point in found["points"]])
     wanted = torch.tensor([point.grad_norm for point in points])
-    torch.testing.assert_close(norms, wanted, rtol=1e-4 if precision == "fp32" else 0.05, atol=1e-5)
+    torch.testing.assert_close(norms, wanted, rtol=1e-4 if is_whole else 0.05, atol=1e-5)
     assert found["weights"].keys() == weights.keys()
-    if precision == "fp32":
-        for name, value in weights.items():
-            torch.testing.assert_close(found["weights"][name], value, **CLOSE)
+    if is_whole:
+        for key, value in weights.items():
+            torch.testing.assert_close(found["weights"][key], value, **CLOSE)
 
 
 @pytest.mark.parametrize("lora_rank", [0, 4])
