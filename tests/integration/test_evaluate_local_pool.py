@@ -22,7 +22,7 @@ from mmvp_ray.evaluate.local_responder import LocalResponder
 from mmvp_ray.evaluate.local_spec import LocalModelConfig, LocalModelSpec
 from mmvp_ray.evaluate.responder import Ask, Reply
 
-pytestmark = [pytest.mark.integration]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 SPEC = LocalModelSpec(
     config=LocalModelConfig(model="/echo", batch_size=4),

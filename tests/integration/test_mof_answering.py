@@ -30,7 +30,7 @@ from tests.conftest import jpeg
 from tests.integration.local_small_models import save_llava
 from tests.integration.mof_checkpoints import save_mof
 
-pytestmark = [pytest.mark.integration]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 SYSTEM = "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers to the user's questions."  # fmt: skip
 QUESTIONS = ("what is it ?", "is it a red cat or a blue dog , left or right ?", "( a ) yes ( b ) no", "no")

@@ -27,7 +27,7 @@ from mmvp_ray.pipeline.mof_experiment import PAGE, RESULTS, TABLE, closing_lines
 from mmvp_ray.pipeline.mof_experiment_config import MofExperimentConfig
 from mmvp_ray.pipeline.progress import Progress
 
-pytestmark = [pytest.mark.integration]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 pytest.importorskip("torch")
 

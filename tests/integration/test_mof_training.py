@@ -25,7 +25,7 @@ from tests.integration.mof_training_data import config_for, save_backbones, save
 from tests.integration.mof_training_rank import run
 from tests.integration.mof_training_reference import reference
 
-pytestmark = [pytest.mark.integration]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 ALONE = Ranks()
 # Sums of float32 in another order; the losses are about 5, the largest gradients about 1.
@@ -129,7 +129,7 @@ def on_two_ranks(
         )
         for rank in range(2)
     ]
-    said = [rank.communicate(timeout=280)[1] for rank in ranks]
+    said = [rank.communicate(timeout=500)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], said
     return {name: torch.load(root / f"{name}.out", weights_only=True) for name in jobs}
 

@@ -28,7 +28,7 @@ from tests.conftest import jpeg
 from tests.integration.mof_training_data import config_for, save_backbones, save_rows
 from tests.integration.mof_training_reference import reference
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCALE = ScaleConfig(device="cpu", num_threads=1, checkpoint_every_steps=2, log_every_steps=1)
@@ -136,11 +136,11 @@ def test_a_job_that_is_killed_goes_on_in_an_object_store(
         if "step 7 of 24" in line:
             break
     first.send_signal(signal.SIGTERM)
-    first.communicate(timeout=120)
+    first.communicate(timeout=200)
     assert first.returncode == 143
     assert not storage.exists(f"{out}/adapters.safetensors")
     second = start()
-    output, said = second.communicate(timeout=500)
+    output, said = second.communicate(timeout=700)
     assert second.returncode == 0, said
     assert "going on behind step" in said
     assert output.splitlines()[-1] == f"{out}/adapters.safetensors"
