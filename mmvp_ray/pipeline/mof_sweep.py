@@ -112,6 +112,8 @@ def sweep(config: SweepConfig, *, say: Callable[[str], None] = lambda line: None
     check_writable(out, flag="--out")
     parts = _read(config)
     rows: list[SweepRow] = []
+    uri = storage.join(out, RESULT_FILE)
+    earlier = {row["recipe"]: row for row in storage.read_json(uri)["rows"]} if storage.exists(uri) else {}
     with Session(config.address) as session:
         for name, recipe in parts.recipes.items():
             say(f"{name}: mode {recipe.mode}")
@@ -120,7 +122,9 @@ def sweep(config: SweepConfig, *, say: Callable[[str], None] = lambda line: None
             tuned = _stage(parts.finetune, recipe, storage.join(out, name, "finetune"), first.product)
             last = train(tuned.stage_config(), tuned.scale, session=session, say=say)
             rows.append(_scored(name, recipe, last.product, parts, storage.join(out, name)))
-            storage.write_json(storage.join(out, RESULT_FILE), {"rows": [dataclasses.asdict(row) for row in rows]})
+            # Rows that an earlier call has scored stand until this one comes to them.
+            told = earlier | {row.recipe: dataclasses.asdict(row) for row in rows}
+            storage.write_json(uri, {"rows": [told[one] for one in parts.recipes if one in told]})
     return table(rows)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmvp_ray.report.evaluation_data import CorrelationCard, EvaluationReport, Share
 from mmvp_ray.report.hostile_text import shown_text
+from mmvp_ray.report.interval_rows import ROW_INCHES, draw_intervals
 from mmvp_ray.report.svg import COLOUR, drawing, inline_svg
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 MAX_RADAR_MODELS = 4
 """More outlines in one radar cannot be told apart; the heat map has all."""
 _RADAR_STYLES = (("data", "-"), ("accent", "-"), ("muted", "-"), ("ink", (0, (2, 2))))
-_ROW_INCHES = 0.34
 
 
 def forest_svg(report: EvaluationReport) -> str | None:
@@ -32,14 +32,14 @@ def forest_svg(report: EvaluationReport) -> str | None:
     with drawing():
         from matplotlib.figure import Figure
 
-        height = 1.35 + _ROW_INCHES * len(rows)
+        height = 1.35 + ROW_INCHES * len(rows)
         figure = Figure(figsize=(7.6, height))
         axes = figure.add_axes((0.30, 0.62 / height, 0.66, 1 - 1.15 / height))
-        axes.set_xlim(0, 100)
-        axes.set_ylim(-0.7, len(rows) - 0.3)
-        for place, (_, share) in enumerate(rows):
-            axes.plot([100 * share.low, 100 * share.high], [place] * 2, color=COLOUR["data"], linewidth=2, alpha=0.55)
-            axes.plot([100 * share.k / share.n], [place], "o", color=COLOUR["data"], markersize=6)
+        draw_intervals(
+            axes,
+            [(name, share.k / share.n, share.low, share.high) for name, share in rows],
+            label="pairs right, %, with 95 % intervals",
+        )
         lines = [(line.name, line.pairs, "muted") for line in report.chance if line.pairs > 0]
         if report.people is not None and report.people.fraction is not None:
             lines.append(("people", report.people.fraction, "accent"))
@@ -55,10 +55,6 @@ def forest_svg(report: EvaluationReport) -> str | None:
                 size=8.5,
                 gid="class-halo",
             )
-        axes.set_yticks(range(len(rows)), [shown_text(name, 40) for name, _ in rows])
-        axes.tick_params(axis="y", length=0, labelcolor=COLOUR["ink"])
-        axes.spines["left"].set_visible(False)
-        axes.set_xlabel("pairs right, %, with 95 % intervals")
         best = rows[-1]
         return inline_svg(
             figure,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mmvp_ray.report.hostile_text import shown_text
+from mmvp_ray.report.interval_rows import ROW_INCHES, draw_intervals
 from mmvp_ray.report.svg import COLOUR, drawing, inline_svg
 
 if TYPE_CHECKING:
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
 
     Panel = tuple[str, float, Callable[[ModeRow], Rate], Callable[[SeedScore], float], float | None]
 
-_ROW_INCHES = 0.34
-
 
 def trade_off_svg(report: MofReport) -> str:
     """For each mode two tracks: pairs right and instructions about content right; a bar is the interval, small dots are single trainings."""
@@ -23,7 +22,7 @@ def trade_off_svg(report: MofReport) -> str:
     with drawing():
         from matplotlib.figure import Figure
 
-        height = 1.5 + _ROW_INCHES * len(rows)
+        height = 1.5 + ROW_INCHES * len(rows)
         figure = Figure(figsize=(7.6, height))
         panels: tuple[Panel, ...] = (
             ("pairs right, %", 0.20, lambda row: row.pairs, lambda one: one.pairs.fraction, 25.0),
@@ -31,22 +30,19 @@ def trade_off_svg(report: MofReport) -> str:
         )  # fmt: skip
         for place, (label, left, of_row, of_seed, chance) in enumerate(panels):
             axes = figure.add_axes((left, 0.70 / height, 0.36, 1 - 1.15 / height))
-            axes.set_xlim(-2, 102)
-            axes.set_ylim(-0.7, len(rows) - 0.3)
+            rates = [of_row(row) for row in rows]
+            names = [row.mode if place == 0 else "" for row in rows]
+            draw_intervals(
+                axes,
+                [(name, rate.fraction, rate.low, rate.high) for name, rate in zip(names, rates, strict=True)],
+                label=label,
+            )
             for at, row in enumerate(rows):
-                rate = of_row(row)
-                axes.plot([100 * rate.low, 100 * rate.high], [at] * 2, color=COLOUR["data"], linewidth=4, alpha=0.4)
-                axes.plot([100 * rate.fraction], [at], "o", color=COLOUR["data"], markersize=7)
                 seeds = [100 * of_seed(one) for one in row.seeds]
                 axes.plot(seeds, [at - 0.28] * len(seeds), "|", color=COLOUR["ink"], markersize=6)
             if chance is not None:
                 axes.axvline(chance, color=COLOUR["muted"], linewidth=1.1, linestyle=(0, (4, 3)))
                 axes.text(chance, len(rows) - 0.25, "guessing 25", color=COLOUR["muted"], ha="center", va="bottom", size=8.5)  # fmt: skip
-            names = [shown_text(row.mode, 40) for row in rows] if place == 0 else [""] * len(rows)
-            axes.set_yticks(range(len(rows)), names)
-            axes.tick_params(axis="y", length=0, labelcolor=COLOUR["ink"])
-            axes.spines["left"].set_visible(False)
-            axes.set_xlabel(label)
         said = "; ".join(
             f"{shown_text(row.mode, 40)} {100 * row.pairs.fraction:.1f} and {100 * row.examination['content'].fraction:.1f}"
             for row in report.rows
@@ -67,19 +63,15 @@ def readout_svg(report: MofReport) -> str | None:
     with drawing():
         from matplotlib.figure import Figure
 
-        height = 1.1 + _ROW_INCHES * len(rows)
+        height = 1.1 + ROW_INCHES * len(rows)
         figure = Figure(figsize=(7.6, height))
         axes = figure.add_axes((0.34, 0.62 / height, 0.62, 1 - 0.8 / height))
-        axes.set_xlim(0, 100)
-        axes.set_ylim(-0.7, len(rows) - 0.3)
-        for at, one in enumerate(rows):
-            axes.plot([100 * one.pairs.low, 100 * one.pairs.high], [at] * 2, color=COLOUR["data"], linewidth=4, alpha=0.4)  # fmt: skip
-            axes.plot([100 * one.pairs.fraction], [at], "o", color=COLOUR["data"], markersize=7)
+        draw_intervals(
+            axes,
+            [(one.features, one.pairs.fraction, one.pairs.low, one.pairs.high) for one in rows],
+            label="pairs right by a linear readout, %",
+        )
         axes.axvline(25, color=COLOUR["muted"], linewidth=1.1, linestyle=(0, (4, 3)))
-        axes.set_yticks(range(len(rows)), [shown_text(one.features, 44) for one in rows])
-        axes.tick_params(axis="y", length=0, labelcolor=COLOUR["ink"])
-        axes.spines["left"].set_visible(False)
-        axes.set_xlabel("pairs right by a linear readout, %")
         said = "; ".join(f"{shown_text(one.features, 44)} {100 * one.pairs.fraction:.1f}" for one in report.readouts)
         return inline_svg(
             figure,

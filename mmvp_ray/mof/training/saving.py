@@ -18,9 +18,10 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from mmvp_ray import storage
-from mmvp_ray.errors import DataError
+from mmvp_ray.errors import ConfigError, DataError, MmvpError, TransientError
 from mmvp_ray.mof.training.curve import Point, from_parquet, to_parquet
 from mmvp_ray.mof.training.ranks import Ranks
+from mmvp_ray.retries import translate
 
 CURVE_FILE = "curve.parquet"
 _dcp: Any = torch.distributed.checkpoint
@@ -45,7 +46,7 @@ def load_state(model: Any, optimizer: torch.optim.Optimizer, uri: str, ranks: Ra
     """Read a checkpoint of any number of ranks into the model and the optimiser; the curve so far.
 
     Raises:
-        DataError: it does not read, or is that of another model.
+        DataError: it does not read, or is that of another model. TransientError: the store was unwell. ConfigError: no permission.
     """
     state = {"model": _trained(model), "optimizer": get_optimizer_state_dict(model, optimizer, options=_TRAINED)}
     _read(state, uri, ranks)
@@ -54,14 +55,14 @@ def load_state(model: Any, optimizer: torch.optim.Optimizer, uri: str, ranks: Ra
     try:
         return from_parquet(storage.read_bytes(storage.join(uri, CURVE_FILE)))
     except (OSError, ValueError) as error:
-        raise _unreadable(uri, error) from error
+        raise unreadable(uri, error) from error
 
 
 def load_trained(model: Any, uri: str) -> None:
     """Read the weights of a checkpoint of any number of ranks into a model of one process, without the optimiser.
 
     Raises:
-        DataError: it does not read, or is that of another model.
+        DataError: it does not read, or is that of another model. TransientError: the store was unwell. ConfigError: no permission.
     """
     state = {"model": _trained(model)}
     _read(state, uri, Ranks())
@@ -90,10 +91,16 @@ def _read(state: dict[str, Any], uri: str, ranks: Ranks) -> None:
         _dcp.load(state, storage_reader=reader, no_dist=ranks.size == 1)
     # No RuntimeError: that is a peer that was lost, which another attempt mends; what is wrong with the files comes as CheckpointException.
     except (CheckpointException, OSError, ValueError, KeyError) as error:
-        raise _unreadable(uri, error) from error
+        raise unreadable(uri, error) from error
 
 
-def _unreadable(uri: str, error: BaseException) -> DataError:
+def unreadable(uri: str, error: BaseException) -> MmvpError:
+    """What a checkpoint that could not be read means: a store that was unwell on one of the ranks, which another attempt mends, or a broken file."""
+    failures = [found for found, _ in error.failures.values()] if isinstance(error, CheckpointException) else [error]
+    for failure in failures:
+        meant = translate(failure, action="reading", uri=uri) if isinstance(failure, Exception) else failure
+        if isinstance(meant, (TransientError, ConfigError)):
+            return meant
     return DataError(
         f"expected a checkpoint of this model in {uri}, found one that does not read ({' '.join(str(error).split())[:200]}); train "
         "in another --out, or remove all of checkpoints/ to begin the stage again"
