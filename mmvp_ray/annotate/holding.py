@@ -20,7 +20,7 @@ NUM_AHEAD: Final = 3
 _LIVE = "annotations.pair_id = pairs.pair_id AND annotations.replaced_at IS NULL"
 _HAS_STATEMENT = (
     "EXISTS (SELECT 1 FROM statements JOIN annotations USING (annotation_id) "
-    f"WHERE {_LIVE} AND statements.state IN ({{states}}))"
+    f"WHERE {_LIVE} AND statements.state IN ('written', 'approved'))"
 )
 # Which pairs a task is about, and which of them are not this user's (:user) to do. An admin (:admin = 1) may adjudicate own work.
 _OPEN: Final = {
@@ -35,7 +35,7 @@ _OPEN: Final = {
         "pairs.state = 'disputed' AND (:admin OR NOT EXISTS (SELECT 1 FROM annotations LEFT JOIN verifications USING (annotation_id) "
         "WHERE annotations.pair_id = pairs.pair_id AND (author = :user OR verifier = :user)))"
     ),
-    STATE: f"pairs.state = 'verified' AND NOT {_HAS_STATEMENT.format(states="'written', 'approved'")}",
+    STATE: f"pairs.state = 'verified' AND NOT {_HAS_STATEMENT}",
     REVIEW: (
         "pairs.state = 'verified' AND EXISTS (SELECT 1 FROM statements JOIN annotations USING (annotation_id) "
         f"WHERE {_LIVE} AND statements.state = 'written' AND statements.author <> :user)"

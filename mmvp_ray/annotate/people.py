@@ -93,7 +93,7 @@ def disable_user(workspace: Workspace, name: str) -> None:
     with workspace.transaction() as connection:
         connection.execute("UPDATE users SET disabled_at = ? WHERE user_id = ?", (time.time(), user_id))
         for table in ("sessions", "login_tokens", "leases"):
-            connection.execute(f"DELETE FROM {table} WHERE user_id = ?", (user_id,))  # noqa: S608  names of our own tables
+            connection.execute(f"DELETE FROM {table} WHERE user_id = ?", (user_id,))
         record(connection, "user_disabled", user_id=user_id)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -82,13 +83,22 @@ class Run:
         Raises:
             ConfigError: no image id, or an image that is not in this run.
         """
-        key = _key(image_id)
-        found = first_places(self._store(), self._pieces(), [key])
-        if key not in found:
+        return self.places([image_id])[_key(image_id)]
+
+    def places(self, image_ids: Collection[str | bytes]) -> dict[bytes, dict[str, Any]]:
+        """By id (16 bytes), the rows of the images tables where some images were seen first, all looked up in one pass.
+
+        Raises:
+            ConfigError: no image id, or an image that is not in this run.
+        """
+        keys = [_key(image_id) for image_id in image_ids]
+        found = first_places(self._store(), self._pieces(), keys)
+        missing = next((key for key in keys if key not in found), None)
+        if missing is not None:
             raise ConfigError(
-                f"expected an image of the run {self.url}, found none with id {key.hex()}; ids are in pairs() and blind_pairs()"
+                f"expected an image of the run {self.url}, found none with id {missing.hex()}; ids are in pairs() and blind_pairs()"
             )
-        return found[key]
+        return dict(found)
 
     def image_bytes(self, image_id: str | bytes) -> bytes:
         """The encoded bytes of an image, read again from its shard.

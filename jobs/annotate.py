@@ -1,0 +1,145 @@
+#!/usr/bin/env python
+"""From mined pairs to a benchmark, by people: what differs, one question, verified blind by a second person, and a study of what people reach.
+
+  import     pairs of a mining run into a workspace (a folder)
+  users      add | token | disable | list: people and their one-time links
+  serve      the web app: annotate, verify, decide, write sentences, studies
+  agreement  how far people agree
+  export     verified pairs as a benchmark: table, mmvp, mmvp_vlm, huggingface, lmms_eval, vlmevalkit
+  study      new | report: people answer a benchmark; the result is the human line of jobs/evaluate.py report
+
+  python jobs/annotate.py import --workspace work --run out/mine
+  python jobs/annotate.py users add --workspace work --name Ada --role admin
+  python jobs/annotate.py serve --workspace work
+  python jobs/annotate.py export --workspace work --form mmvp --out my_mmvp
+  python jobs/annotate.py study new --workspace work --name first --benchmark my_mmvp --participants 5
+
+docs/annotate.md. Flags override --config FILE.yaml, which overrides the defaults.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+# The repository need not be installed where `ray job submit --working-dir .` unpacks it.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mmvp_ray import job
+
+
+class Config(Protocol):
+    """What every command's config can do."""
+
+    def check(self) -> None: ...
+
+
+C = TypeVar("C", bound=Config)
+Command = Callable[[list[str]], int]
+
+
+def config_of(cls: type[C], argv: list[str], command: Command) -> C:
+    """The checked config of a command, whose docstring is its help."""
+    config = job.parse(cls, argv, description=inspect.getdoc(command) or "")
+    config.check()
+    return config
+
+
+def said(lines: list[str]) -> int:
+    """Print what came out; the exit code of a command that ended well."""
+    print("\n".join(lines), flush=True)
+    return 0
+
+
+def import_pairs(argv: list[str]) -> int:
+    """Queue the pairs of a mining run; pairs that are there already stay as they are."""
+    from mmvp_ray.annotate.config import ImportConfig
+
+    config = config_of(ImportConfig, argv, import_pairs)
+
+    from mmvp_ray.pipeline.annotation import import_run
+
+    return said(import_run(config, say=lambda line: print(line, flush=True)))
+
+
+def serve(argv: list[str]) -> int:
+    """The web app of a workspace, for this machine alone unless --host says otherwise."""
+    from mmvp_ray.annotate.config import AnnotateServeConfig
+
+    config = config_of(AnnotateServeConfig, argv, serve)
+
+    from mmvp_ray.annotate.serving import serve as serve_workspace
+
+    serve_workspace(config, lambda line: print(line, flush=True))
+    return 0
+
+
+def users(argv: list[str]) -> int:
+    """People of a workspace: add | token | disable | list. Links with tokens are shown once and work once."""
+    from mmvp_ray.annotate import accounts
+
+    commands: dict[str, Command] = {
+        name: lambda rest, act=act: said(act(config_of(accounts.UsersConfig, rest, users)))  # type: ignore[misc]
+        for name, act in accounts.COMMANDS.items()
+    }
+    return job.choose(commands, argv, description=inspect.getdoc(users) or "")
+
+
+def agreement(argv: list[str]) -> int:
+    """How far people agree: authors and blind verifiers, per person and pattern."""
+    from mmvp_ray.annotate.config import AgreementConfig
+
+    config = config_of(AgreementConfig, argv, agreement)
+
+    from mmvp_ray import storage
+    from mmvp_ray.annotate.agreeing import agreement_lines, agreement_report
+    from mmvp_ray.annotate.workspace import open_workspace
+
+    report = agreement_report(open_workspace(config.workspace))
+    if config.json is not None:
+        storage.write_json(storage.normalise(config.json), dataclasses.asdict(report))
+    return said(agreement_lines(report))
+
+
+def export(argv: list[str]) -> int:
+    """Verified pairs as a benchmark in one of six forms; docs/annotate.md."""
+    from mmvp_ray.annotate.exporting import ExportConfig
+    from mmvp_ray.annotate.exporting import export as export_pairs
+
+    return said(export_pairs(config_of(ExportConfig, argv, export)))
+
+
+def study(argv: list[str]) -> int:
+    """A human study of a benchmark: new | add | report."""
+
+    def new(rest: list[str]) -> int:
+        """Ask a benchmark's questions of people who come by links."""
+        from mmvp_ray.annotate.studies import StudyNewConfig, new_study
+
+        return said(new_study(config_of(StudyNewConfig, rest, new)))
+
+    def report(rest: list[str]) -> int:
+        """What people reached: responses.csv, study.json and study.html."""
+        from mmvp_ray.annotate.study_report import StudyReportConfig, report_study
+
+        return said(report_study(config_of(StudyReportConfig, rest, report)))
+
+    return job.choose({"new": new, "report": report}, argv, description=inspect.getdoc(study) or "")
+
+
+COMMANDS: dict[str, Command] = {
+    "import": import_pairs,
+    "users": users,
+    "serve": serve,
+    "agreement": agreement,
+    "export": export,
+    "study": study,
+}
+
+
+if __name__ == "__main__":
+    job.run(lambda: job.choose(COMMANDS, sys.argv[1:], description=__doc__ or ""))

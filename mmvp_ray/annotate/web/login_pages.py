@@ -1,0 +1,72 @@
+"""Logging in by a one-time token, logging out, and the home page with what there is to do."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.responses import RedirectResponse, Response
+
+from mmvp_ray.annotate.holding import num_open
+from mmvp_ray.annotate.people import log_in, log_out
+from mmvp_ray.annotate.progress import own_work, state_counts
+from mmvp_ray.annotate.rules import TASKS
+from mmvp_ray.annotate.web.login_limit import LoginLimit
+from mmvp_ray.annotate.web.rendering import page
+from mmvp_ray.annotate.web.submission import (
+    CurrentUser,
+    CurrentWorkspace,
+    Fields,
+    RefusedError,
+    Sent,
+    cookie_name,
+    set_cookie,
+    settings_of,
+)
+from mmvp_ray.annotate.workspace import record
+
+MAX_TOKEN_CHARS = 100
+
+router = APIRouter()
+
+
+@router.get("/login")
+def login_page(request: Request) -> Response:
+    """A field for the token; a link's script fills it from the fragment, which servers and their logs never see."""
+    return page(request, "login.html.j2", message="")
+
+
+@router.post("/login")
+def login(request: Request, workspace: CurrentWorkspace, fields: Fields) -> Response:
+    """Begin a session."""
+    limit: LoginLimit = request.app.state.login_limit
+    if not limit.allows(request.client.host if request.client else ""):
+        raise RefusedError(429, "Too many attempts: wait a minute.")
+    token = str(fields.get("token", "")).strip()
+    secret = log_in(workspace, token) if 0 < len(token) <= MAX_TOKEN_CHARS else None
+    if secret is None:
+        with workspace.transaction() as connection:
+            record(connection, "login_failed")
+        return page(
+            request,
+            "login.html.j2",
+            status=401,
+            message="This link was used already, or is too old. Ask for another one.",
+        )
+    response = RedirectResponse(f"{settings_of(request).prefix}/", 303)
+    set_cookie(response, request, cookie_name(workspace), secret)
+    return response
+
+
+@router.post("/logout")
+def logout(request: Request, workspace: CurrentWorkspace, sent: Sent) -> Response:
+    """End the session."""
+    log_out(workspace, request.cookies[cookie_name(workspace)], sent.user)
+    response = RedirectResponse(f"{settings_of(request).prefix}/login", 303)
+    response.delete_cookie(cookie_name(workspace), path=settings_of(request).prefix or "/")
+    return response
+
+
+@router.get("/")
+def home(request: Request, workspace: CurrentWorkspace, user: CurrentUser) -> Response:
+    """What there is to do for this user."""
+    tasks = [(task, num_open(workspace, user, task)) for task in TASKS if user.may(task)]
+    return page(request, "home.html.j2", tasks=tasks, counts=state_counts(workspace), work=own_work(workspace, user))

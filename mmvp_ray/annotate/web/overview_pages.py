@@ -1,0 +1,54 @@
+"""For those who answer for the work: progress by state and pattern, people and their agreement, the history of a pair, every event."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from mmvp_ray.annotate.agreeing import agreement_report
+from mmvp_ray.annotate.annotating import find_pair, live_annotation
+from mmvp_ray.annotate.progress import NUM_EVENTS, events, history, pattern_counts, state_counts
+from mmvp_ray.annotate.rules import REVIEW
+from mmvp_ray.annotate.web.rendering import page
+from mmvp_ray.annotate.web.submission import CurrentUser, CurrentWorkspace, RefusedError, require
+
+PUBLISHED_PAIRS_PER_PATTERN = 15
+"""MMVP-VLM has 15 pairs for each pattern (paper, section 3.1)."""
+
+router = APIRouter()
+
+
+@router.get("/overview")
+def overview(request: Request, workspace: CurrentWorkspace, user: CurrentUser) -> Response:
+    """Progress and agreement."""
+    require(user, REVIEW)
+    return page(
+        request,
+        "overview.html.j2",
+        counts=state_counts(workspace),
+        patterns=pattern_counts(workspace),
+        wanted=PUBLISHED_PAIRS_PER_PATTERN,
+        agreement=agreement_report(workspace),
+    )
+
+
+@router.get("/pairs/{pair_id}")
+def pair_page(request: Request, workspace: CurrentWorkspace, user: CurrentUser, pair_id: int) -> Response:
+    """All that is known of a pair, for reviewers: with the key and everybody's answers."""
+    require(user, REVIEW)
+    return page(
+        request,
+        "pair.html.j2",
+        pair=find_pair(workspace, pair_id),
+        annotation=live_annotation(workspace, pair_id),
+        events=history(workspace, pair_id),
+    )
+
+
+@router.get("/events")
+def event_page(request: Request, workspace: CurrentWorkspace, user: CurrentUser, before: int | None = None) -> Response:
+    """The audit trail, for admins."""
+    if user.role != "admin":
+        raise RefusedError(403, "The audit trail is for admins.")
+    found = events(workspace, before=before)
+    return page(request, "events.html.j2", events=found, older=found[-1].event_id if len(found) == NUM_EVENTS else None)

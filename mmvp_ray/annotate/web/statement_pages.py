@@ -1,0 +1,126 @@
+"""MMVP-VLM's sentences: one page to write them, one for somebody else to approve them."""
+
+from __future__ import annotations
+
+import json
+
+from fastapi import APIRouter, Request
+from starlette.responses import RedirectResponse, Response
+
+from mmvp_ray.annotate.annotating import find_pair, live_annotation
+from mmvp_ray.annotate.holding import num_open, skip, take_next
+from mmvp_ray.annotate.rules import REVIEW, STATE
+from mmvp_ray.annotate.statements import check_statements, pending, propose, review, write
+from mmvp_ray.annotate.web.annotate_pages import images_of
+from mmvp_ray.annotate.web.rendering import page
+from mmvp_ray.annotate.web.submission import CurrentUser, CurrentWorkspace, Sent, require
+from mmvp_ray.annotate.workspace import Row, Workspace
+
+router = APIRouter()
+
+
+@router.get("/state")
+def next_to_write(request: Request, workspace: CurrentWorkspace, user: CurrentUser) -> Response:
+    """The next verified pair without sentences; what was returned comes with the reviewer's comment."""
+    require(user, STATE)
+    held = take_next(workspace, user, STATE)
+    if held is None:
+        return page(request, "done.html.j2", task=STATE)
+    annotation, options = _annotation(workspace, held.pair_id)
+    earlier = workspace.row(
+        "SELECT text_a, text_b, comment FROM statements WHERE annotation_id = ? AND state = 'returned' ORDER BY statement_id DESC LIMIT 1",
+        annotation["annotation_id"],
+    )
+    texts = (
+        {side: propose(annotation["question"], options[annotation[f"answer_{side}"]]) for side in "ab"}
+        if earlier is None
+        else {side: earlier[f"text_{side}"] for side in "ab"}
+    )
+    return _form(
+        request, workspace, held.pair_id, texts, ahead=held.ahead, comment="" if earlier is None else earlier["comment"]
+    )
+
+
+@router.post("/state/{pair_id}")
+def written(request: Request, workspace: CurrentWorkspace, sent: Sent, pair_id: int) -> Response:
+    """Take the sentences, or show what must be mended."""
+    require(sent.user, STATE)
+    texts = {side: sent.text(f"text_{side}") for side in "ab"}
+    problems = check_statements(texts["a"], texts["b"])
+    if problems:
+        request.state.user = sent.user
+        return _form(request, workspace, pair_id, texts, problems=problems)
+    write(workspace, sent.user, pair_id, texts["a"], texts["b"])
+    return RedirectResponse(f"{request.scope.get('root_path', '')}/state", 303)
+
+
+@router.post("/state/{pair_id}/skip")
+def put_back(request: Request, workspace: CurrentWorkspace, sent: Sent, pair_id: int) -> Response:
+    """Put the pair back for others."""
+    require(sent.user, STATE)
+    skip(workspace, sent.user, STATE, pair_id)
+    return RedirectResponse(f"{request.scope.get('root_path', '')}/state", 303)
+
+
+@router.get("/review")
+def next_to_review(request: Request, workspace: CurrentWorkspace, user: CurrentUser) -> Response:
+    """The next sentences that somebody else wrote."""
+    require(user, REVIEW)
+    held = take_next(workspace, user, REVIEW)
+    if held is None:
+        return page(request, "done.html.j2", task=REVIEW)
+    annotation, options = _annotation(workspace, held.pair_id)
+    return page(
+        request,
+        "review.html.j2",
+        pair=find_pair(workspace, held.pair_id),
+        annotation=annotation,
+        options=options,
+        statements=pending(workspace, held.pair_id),
+        num_left=num_open(workspace, user, REVIEW),
+        ahead=images_of(workspace, held.ahead),
+    )
+
+
+@router.post("/review/{pair_id}")
+def reviewed(request: Request, workspace: CurrentWorkspace, sent: Sent, pair_id: int) -> Response:
+    """Approve them, or give them back with a comment."""
+    require(sent.user, REVIEW)
+    if sent.text("decision") == "skip":
+        skip(workspace, sent.user, REVIEW, pair_id)
+    else:
+        review(workspace, sent.user, pair_id, approve=sent.text("decision") == "approve", comment=sent.text("comment"))
+    return RedirectResponse(f"{request.scope.get('root_path', '')}/review", 303)
+
+
+def _annotation(workspace: Workspace, pair_id: int) -> tuple[Row, list[str]]:
+    annotation = live_annotation(workspace, pair_id)
+    assert annotation is not None
+    options: list[str] = json.loads(annotation["options"])
+    return annotation, options
+
+
+def _form(
+    request: Request,
+    workspace: Workspace,
+    pair_id: int,
+    texts: dict[str, str],
+    *,
+    ahead: tuple[int, ...] = (),
+    comment: str = "",
+    problems: object = (),
+) -> Response:
+    annotation, options = _annotation(workspace, pair_id)
+    return page(
+        request,
+        "state.html.j2",
+        status=422 if problems else 200,
+        pair=find_pair(workspace, pair_id),
+        annotation=annotation,
+        options=options,
+        texts=texts,
+        comment=comment,
+        problems=problems or {},
+        num_left=num_open(workspace, request.state.user, STATE),
+        ahead=images_of(workspace, ahead),
+    )

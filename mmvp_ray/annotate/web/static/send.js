@@ -1,0 +1,44 @@
+// Requests with the session's token, and what they say to the person.
+
+const { prefix, csrf } = document.body.dataset;
+
+export const link = (path) => prefix + path;
+
+// POST an object; gives {ok, status, body}. A server that is away is status 0.
+export async function send(path, fields = {}, { keepalive = false } = {}) {
+  try {
+    const response = await fetch(path, {
+      method: "POST",
+      headers: { "Content-Type": "application/json", "Accept": "application/json", "X-CSRF-Token": csrf },
+      body: JSON.stringify(fields),
+      credentials: "same-origin",
+      keepalive,
+    });
+    const body = await response.json().catch(() => ({}));
+    return { ok: response.ok, status: response.status, body };
+  } catch {
+    return { ok: false, status: 0, body: { message: "The server does not answer; nothing is lost, try again." } };
+  }
+}
+
+const status = document.getElementById("status");
+
+export function say(text, isProblem = false) {
+  if (!status) return;
+  status.textContent = text || "";
+  status.classList.toggle("problem", isProblem);
+}
+
+// Whether a key is meant for the page and not for a field, an input method or the browser.
+export function isForPage(event) {
+  if (event.isComposing || event.ctrlKey || event.metaKey || event.altKey || event.repeat) return false;
+  const target = event.target;
+  if (target.closest("dialog")) return false;
+  if (target.matches("textarea, select, [contenteditable]")) return false;
+  return !target.matches("input") || ["radio", "checkbox"].includes(target.type);
+}
+
+// Fetch the pictures of what comes next.
+export function fetchAhead(ids) {
+  for (const id of (ids || "").split(" ").filter(Boolean)) new Image().src = link(`/images/${id}.webp`);
+}
