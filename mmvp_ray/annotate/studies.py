@@ -16,7 +16,7 @@ from mmvp_ray.annotate.people import MAX_NAME_CHARS, TOKEN_BYTES, digest
 from mmvp_ray.annotate.pictures import store_pictures
 from mmvp_ray.annotate.rules import clean
 from mmvp_ray.annotate.study_order import largest_gap
-from mmvp_ray.annotate.workspace import Row, Workspace, create_workspace, record
+from mmvp_ray.annotate.workspace import Row, Workspace, create_workspace, open_workspace, record
 from mmvp_ray.benchmark.benchmark import AS_FOUND, Benchmark
 from mmvp_ray.benchmark.image_files import read_image
 from mmvp_ray.benchmark.open import open_benchmark
@@ -72,6 +72,28 @@ class StudyNewConfig:
             raise ConfigError(f"expected 0 or more in --min-gap, found {self.min_gap}")
         if not abs(self.seed) < 2**63:
             raise ConfigError(f"expected a seed of 64 bits in --seed, found {self.seed}")
+        _check_num(self.participants)
+        _check_url(self.url)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyAddConfig:
+    """More links to a study that is under way."""
+
+    workspace: str = ""
+    """Folder of the workspace."""
+    name: str = ""
+    """Name of the study."""
+    participants: int = 1
+    """How many links are made."""
+    url: str = DEFAULT_URL
+    """Where participants reach the server; links begin with it."""
+
+    def check(self) -> None:
+        """Raise ConfigError for a value that is missing or out of range."""
+        for name in ("workspace", "name"):
+            if not getattr(self, name):
+                raise ConfigError(f"expected --{name}, found none")
         _check_num(self.participants)
         _check_url(self.url)
 
@@ -169,6 +191,12 @@ def add_participants(workspace: Workspace, study: str, num: int, url: str = DEFA
     with workspace.transaction() as connection:
         links = _add(connection, int(found["study_id"]), str(found["name"]), num, url)
     return _shown(links)
+
+
+def add_to_study(config: StudyAddConfig) -> list[str]:
+    """As `add_participants`, for a command."""
+    config.check()
+    return add_participants(open_workspace(config.workspace), config.name, config.participants, config.url)
 
 
 def find_study(workspace: Workspace, name: str) -> Row:

@@ -62,6 +62,12 @@ class StudyReportConfig:
     out: str = ""
     """Folder that the files are written to (path or URL)."""
 
+    def check(self) -> None:
+        """Raise ConfigError for a value that is missing."""
+        for name in ("workspace", "name", "out"):
+            if not getattr(self, name):
+                raise ConfigError(f"expected --{name}, found none")
+
 
 def report_study(config: StudyReportConfig) -> list[str]:
     """Write a study's report; it may be under way, and whoever is not done is then left out and counted.
@@ -72,9 +78,7 @@ def report_study(config: StudyReportConfig) -> list[str]:
     Raises:
         ConfigError: no such workspace or study, or no folder to write to.
     """
-    for name in ("workspace", "name", "out"):
-        if not getattr(config, name):
-            raise ConfigError(f"expected --{name}, found none")
+    config.check()
     workspace = open_workspace(config.workspace)
     study = find_study(workspace, config.name)
     questions = study_questions(workspace, study)

@@ -28,7 +28,7 @@ from mmvp_ray.evaluate.responder import Ask, Responder
 from tests.conftest import jpeg
 from tests.integration.local_small_models import CHAT_TEMPLATE, save_instructblip, save_llava
 
-pytestmark = [pytest.mark.integration]
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("one_thread")]
 
 QUESTIONS = (
     "Is the dog black ?",
@@ -46,17 +46,6 @@ SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Models as small as these are faster so, the more on a busy machine."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

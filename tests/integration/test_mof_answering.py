@@ -6,7 +6,6 @@ import dataclasses
 import json
 import pickle
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +29,11 @@ from tests.conftest import jpeg
 from tests.integration.local_small_models import save_llava
 from tests.integration.mof_checkpoints import save_mof
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600), pytest.mark.usefixtures("one_thread")]
 
 SYSTEM = "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers to the user's questions."  # fmt: skip
 QUESTIONS = ("what is it ?", "is it a red cat or a blue dog , left or right ?", "( a ) yes ( b ) no", "no")
 MODES = ("none", "additive", "interleaved")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Models as small as these are faster so, the more on a busy machine."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

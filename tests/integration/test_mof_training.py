@@ -11,48 +11,27 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.checkpoint.api import CheckpointException, _wrap_exception
 
-from mmvp_ray.errors import ConfigError, DataError, ResourceError
+from mmvp_ray.errors import ConfigError, DataError, ResourceError, TransientError
 from mmvp_ray.mof.checkpoints import load_model
 from mmvp_ray.mof.data.order import OrderConfig
 from mmvp_ray.mof.training.config import OptimConfig, ScaleConfig, TrainConfig
 from mmvp_ray.mof.training.export import export, export_checkpoint, merged
 from mmvp_ray.mof.training.feed import BatchMaker, feed_for
 from mmvp_ray.mof.training.ranks import Ranks
+from mmvp_ray.mof.training.saving import unreadable
 from mmvp_ray.mof.training.spread import core, prepared, spread_model
 from mmvp_ray.mof.training.steps import optimizer_for, train_step
-from tests.integration.mof_training_data import config_for, save_backbones, save_rows
+from tests.integration.mof_training_data import config_for
 from tests.integration.mof_training_rank import run
 from tests.integration.mof_training_reference import reference
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600), pytest.mark.usefixtures("one_thread")]
 
 ALONE = Ranks()
 # Sums of float32 in another order; the losses are about 5, the largest gradients about 1.
 CLOSE: dict[str, float] = {"rtol": 1e-4, "atol": 1e-5}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def backbones(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return save_backbones(tmp_path_factory.mktemp("backbones"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return save_rows(tmp_path_factory.mktemp("data") / "mix")
-
-
-@pytest.fixture(scope="module")
-def captions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return save_rows(tmp_path_factory.mktemp("data") / "captions", template="plain")
 
 
 def same(found: dict[str, torch.Tensor], model: Any) -> None:
@@ -344,3 +323,17 @@ def test_what_is_wrong_is_said_before_training(backbones: dict[str, str], data: 
     device, worker, loader = shares(have, ScaleConfig(num_workers=2, num_loaders=2))
     assert device == "cpu" and 2 * worker + 4 * loader <= 2 and min(worker, loader) > 0
     assert shares(have, ScaleConfig()) == ("cpu", 1.0, 1.0)
+
+
+def test_a_store_that_is_unwell_while_restoring_is_no_broken_checkpoint() -> None:
+    """Another attempt mends the one and not the other; DCP wraps what each rank met."""
+
+    def met(error: Exception) -> CheckpointException:
+        return CheckpointException("read", {0: _wrap_exception(error)})
+
+    unwell = unreadable("s3://bucket/checkpoint", met(TimeoutError("timed out")))
+    assert isinstance(unwell, TransientError)
+    broken = unreadable("s3://bucket/checkpoint", met(ValueError("not a tensor")))
+    assert isinstance(broken, DataError)
+    assert "expected a checkpoint of this model in s3://bucket/checkpoint" in str(broken)
+    assert isinstance(unreadable("s3://bucket/checkpoint", PermissionError("denied")), ConfigError)

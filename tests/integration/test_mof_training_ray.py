@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,28 +25,14 @@ from mmvp_ray.mof.data.images import MissingConfig
 from mmvp_ray.mof.training.config import ScaleConfig
 from mmvp_ray.mof.training.run import train
 from tests.conftest import jpeg
-from tests.integration.mof_training_data import config_for, save_backbones, save_rows
+from tests.integration.mof_training_data import config_for
 from tests.integration.mof_training_reference import reference
+from tests.scripted_server import ScriptedServer
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCALE = ScaleConfig(device="cpu", num_threads=1, checkpoint_every_steps=2, log_every_steps=1)
-
-
-@pytest.fixture(scope="module")
-def backbones(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return save_backbones(tmp_path_factory.mktemp("backbones"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return save_rows(tmp_path_factory.mktemp("data") / "mix")
-
-
-@pytest.fixture(scope="module")
-def captions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return save_rows(tmp_path_factory.mktemp("data") / "captions", template="plain")
 
 
 def same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
@@ -167,8 +153,35 @@ def test_data_that_is_wrong_ends_training_at_once_with_one_line(
     assert not any("step" in line for line in said[1:])
 
 
+@pytest.fixture
+def judge() -> Iterator[ScriptedServer]:
+    """A judge that finds reference answers (shown first) twice as good."""
+    with ScriptedServer(lambda asked: "8 4\nbecause") as server:
+        yield server
+
+
+def write_llava_bench(folder: Path) -> None:
+    """One question of each category about one picture, in LLaVA-Bench's files."""
+    folder.mkdir()
+    (folder / "1.jpg").write_bytes(jpeg(1))
+    kinds = list(enumerate(("conv", "detail", "complex")))
+    questions = [{"question_id": i, "image": "1.jpg", "text": "is it a dog ?", "category": kind} for i, kind in kinds]
+    references = [{"question_id": i, "text": "It is a dog.", "category": kind} for i, kind in kinds]
+    for name, rows in (
+        ("questions", questions),
+        ("references", references),
+        ("contexts", [{"image": "1.jpg", "caption": "a dog"}]),
+    ):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
 def test_a_sweep_trains_and_scores_a_recipe(
-    backbones: dict[str, str], data: dict[str, str], captions: dict[str, str], tmp_path: Path, ray_session: None
+    backbones: dict[str, str],
+    data: dict[str, str],
+    captions: dict[str, str],
+    judge: ScriptedServer,
+    tmp_path: Path,
+    ray_session: None,
 ) -> None:
     from mmvp_ray.miniature.benchmark import make_mmvp
     from mmvp_ray.pipeline.mof_sweep import SweepConfig, sweep
@@ -177,6 +190,19 @@ def test_a_sweep_trains_and_scores_a_recipe(
         "mmvp": {"benchmark": make_mmvp(tmp_path / "bench", num_pairs=3).url, "max_tokens": 4},
         "pope": {"questions": str(tmp_path / "pope"), "images": str(tmp_path / "pope"), "max_tokens": 4},
     }
+    folder = tmp_path / "llava_bench"
+    parts["llava_bench"] = {
+        "questions": str(folder / "questions.jsonl"),
+        "references": str(folder / "references.jsonl"),
+        "contexts": str(folder / "contexts.jsonl"),
+        "images": str(folder),
+        "rule": "captions",
+        "judge": "vllm:judge",
+        "judge_base_url": judge.base_url,
+        "judge_api_key_env": "",
+        "max_tokens": 4,
+    }
+    write_llava_bench(folder)
     for part in parts.values():
         part["asking"] = {"device": "cpu"}
     (tmp_path / "pope").mkdir()
@@ -208,7 +234,7 @@ def test_a_sweep_trains_and_scores_a_recipe(
     config = SweepConfig(
         recipes=(str(tmp_path / "recipes/*.yaml"),),
         out=str(tmp_path / "out"),
-        **{name: str(tmp_path / f"{name}.yaml") for name in ("align", "finetune", "mmvp", "pope")},
+        **{name: str(tmp_path / f"{name}.yaml") for name in ("align", "finetune", "mmvp", "pope", "llava_bench")},
     )
     lines = sweep(config)
     assert [line.split()[:3] for line in lines[1:]] == [["additive_0750", "additive", "0.75"]]
@@ -217,7 +243,8 @@ def test_a_sweep_trains_and_scores_a_recipe(
     for row in found:
         pairs = json.loads((tmp_path / f"out/{row['recipe']}/mmvp/mllm.json").read_text())
         assert row["pairs"]["num_total"] == 3 and len(pairs["by_variant"]["plain"]) == 6
-        assert 0.0 <= row["pope"] <= 1.0 and row["llava_bench"] is None
+        # The judge gives every reference 8 and every answer 4.
+        assert 0.0 <= row["pope"] <= 1.0 and row["llava_bench"] == 50.0
         # Stage 2 began with the adapters of stage 1.
         stage = storage.read_json(f"{tmp_path}/out/{row['recipe']}/finetune/stage.json")
         assert stage["finished"] is True

@@ -19,7 +19,14 @@ from mmvp_ray.annotate.workspace import Workspace, create_workspace, open_worksp
 from mmvp_ray.benchmark.patterns import PATTERNS
 from tests.conftest import jpeg
 
-PEOPLE = {"Ann": "annotator", "Ben": "annotator", "Vera": "verifier", "Rey": "reviewer", "Ria": "reviewer", "Ada": "admin"}
+PEOPLE = {
+    "Ann": "annotator",
+    "Ben": "annotator",
+    "Vera": "verifier",
+    "Rey": "reviewer",
+    "Ria": "reviewer",
+    "Ada": "admin",
+}
 PHOTOGRAPHER = b"taken by somebody"
 """In each picture's metadata."""
 
@@ -96,7 +103,13 @@ def write_annotation(workspace: Workspace, author: User, pair_id: int = 1, **cha
 
 
 def verify(
-    workspace: Workspace, verifier: User, pair_id: int, found: Annotation, *, answers: tuple[int, int], seconds: float = 2.0
+    workspace: Workspace,
+    verifier: User,
+    pair_id: int,
+    found: Annotation,
+    *,
+    answers: tuple[int, int],
+    seconds: float = 2.0,
 ) -> None:
     """Answer both sides by the page alone: `answers` are indices into the annotation's own options for a and b, -1 for "cannot tell"."""
     page = verifying.begin(workspace, verifier, pair_id)

@@ -87,7 +87,11 @@ def test_a_corrected_annotation_is_verified_blind_by_somebody_else(workspace: Wo
     correct(workspace, REY, 1, new, "clearer")
     assert state_of(workspace) == "annotated"
     live = live_annotation(workspace, 1)
-    assert (live["author_name"], live["question"], live["annotation_id"] != old) == ("Rey", "Does the dog look left?", True)
+    assert (live["author_name"], live["question"], live["annotation_id"] != old) == (
+        "Rey",
+        "Does the dog look left?",
+        True,
+    )
     content = {"annotation_id": old, "new_annotation_id": live["annotation_id"], "note": "clearer"}
     assert last_event(workspace) == (REY.user_id, "corrected", content)
     for knows_it in (REY, ANN):
@@ -156,7 +160,10 @@ def test_two_people_do_not_decide_at_once(workspace: Workspace):
 
 def test_long_notes_are_refused(workspace: Workspace):
     make_disputed(workspace)
-    for decide in (lambda note: keep(workspace, REY, 1, note), lambda note: correct(workspace, REY, 1, annotation(), note)):
+    for decide in (
+        lambda note: keep(workspace, REY, 1, note),
+        lambda note: correct(workspace, REY, 1, annotation(), note),
+    ):
         with pytest.raises(ConfigError, match="500 characters"):
             decide("x" * 501)
     assert state_of(workspace) == "disputed"

@@ -224,20 +224,24 @@ def test_a_crash_at_any_point(config, monkeypatch):
     def killed(*_, **__):
         raise Killed
 
+    def show(workspace, participant, place):
+        current(workspace, participant)
+
+    def say(workspace, participant, place):
+        answer(workspace, participant, place, 1, 0.1)
+
     for place in range(2 * NUM_PAIRS):
-        for step in (
-            lambda: current(workspace, participant),
-            lambda place=place: answer(workspace, participant, place, 1, 0.1),
-        ):
+        for step in (show, say):
             workspace, participant = again()
             before = workspace.rows("SELECT * FROM responses ORDER BY place")
-            with monkeypatch.context() as patch, pytest.raises(Killed):
+            with monkeypatch.context() as patch:
                 patch.setattr("mmvp_ray.annotate.studying.record", killed)
-                step()
+                with pytest.raises(Killed):
+                    step(workspace, participant, place)
             num_broken += 1
             workspace, participant = again()
             assert workspace.rows("SELECT * FROM responses ORDER BY place") == before
-            step()
+            step(workspace, participant, place)
         workspace, participant = again()
         # Answered and acknowledged: there after the restart, and the same again changes nothing.
         answer(workspace, participant, place, 1, 0.9)
@@ -302,7 +306,14 @@ def test_forms_of_two_participants_have_two_tokens(config):
 
 @pytest.mark.parametrize(
     ("said", "low", "high"),
-    [(None, None, None), (float("nan"), None, None), (-5.0, 0, 0), (0.5, 0.5, 0.5), (1e9, 1, 60), (float("inf"), 1, 60)],
+    [
+        (None, None, None),
+        (float("nan"), None, None),
+        (-5.0, 0, 0),
+        (0.5, 0.5, 0.5),
+        (1e9, 1, 60),
+        (float("inf"), 1, 60),
+    ],
 )
 def test_times_are_held_within_what_the_server_saw(config, said, low, high):
     workspace, (token, _) = begin(config)

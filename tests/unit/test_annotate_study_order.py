@@ -42,12 +42,12 @@ def test_every_question_once_and_pairs_apart(sizes, min_gap, seed, participant_s
 
 
 @settings(max_examples=30)
-@given(st.lists(st.integers(1, 4), min_size=1, max_size=4).filter(lambda sizes: 2 <= sum(sizes) <= 7 and max(sizes) > 1))
+@given(
+    st.lists(st.integers(1, 4), min_size=1, max_size=4).filter(lambda sizes: 2 <= sum(sizes) <= 7 and max(sizes) > 1)
+)
 def test_the_largest_gap_is_the_largest_of_all_orders(sizes):
     pairs = pairs_of_sizes(sizes)
-    assert largest_gap(pairs) == max(
-        smallest_gap(pairs, order) for order in itertools.permutations(range(len(pairs)))
-    )
+    assert largest_gap(pairs) == max(smallest_gap(pairs, order) for order in itertools.permutations(range(len(pairs))))
 
 
 @pytest.mark.parametrize(("num_pairs", "gap"), [(1, 0), (2, 1), (10, 9), (11, 10), (12, 10), (150, 10)])
@@ -60,11 +60,7 @@ def test_pairs_of_two(num_pairs, gap):
 @pytest.mark.parametrize(("num_pairs", "min_gap", "num_orders"), [(2, 1, 8), (3, 0, 720), (3, 1, 240), (3, 2, 48)])
 def test_no_order_is_a_favourite(num_pairs, min_gap, num_orders):
     pairs = [str(place // 2) for place in range(2 * num_pairs)]
-    allowed = [
-        order
-        for order in itertools.permutations(range(len(pairs)))
-        if smallest_gap(pairs, order) >= min_gap
-    ]
+    allowed = [order for order in itertools.permutations(range(len(pairs))) if smallest_gap(pairs, order) >= min_gap]
     assert len(allowed) == num_orders
     num_draws = 12 * num_orders
     drawn = Counter(
@@ -86,9 +82,7 @@ def test_participants_and_studies_differ_and_the_order_is_the_same_for_good():
     assert len(orders) == 60
     # Written down once: whoever changes what a seed means changes studies that are under way.
     assert question_order(list("aabbccdd"), seed=1, participant_seed=2, min_gap=2).places == GOLDEN_ORDER
-    shown = [
-        option_order(4, seed=1, participant_seed=2, question_place=place, shuffles=True) for place in range(3)
-    ]
+    shown = [option_order(4, seed=1, participant_seed=2, question_place=place, shuffles=True) for place in range(3)]
     assert shown == GOLDEN_OPTIONS
 
 
@@ -116,4 +110,3 @@ def test_shuffled_options_are_fair():
         option_order(3, seed=0, participant_seed=number, question_place=7, shuffles=True) for number in range(1200)
     )
     assert len(seen) == 6 and all(140 < count < 260 for count in seen.values())
-

@@ -75,7 +75,11 @@ def study(tmp_path_factory):
             seconds = 0.1 * (person + 1) + 0.01 * number
             given[person, number] = None if unsure(person, number) else choice, seconds
             answer(
-                workspace, participant, shown.place, None if unsure(person, number) else shown.options.index(text), seconds
+                workspace,
+                participant,
+                shown.place,
+                None if unsure(person, number) else shown.options.index(text),
+                seconds,
             )
     lines = report_study(StudyReportConfig(workspace=config.workspace, name="Scripted", out=str(folder / "out")))
     return folder, plain, given, lines
@@ -113,7 +117,9 @@ def test_the_numbers_are_those_of_plain_loops(study):
     assert report.people[4].pair_accuracy is None and report.people[4].question_accuracy is None
     assert report.guessing == pytest.approx(0.25)
     assert f"{100 * pairs.mean():.1f} % of pairs right" in lines[0] and "1 excluded, 7 links" in lines[0]
-    assert report.median_seconds == pytest.approx(median(seconds for (who, _), (_, seconds) in given.items() if who < 4))
+    assert report.median_seconds == pytest.approx(
+        median(seconds for (who, _), (_, seconds) in given.items() if who < 4)
+    )
 
 
 def test_patterns_have_intervals_of_their_own_pairs(study):
@@ -142,7 +148,9 @@ def test_the_hardest_pair_comes_first_and_a_doubtful_key_is_named(study):
     for pair in report.pair_difficulty:
         for asked in pair.questions:
             number = next(
-                place for place, one in enumerate(plain.questions) if (one.pair_id, one.item) == (pair.pair_id, asked.item)
+                place
+                for place, one in enumerate(plain.questions)
+                if (one.pair_id, one.item) == (pair.pair_id, asked.item)
             )
             said = [given[person, number][0] for person in range(4)]
             assert asked.chosen == [said.count(0), said.count(1)] and asked.num_cannot_tell == said.count(None)
@@ -202,7 +210,7 @@ def test_the_page_needs_nothing_and_says_what_the_twin_says(study):
 def test_equal_reports_equal_pages_and_hostile_texts_stay_text(study):
     folder, *_ = study
     report = read(folder)
-    hostile = '<script>alert(1)</script>"\'\u202e'
+    hostile = "<script>alert(1)</script>\"'\u202e"
     first = report.pair_difficulty[0]
     asked = [replace(one, text=f"{hostile} {one.item}", options=[hostile, "y"]) for one in first.questions]
     report = replace(

@@ -14,7 +14,7 @@ from mmvp_ray.annotate.progress import history
 from mmvp_ray.annotate.rules import ADJUDICATE, MAX_OPTIONS, REASONS, check_annotation
 from mmvp_ray.annotate.web.annotate_pages import images_of
 from mmvp_ray.annotate.web.rendering import page
-from mmvp_ray.annotate.web.submission import CurrentUser, CurrentWorkspace, RefusedError, Sent, require
+from mmvp_ray.annotate.web.submission import CurrentUser, CurrentWorkspace, PairId, RefusedError, Sent, require
 from mmvp_ray.benchmark.patterns import NINE
 
 router = APIRouter()
@@ -45,7 +45,7 @@ def next_one(request: Request, workspace: CurrentWorkspace, user: CurrentUser) -
 
 
 @router.post("/adjudicate/{pair_id}/{decision}")
-def decide(workspace: CurrentWorkspace, sent: Sent, pair_id: int, decision: str) -> Response:
+def decide(workspace: CurrentWorkspace, sent: Sent, pair_id: PairId, decision: str) -> Response:
     """keep, correct, drop or skip."""
     require(sent.user, ADJUDICATE)
     if decision == "keep":
@@ -61,4 +61,4 @@ def decide(workspace: CurrentWorkspace, sent: Sent, pair_id: int, decision: str)
         skip(workspace, sent.user, ADJUDICATE, pair_id)
     else:
         raise RefusedError(404, "There is no such decision.")
-    return JSONResponse({"next": "/adjudicate"})
+    return JSONResponse({"next": "/tasks/adjudicate"})

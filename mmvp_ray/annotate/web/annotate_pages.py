@@ -13,7 +13,7 @@ from mmvp_ray.annotate.holding import num_open, skip, take, take_next
 from mmvp_ray.annotate.people import User
 from mmvp_ray.annotate.rules import ANNOTATE, MAX_OPTIONS, REASONS, check_annotation
 from mmvp_ray.annotate.web.rendering import page
-from mmvp_ray.annotate.web.submission import CurrentUser, CurrentWorkspace, RefusedError, Sent, require
+from mmvp_ray.annotate.web.submission import CurrentUser, CurrentWorkspace, PairId, RefusedError, Sent, require
 from mmvp_ray.annotate.workspace import Workspace
 from mmvp_ray.benchmark.patterns import NINE
 
@@ -33,7 +33,7 @@ def begin(request: Request, workspace: CurrentWorkspace, user: CurrentUser) -> R
 
 
 @router.get("/annotate/{pair_id}")
-def show(request: Request, workspace: CurrentWorkspace, user: CurrentUser, pair_id: int) -> Response:
+def show(request: Request, workspace: CurrentWorkspace, user: CurrentUser, pair_id: PairId) -> Response:
     """A certain pair."""
     require(user, ANNOTATE)
     take(workspace, user, ANNOTATE, pair_id)
@@ -41,7 +41,7 @@ def show(request: Request, workspace: CurrentWorkspace, user: CurrentUser, pair_
 
 
 @router.post("/annotate/{pair_id}/draft")
-def draft(workspace: CurrentWorkspace, sent: Sent, pair_id: int) -> Response:
+def draft(workspace: CurrentWorkspace, sent: Sent, pair_id: PairId) -> Response:
     """Keep what is not finished; also the sign of life of an open page."""
     require(sent.user, ANNOTATE)
     save_draft(workspace, sent.user, pair_id, sent.fields)
@@ -49,7 +49,7 @@ def draft(workspace: CurrentWorkspace, sent: Sent, pair_id: int) -> Response:
 
 
 @router.post("/annotate/{pair_id}/annotation")
-def accept(workspace: CurrentWorkspace, sent: Sent, pair_id: int) -> Response:
+def accept(workspace: CurrentWorkspace, sent: Sent, pair_id: PairId) -> Response:
     """Accept the pair, or say what is missing. Warnings hold it back once, until they are sent along as seen."""
     require(sent.user, ANNOTATE)
     checked = check_annotation(sent.fields)
@@ -58,34 +58,34 @@ def accept(workspace: CurrentWorkspace, sent: Sent, pair_id: int) -> Response:
     if checked.warnings and not sent.fields.get("warnings_seen"):
         return JSONResponse({"warnings": list(checked.warnings), "message": "Please look again."}, 422)
     annotate(workspace, sent.user, pair_id, checked.annotation, suggestion_id=sent.number("suggestion_id"))
-    return JSONResponse({"next": "/annotate"})
+    return JSONResponse({"next": "/tasks/annotate"})
 
 
 @router.post("/annotate/{pair_id}/rejection")
-def refuse(workspace: CurrentWorkspace, sent: Sent, pair_id: int) -> Response:
+def refuse(workspace: CurrentWorkspace, sent: Sent, pair_id: PairId) -> Response:
     """Reject the pair with a reason."""
     require(sent.user, ANNOTATE)
     reject(workspace, sent.user, pair_id, sent.text("reason"), sent.text("note"))
-    return JSONResponse({"next": "/annotate"})
+    return JSONResponse({"next": "/tasks/annotate"})
 
 
 @router.post("/annotate/{pair_id}/skip")
-def put_back(workspace: CurrentWorkspace, sent: Sent, pair_id: int) -> Response:
+def put_back(workspace: CurrentWorkspace, sent: Sent, pair_id: PairId) -> Response:
     """Put the pair back for others."""
     require(sent.user, ANNOTATE)
     skip(workspace, sent.user, ANNOTATE, pair_id)
-    return JSONResponse({"next": "/annotate"})
+    return JSONResponse({"next": "/tasks/annotate"})
 
 
 @router.post("/annotate/undo")
 def take_back(workspace: CurrentWorkspace, sent: Sent) -> Response:
     """Take the last decision back."""
     require(sent.user, ANNOTATE)
-    return JSONResponse({"next": f"/annotate/{undo(workspace, sent.user)}"})
+    return JSONResponse({"next": f"/tasks/annotate/{undo(workspace, sent.user)}"})
 
 
 @router.post("/annotate/{pair_id}/suggestion")
-def propose(request: Request, workspace: CurrentWorkspace, sent: Sent, pair_id: int) -> Response:
+def propose(request: Request, workspace: CurrentWorkspace, sent: Sent, pair_id: PairId) -> Response:
     """Ask the assistant."""
     require(sent.user, ANNOTATE)
     assistant: Assistant | None = request.app.state.assistant

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware import Middleware
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from mmvp_ray.annotate.assist import Assistant
@@ -23,7 +24,7 @@ from mmvp_ray.annotate.web import (
     verify_pages,
 )
 from mmvp_ray.annotate.web.login_limit import LoginLimit
-from mmvp_ray.annotate.web.rendering import STATIC, page
+from mmvp_ray.annotate.web.rendering import STATIC, page, see_other
 from mmvp_ray.annotate.web.security import Guard
 from mmvp_ray.annotate.web.settings import WebSettings
 from mmvp_ray.annotate.web.submission import LoggedOutError, RefusedError
@@ -32,14 +33,12 @@ from mmvp_ray.errors import MmvpError
 
 ROUTERS = (
     login_pages.router,
-    annotate_pages.router,
-    verify_pages.router,
-    adjudicate_pages.router,
-    statement_pages.router,
     overview_pages.router,
     picture_pages.router,
     study_pages.router,
 )
+TASK_ROUTERS = (annotate_pages.router, verify_pages.router, adjudicate_pages.router, statement_pages.router)
+"""Below /tasks: their names are what people call the path of the whole app, and behind a proxy nobody could tell the two apart."""
 
 
 class _KeptFiles(StaticFiles):
@@ -75,6 +74,8 @@ def build_app(workspace: Workspace, settings: WebSettings | None = None, assista
     app.state.login_limit = LoginLimit(settings.logins_per_minute)
     for router in ROUTERS:
         app.include_router(router)
+    for router in TASK_ROUTERS:
+        app.include_router(router, prefix="/tasks")
     app.mount("/static", _KeptFiles(directory=STATIC))
     app.add_exception_handler(RefusedError, _refused)
     app.add_exception_handler(LoggedOutError, _logged_out)
@@ -82,6 +83,7 @@ def build_app(workspace: Workspace, settings: WebSettings | None = None, assista
     app.add_exception_handler(MmvpError, _mistaken)
     app.add_exception_handler(StarletteHTTPException, _http_error)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _no_such_page)
     return app
 
 
@@ -99,7 +101,7 @@ def _refused(request: Request, error: Exception) -> Response:
 
 def _logged_out(request: Request, error: Exception) -> Response:
     if request.method == "GET" and not request.headers.get("accept", "").startswith("application/json"):
-        return RedirectResponse(f"{request.scope.get('root_path', '')}/login", 303)
+        return see_other(request, "/login")
     return _said(request, 401, "You are not logged in.")
 
 
@@ -109,6 +111,11 @@ def _not_held(request: Request, error: Exception) -> Response:
 
 def _mistaken(request: Request, error: Exception) -> Response:
     return _said(request, 422, str(error))
+
+
+def _no_such_page(request: Request, error: Exception) -> Response:
+    # Parts of addresses alone are declared with types; bodies are read by hand.
+    return _said(request, 404, "There is no such page.")
 
 
 def _http_error(request: Request, error: Exception) -> Response:

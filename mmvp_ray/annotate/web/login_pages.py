@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
 from mmvp_ray.annotate.holding import num_open
 from mmvp_ray.annotate.people import log_in, log_out
 from mmvp_ray.annotate.progress import own_work, state_counts
 from mmvp_ray.annotate.rules import TASKS
 from mmvp_ray.annotate.web.login_limit import LoginLimit
-from mmvp_ray.annotate.web.rendering import page
+from mmvp_ray.annotate.web.rendering import page, prefix_of, see_other
 from mmvp_ray.annotate.web.submission import (
     CurrentUser,
     CurrentWorkspace,
@@ -19,7 +19,6 @@ from mmvp_ray.annotate.web.submission import (
     Sent,
     cookie_name,
     set_cookie,
-    settings_of,
 )
 from mmvp_ray.annotate.workspace import record
 
@@ -51,7 +50,7 @@ def login(request: Request, workspace: CurrentWorkspace, fields: Fields) -> Resp
             status=401,
             message="This link was used already, or is too old. Ask for another one.",
         )
-    response = RedirectResponse(f"{settings_of(request).prefix}/", 303)
+    response = see_other(request, "/")
     set_cookie(response, request, cookie_name(workspace), secret)
     return response
 
@@ -60,8 +59,8 @@ def login(request: Request, workspace: CurrentWorkspace, fields: Fields) -> Resp
 def logout(request: Request, workspace: CurrentWorkspace, sent: Sent) -> Response:
     """End the session."""
     log_out(workspace, request.cookies[cookie_name(workspace)], sent.user)
-    response = RedirectResponse(f"{settings_of(request).prefix}/login", 303)
-    response.delete_cookie(cookie_name(workspace), path=settings_of(request).prefix or "/")
+    response = see_other(request, "/login")
+    response.delete_cookie(cookie_name(workspace), path=prefix_of(request) or "/")
     return response
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from mmvp_ray.annotate.agreeing import agreement_report
@@ -10,7 +12,7 @@ from mmvp_ray.annotate.annotating import find_pair, live_annotation
 from mmvp_ray.annotate.progress import NUM_EVENTS, events, history, pattern_counts, state_counts
 from mmvp_ray.annotate.rules import REVIEW
 from mmvp_ray.annotate.web.rendering import page
-from mmvp_ray.annotate.web.submission import CurrentUser, CurrentWorkspace, RefusedError, require
+from mmvp_ray.annotate.web.submission import CurrentUser, CurrentWorkspace, PairId, RefusedError, require
 
 PUBLISHED_PAIRS_PER_PATTERN = 15
 """MMVP-VLM has 15 pairs for each pattern (paper, section 3.1)."""
@@ -33,7 +35,7 @@ def overview(request: Request, workspace: CurrentWorkspace, user: CurrentUser) -
 
 
 @router.get("/pairs/{pair_id}")
-def pair_page(request: Request, workspace: CurrentWorkspace, user: CurrentUser, pair_id: int) -> Response:
+def pair_page(request: Request, workspace: CurrentWorkspace, user: CurrentUser, pair_id: PairId) -> Response:
     """All that is known of a pair, for reviewers: with the key and everybody's answers."""
     require(user, REVIEW)
     return page(
@@ -46,7 +48,12 @@ def pair_page(request: Request, workspace: CurrentWorkspace, user: CurrentUser, 
 
 
 @router.get("/events")
-def event_page(request: Request, workspace: CurrentWorkspace, user: CurrentUser, before: int | None = None) -> Response:
+def event_page(
+    request: Request,
+    workspace: CurrentWorkspace,
+    user: CurrentUser,
+    before: Annotated[int | None, Query(ge=1, lt=1 << 53)] = None,
+) -> Response:
     """The audit trail, for admins."""
     if user.role != "admin":
         raise RefusedError(403, "The audit trail is for admins.")

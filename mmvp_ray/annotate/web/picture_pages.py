@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import RedirectResponse, Response
 
 from mmvp_ray.annotate.pictures import view_bytes
+from mmvp_ray.annotate.web.rendering import prefix_of
 from mmvp_ray.annotate.web.submission import CurrentWorkspace, LoggedOutError, RefusedError, current_user
 from mmvp_ray.annotate.web.visitors import is_participant
 from mmvp_ray.errors import ConfigError
@@ -31,7 +32,7 @@ def picture(request: Request, workspace: CurrentWorkspace, name: str) -> Respons
 @router.get("/favicon.ico")
 def icon(request: Request) -> Response:
     """For browsers that ask without having seen a page."""
-    return RedirectResponse(f"{request.scope.get('root_path', '')}/static/icon.svg", 308)
+    return RedirectResponse(f"{prefix_of(request)}/static/icon.svg", 308)
 
 
 @router.get("/healthz")

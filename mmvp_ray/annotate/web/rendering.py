@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from fastapi import Request
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, RedirectResponse
 
 from mmvp_ray.report.hostile_text import shown_text
 
@@ -29,7 +29,7 @@ def page(request: Request, template: str, *, status: int = 200, **values: Any) -
         status: Of HTTP.
         **values: What it shows; every text is escaped.
     """
-    prefix = request.scope.get("root_path", "")
+    prefix = prefix_of(request)
 
     def url(path: str) -> str:
         return f"{prefix}{path}"
@@ -40,6 +40,18 @@ def page(request: Request, template: str, *, status: int = 200, **values: Any) -
     user = getattr(request.state, "user", None)
     html = _environment().get_template(template).render(url=url, static=static, user=user, **values)
     return HTMLResponse(html, status)
+
+
+def prefix_of(request: Request) -> str:
+    """What every link of the app begins with: the path of --public-url, or where another app has mounted this one."""
+    # Below a mount of its own, such as /static, root_path goes on with that mount's path.
+    found: str = request.scope.get("app_root_path", request.scope.get("root_path", ""))
+    return found
+
+
+def see_other(request: Request, path: str) -> RedirectResponse:
+    """Lead a browser that sent a form to a page of this app."""
+    return RedirectResponse(f"{prefix_of(request)}{path}", 303)
 
 
 @lru_cache

@@ -9,6 +9,10 @@ from urllib.parse import urlsplit
 from mmvp_ray.errors import ConfigError
 
 LOOPBACK_HOSTS: Final = ("localhost", "127.0.0.1", "[::1]")
+OWN_PATHS: Final = frozenset(
+    ("tasks", "login", "logout", "overview", "pairs", "events", "images", "static", "study", "healthz", "favicon.ico")
+)
+"""How paths of the app begin. A prefix that begins so too could not be told from them where a proxy strips it."""
 MAX_BODY_BYTES: Final = 64 << 10
 """Longest body of a request: forms hold a few hundred characters."""
 
@@ -52,6 +56,10 @@ class WebSettings:
                     f"expected a URL such as https://lab.org/annotate, found {self.public_url!r} in --public-url"
                 )
             origin, prefix = f"{parts.scheme}://{parts.netloc}".casefold(), parts.path.rstrip("/")
+            if prefix.split("/")[1:2] and prefix.split("/")[1] in OWN_PATHS:
+                raise ConfigError(
+                    f"expected another path than {prefix} in --public-url: the app has pages of its own below /{prefix.split('/')[1]}"
+                )
             hosts = (*hosts, f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname)
         object.__setattr__(self, "origin", origin)
         object.__setattr__(self, "prefix", prefix)

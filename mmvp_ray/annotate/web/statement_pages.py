@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 
 from fastapi import APIRouter, Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
 from mmvp_ray.annotate.annotating import find_pair, live_annotation
-from mmvp_ray.annotate.holding import num_open, skip, take_next
+from mmvp_ray.annotate.holding import num_open, skip, take, take_next
 from mmvp_ray.annotate.rules import REVIEW, STATE
 from mmvp_ray.annotate.statements import check_statements, pending, propose, review, write
 from mmvp_ray.annotate.web.annotate_pages import images_of
-from mmvp_ray.annotate.web.rendering import page
-from mmvp_ray.annotate.web.submission import CurrentUser, CurrentWorkspace, Sent, require
+from mmvp_ray.annotate.web.rendering import page, see_other
+from mmvp_ray.annotate.web.submission import CurrentUser, CurrentWorkspace, PairId, Sent, require
 from mmvp_ray.annotate.workspace import Row, Workspace
 
 router = APIRouter()
@@ -42,24 +42,25 @@ def next_to_write(request: Request, workspace: CurrentWorkspace, user: CurrentUs
 
 
 @router.post("/state/{pair_id}")
-def written(request: Request, workspace: CurrentWorkspace, sent: Sent, pair_id: int) -> Response:
+def written(request: Request, workspace: CurrentWorkspace, sent: Sent, pair_id: PairId) -> Response:
     """Take the sentences, or show what must be mended."""
     require(sent.user, STATE)
     texts = {side: sent.text(f"text_{side}") for side in "ab"}
     problems = check_statements(texts["a"], texts["b"])
     if problems:
-        request.state.user = sent.user
+        # Whoever may not write these sentences does not see the key either.
+        take(workspace, sent.user, STATE, pair_id)
         return _form(request, workspace, pair_id, texts, problems=problems)
     write(workspace, sent.user, pair_id, texts["a"], texts["b"])
-    return RedirectResponse(f"{request.scope.get('root_path', '')}/state", 303)
+    return see_other(request, "/tasks/state")
 
 
 @router.post("/state/{pair_id}/skip")
-def put_back(request: Request, workspace: CurrentWorkspace, sent: Sent, pair_id: int) -> Response:
+def put_back(request: Request, workspace: CurrentWorkspace, sent: Sent, pair_id: PairId) -> Response:
     """Put the pair back for others."""
     require(sent.user, STATE)
     skip(workspace, sent.user, STATE, pair_id)
-    return RedirectResponse(f"{request.scope.get('root_path', '')}/state", 303)
+    return see_other(request, "/tasks/state")
 
 
 @router.get("/review")
@@ -83,14 +84,14 @@ def next_to_review(request: Request, workspace: CurrentWorkspace, user: CurrentU
 
 
 @router.post("/review/{pair_id}")
-def reviewed(request: Request, workspace: CurrentWorkspace, sent: Sent, pair_id: int) -> Response:
+def reviewed(request: Request, workspace: CurrentWorkspace, sent: Sent, pair_id: PairId) -> Response:
     """Approve them, or give them back with a comment."""
     require(sent.user, REVIEW)
     if sent.text("decision") == "skip":
         skip(workspace, sent.user, REVIEW, pair_id)
     else:
         review(workspace, sent.user, pair_id, approve=sent.text("decision") == "approve", comment=sent.text("comment"))
-    return RedirectResponse(f"{request.scope.get('root_path', '')}/review", 303)
+    return see_other(request, "/tasks/review")
 
 
 def _annotation(workspace: Workspace, pair_id: int) -> tuple[Row, list[str]]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any
 from urllib.parse import parse_qsl
 
-from fastapi import Depends, Request
+from fastapi import Depends, Path, Request
 from starlette.responses import Response
 
 from mmvp_ray.annotate.people import SESSION_HOURS, User, same_secret, user_of_session
+from mmvp_ray.annotate.web.rendering import prefix_of
 from mmvp_ray.annotate.web.settings import WebSettings
 from mmvp_ray.annotate.workspace import Workspace
 
@@ -68,10 +70,9 @@ class Submission:
         value = self.fields.get(name)
         if value is None or value == "":
             return None
-        try:
-            return int(str(value))
-        except ValueError as error:
-            raise RefusedError(422, f"Expected a whole number for {name}.") from error
+        if not re.fullmatch(r"[0-9]{1,15}", str(value)):
+            raise RefusedError(422, f"Expected a whole number for {name}.")
+        return int(str(value))
 
 
 def workspace_of(request: Request) -> Workspace:
@@ -98,7 +99,7 @@ def set_cookie(response: Response, request: Request, name: str, secret: str, *, 
         name,
         secret,
         max_age=int(hours * 3600),
-        path=settings.prefix or "/",
+        path=prefix_of(request) or "/",
         secure=settings.is_secure,
         httponly=True,
         samesite="strict",
@@ -133,7 +134,11 @@ async def sent_fields(request: Request) -> dict[str, Any]:
             fields = json.loads(body)
             if not isinstance(fields, dict):
                 raise ValueError
-            return fields
+            # Half an emoji, which no database takes, becomes a question mark; numbers that are none are refused.
+            again: dict[str, Any] = json.loads(
+                json.dumps(fields, ensure_ascii=False, allow_nan=False).encode(errors="replace")
+            )
+            return again
         if kind in ("", "application/x-www-form-urlencoded"):
             return dict(parse_qsl(body.decode(), keep_blank_values=True, strict_parsing=bool(body), max_num_fields=100))
     except (ValueError, RecursionError) as error:
@@ -158,6 +163,7 @@ def submission(request: Request, fields: Fields) -> Submission:
 
 
 CurrentUser = Annotated[User, Depends(current_user)]
+PairId = Annotated[int, Path(ge=1, lt=1 << 53)]
 Sent = Annotated[Submission, Depends(submission)]
 CurrentWorkspace = Annotated[Workspace, Depends(workspace_of)]
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
 from mmvp_ray.annotate.holding import num_open, skip, take_next
 from mmvp_ray.annotate.rules import VERIFY
 from mmvp_ray.annotate.verifying import answer, begin
-from mmvp_ray.annotate.web.rendering import SMALL_PX, page
-from mmvp_ray.annotate.web.submission import CurrentUser, CurrentWorkspace, RefusedError, Sent, require
+from mmvp_ray.annotate.web.rendering import SMALL_PX, page, see_other
+from mmvp_ray.annotate.web.submission import CurrentUser, CurrentWorkspace, PairId, RefusedError, Sent, require
 
 router = APIRouter()
 
@@ -34,7 +34,7 @@ def next_one(request: Request, workspace: CurrentWorkspace, user: CurrentUser) -
 
 
 @router.post("/verify/{pair_id}")
-def answered(request: Request, workspace: CurrentWorkspace, sent: Sent, pair_id: int) -> Response:
+def answered(request: Request, workspace: CurrentWorkspace, sent: Sent, pair_id: PairId) -> Response:
     """Take an answer: a shown option's place, or "cannot-tell"."""
     require(sent.user, VERIFY)
     if sent.text("choice") == "":
@@ -49,12 +49,12 @@ def answered(request: Request, workspace: CurrentWorkspace, sent: Sent, pair_id:
         seconds=sent.seconds(),
         comment=sent.text("comment"),
     )
-    return RedirectResponse(f"{request.scope.get('root_path', '')}/verify", 303)
+    return see_other(request, "/tasks/verify")
 
 
 @router.post("/verify/{pair_id}/skip")
-def put_back(request: Request, workspace: CurrentWorkspace, sent: Sent, pair_id: int) -> Response:
+def put_back(request: Request, workspace: CurrentWorkspace, sent: Sent, pair_id: PairId) -> Response:
     """Put the pair back for others."""
     require(sent.user, VERIFY)
     skip(workspace, sent.user, VERIFY, pair_id)
-    return RedirectResponse(f"{request.scope.get('root_path', '')}/verify", 303)
+    return see_other(request, "/tasks/verify")

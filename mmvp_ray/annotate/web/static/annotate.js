@@ -95,7 +95,7 @@ listen({
   a: () => document.getElementById("difference-text").focus(),
   r: () => askReason((reason, note) => decide(`${work}/rejection`, { reason, note })),
   s: () => decide(`${work}/skip`),
-  u: () => decide(link("/annotate/undo")),
+  u: () => decide(link("/tasks/annotate/undo")),
   g: () => document.querySelector('[data-key="g"]') && propose(),
 });
 fetchAhead(main.dataset.ahead);
