@@ -166,23 +166,21 @@ class Browser:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What a page for annotating says."""
+    """What a page for annotating says: where to send, its pictures, and those of the pairs that would come next."""
 
-    pair_id: int
+    work: str
     images: list[str]
     ahead: list[str]
 
 
-def open_page(browser: Browser, path: str = "/annotate") -> Page | None:
+def open_page(browser: Browser, path: str = "/tasks/annotate") -> Page | None:
     """The next pair with its pictures; None if none is left."""
     answer = browser.get(path)
     assert answer.status == 200, answer.body[:500]
-    work = answer.found(r'data-work="/annotate/(\d+)"')
+    work = answer.found(r'data-work="([^"]+)"')
     if not work:
         return None
-    page = Page(
-        int(work[0]), answer.found(r'src="/images/(\w+)\.webp"'), answer.found(r'data-ahead="([^"]*)"')[0].split()
-    )
+    page = Page(work[0], answer.found(r'src="/images/(\w+)\.webp"'), answer.found(r'data-ahead="([^"]*)"')[0].split())
     browser.fetch(page.images)
     return page
 
@@ -312,19 +310,19 @@ def annotate_on(
         tag = f"{name}-{number}"
         for _ in range(2):
             time.sleep(rng.uniform(*thought) / 2)
-            told.expect(browser.send(f"/annotate/{page.pair_id}/draft", **content_of(tag)))
+            told.expect(browser.send(f"{page.work}/draft", **content_of(tag)))
         started, act = time.perf_counter(), rng.random()
         if act < 0.7:
-            is_done = told.expect(browser.send(f"/annotate/{page.pair_id}/annotation", **content_of(tag)))
+            is_done = told.expect(browser.send(f"{page.work}/annotation", **content_of(tag)))
             told.decisions += [("annotated", tag)] * is_done
         elif act < 0.85:
-            is_done = told.expect(browser.send(f"/annotate/{page.pair_id}/rejection", reason="same", note=tag))
+            is_done = told.expect(browser.send(f"{page.work}/rejection", reason="same", note=tag))
             told.decisions += [("rejected", tag)] * is_done
         elif act < 0.95:
-            is_done = told.expect(browser.send(f"/annotate/{page.pair_id}/skip"))
+            is_done = told.expect(browser.send(f"{page.work}/skip"))
         else:
             # 409: there is nothing to take back, or somebody verifies it already.
-            answer = browser.send("/annotate/undo")
+            answer = browser.send("/tasks/annotate/undo")
             if told.expect(answer, 409):
                 told.decisions.append(("undone", name))
                 page = open_page(browser, json.loads(answer.body)["next"])
@@ -337,8 +335,10 @@ def annotate_on(
 def verify_on(browser: Browser, told: Told, rng: random.Random, thought: tuple[float, float], until: float) -> None:
     """Work as a verifier, who errs now and then."""
     while time.monotonic() < until:
-        answer = browser.get("/verify")
-        while told.expect(answer) and time.monotonic() < until and (form := answer.found(r'action="(/verify/\d+)"')):
+        answer = browser.get("/tasks/verify")
+        while (
+            told.expect(answer) and time.monotonic() < until and (form := answer.found(r'action="([^"]+/verify/\d+)"'))
+        ):
             browser.fetch(answer.found(r'src="/images/(\w+)\.webp"'))
             time.sleep(rng.uniform(*thought))
             side = answer.found(r'name="side" value="(.)"')[0]
@@ -404,7 +404,7 @@ def one_annotator(server: Server, cookie: str, num_times: int, *, ahead: bool) -
         if ahead:
             browser.fetch(page.ahead)
         started = time.perf_counter()
-        answer = browser.send(f"/annotate/{page.pair_id}/annotation", **content_of(f"alone-{ahead}-{number}"))
+        answer = browser.send(f"{page.work}/annotation", **content_of(f"alone-{ahead}-{number}"))
         assert answer.status == 200, answer
         page = open_page(browser)
         times_ms.append(1e3 * (time.perf_counter() - started))

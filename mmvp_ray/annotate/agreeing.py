@@ -123,7 +123,7 @@ def _by_person(rows: Sequence[Row], part: str) -> tuple[Tally, ...]:
 
 
 def _tally(name: str, rows: Sequence[Row]) -> Tally:
-    outcomes = Counter(row["outcome"] for row in rows if not row["agrees"])
+    outcomes = Counter(row["outcome"] for row in rows)
     num_agreed = sum(row["agrees"] for row in rows)
     seconds = [row[f"seconds_{side}"] for row in rows for side in "ab"]
     return Tally(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from mmvp_ray import storage
 from mmvp_ray.annotate.balance import Balance, balance
@@ -104,7 +104,8 @@ def export(config: ExportConfig) -> list[str]:
             raise DataError(
                 f"expected a pair of {config.exported_kind} to export, found none in {config.workspace}: {_counts(left_out)}"
             )
-        found = collect([item for pair in pairs for item in pair.items], name=config.name)  # type: ignore[misc]
+        items: list[Any] = [item for pair in pairs for item in pair.items]
+        found = collect(items, name=config.name)
         _write(config, found)
         content = {
             "out": config.out,

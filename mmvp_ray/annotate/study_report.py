@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from mmvp_ray import storage
@@ -20,22 +19,18 @@ from mmvp_ray.annotate.pictures import view_bytes
 from mmvp_ray.annotate.rules import CANNOT_TELL
 from mmvp_ray.annotate.studies import find_study
 from mmvp_ray.annotate.study_order import largest_gap
+from mmvp_ray.annotate.study_scores import CROSSED, pair_cards, pattern_rows, person_rows
 from mmvp_ray.annotate.workspace import Row, Workspace, open_workspace
 from mmvp_ray.benchmark.benchmark import AS_FOUND, collect
 from mmvp_ray.benchmark.items import Question, pairs_of
 from mmvp_ray.benchmark.keys import published_key
-from mmvp_ray.benchmark.patterns import PATTERNS
 from mmvp_ray.errors import ConfigError
 from mmvp_ray.evaluate.baselines import baselines
-from mmvp_ray.evaluate.human import COLUMNS, HumanBaseline, Response, crossed_interval, human_baseline
+from mmvp_ray.evaluate.human import COLUMNS, Response, human_baseline
 from mmvp_ray.evaluate.paper_tables import paper_tables
-from mmvp_ray.intervals import wilson_interval
 from mmvp_ray.report.study_page import (
-    AskedQuestion,
     StudyAgreement,
     StudyPair,
-    StudyPattern,
-    StudyPerson,
     StudyReport,
     StudyScore,
     hard_pairs,
@@ -43,8 +38,6 @@ from mmvp_ray.report.study_page import (
 )
 from mmvp_ray.report.thumbnails import thumbnail
 from mmvp_ray.report.twin import encode_dataclass
-
-# Legend: M participants, P pairs.
 
 RESPONSES_FILE, JSON_FILE, PAGE_FILE = "responses.csv", "study.json", "study.html"
 RESPONSE_COLUMNS: Final = (*COLUMNS, "place", "option_order", "answered_at")
@@ -79,6 +72,7 @@ def report_study(config: StudyReportConfig) -> list[str]:
         ConfigError: no such workspace or study, or no folder to write to.
     """
     config.check()
+    out = storage.normalise(config.out)
     workspace = open_workspace(config.workspace)
     study = find_study(workspace, config.name)
     questions = study_questions(workspace, study)
@@ -90,13 +84,13 @@ def report_study(config: StudyReportConfig) -> list[str]:
         PAGE_FILE: render_study_html(report, _thumbnails(workspace, hard_pairs(report))),
     }
     for name, text in files.items():
-        storage.write_bytes(storage.join(config.out, name), text.encode())
+        storage.write_bytes(storage.join(out, name), text.encode())
     said = f"study {report.name}: {report.num_people} participants, {report.num_excluded} excluded, {report.num_invited} links"
     if report.pairs.value is not None and report.pairs.low is not None and report.pairs.high is not None:
         said += (
             f"; {100 * report.pairs.value:.1f} % of pairs right ({100 * report.pairs.low:.1f} to {100 * report.pairs.high:.1f})"
         )  # fmt: skip
-    return [said, *(storage.join(config.out, name) for name in files)]
+    return [said, *(storage.join(out, name) for name in files)]
 
 
 def study_questions(workspace: Workspace, study: Row) -> tuple[Question, ...]:
@@ -169,9 +163,9 @@ def _report(workspace: Workspace, study: Row, questions: Sequence[Question], row
         num_invited=invited["num"],
         num_people=found.num_participants,
         num_excluded=len(found.excluded),
-        pairs=StudyScore(value=found.pair_accuracy, low=found.pair_low, high=found.pair_high, interval=_CROSSED),
+        pairs=StudyScore(value=found.pair_accuracy, low=found.pair_low, high=found.pair_high, interval=CROSSED),
         questions=StudyScore(
-            value=found.question_accuracy, low=found.question_low, high=found.question_high, interval=_CROSSED
+            value=found.question_accuracy, low=found.question_low, high=found.question_high, interval=CROSSED
         ),
         guessing=baselines(questions).guessing_pair_accuracy,
         published=_published(study, questions),
@@ -184,9 +178,9 @@ def _report(workspace: Workspace, study: Row, questions: Sequence[Question], row
             reason=agreed.reason,
         ),
         median_seconds=found.median_seconds,
-        patterns=_patterns(questions, names, given),
-        people=_people(found, responses),
-        pair_difficulty=_difficulty(questions, names, given),
+        patterns=pattern_rows(questions, names, given),
+        people=person_rows(found, responses),
+        pair_difficulty=pair_cards(questions, names, given),
         gap=gap,
         shuffles_options=bool(study["shuffles_options"]),
         config={
@@ -197,98 +191,6 @@ def _report(workspace: Workspace, study: Row, questions: Sequence[Question], row
         },
         versions={name: importlib.metadata.version(name) for name in ("mmvp-ray", "numpy")},
     )
-
-
-_CROSSED: Final = "people and pairs"
-
-
-def _patterns(
-    questions: Sequence[Question], names: Sequence[str], given: dict[tuple[str, str], int | None]
-) -> list[StudyPattern]:
-    by_pattern: dict[str, list[tuple[Question, ...]]] = {}
-    for pair in pairs_of(questions).values():
-        if pair[0].patterns:
-            by_pattern.setdefault(pair[0].patterns[0], []).append(pair)
-    rows = []
-    for pattern in sorted(by_pattern, key=lambda name: (PATTERNS.index(name) if name in PATTERNS else 99, name)):
-        pairs = by_pattern[pattern]
-        share_MP = np.asarray(
-            [[_num_right(pair, name, given) for pair in pairs] for name in names], np.float64
-        ).reshape(len(names), len(pairs))  # fmt: skip
-        sizes_P = np.asarray([len(pair) for pair in pairs], np.float64)
-        right_MP = (share_MP == sizes_P).astype(np.float64)
-        rows.append(
-            StudyPattern(
-                pattern=pattern,
-                num_pairs=len(pairs),
-                pairs=_score(right_MP, np.ones(len(pairs))),
-                questions=_score(share_MP, sizes_P),
-            )
-        )
-    return rows
-
-
-def _score(value_MP: NDArray[np.float64], size_P: NDArray[np.float64]) -> StudyScore:
-    if not value_MP.size:
-        return StudyScore(value=None, low=None, high=None, interval=_CROSSED)
-    num_people, num_pairs = value_MP.shape
-    value = float(value_MP.sum() / (num_people * size_P.sum()))
-    if value in (0, 1):
-        # Drawing anew would show no spread at all; people's answers to one pair are not independent, so pairs are counted once.
-        low, high = wilson_interval(num_pairs if value else 0, num_pairs)
-        return StudyScore(value=value, low=low, high=high, interval="wilson")
-    bounds = crossed_interval(value_MP, size_P)
-    return StudyScore(value=value, low=bounds[0], high=bounds[1], interval=_CROSSED)
-
-
-def _people(found: HumanBaseline, responses: Sequence[Response]) -> list[StudyPerson]:
-    scored = {one.name: one for one in found.participants}
-    people = []
-    for name in sorted({said.participant for said in responses}):
-        mine = [said for said in responses if said.participant == name]
-        seconds = [said.seconds for said in mine if said.seconds is not None]
-        people.append(
-            StudyPerson(
-                name=name,
-                num_answered=len(mine),
-                pair_accuracy=scored[name].pair_accuracy if name in scored else None,
-                question_accuracy=scored[name].question_accuracy if name in scored else None,
-                num_cannot_tell=sum(said.option is None for said in mine),
-                median_seconds=float(np.median(seconds)) if seconds else None,
-            )
-        )
-    return people
-
-
-def _difficulty(
-    questions: Sequence[Question], names: Sequence[str], given: dict[tuple[str, str], int | None]
-) -> list[StudyPair]:
-    cards = []
-    for pair_id, pair in pairs_of(questions).items():
-        asked = []
-        for question in pair:
-            said = [given[name, question.key] for name in names]
-            asked.append(
-                AskedQuestion(
-                    item=question.item,
-                    image_id=question.image_uri,
-                    text=question.text,
-                    options=list(question.options),
-                    answer=question.answer,
-                    chosen=[said.count(option) for option in range(len(question.options))],
-                    num_cannot_tell=said.count(None),
-                )
-            )
-        num_right = sum(_num_right(pair, name, given) == len(pair) for name in names)
-        pattern = pair[0].patterns[0] if pair[0].patterns else ""
-        cards.append(
-            StudyPair(pair_id=pair_id, pattern=pattern, num_right=num_right, num_people=len(names), questions=asked)
-        )
-    return sorted(cards, key=lambda card: (card.num_right, sum(one.num_right for one in card.questions)))
-
-
-def _num_right(pair: Sequence[Question], name: str, given: dict[tuple[str, str], int | None]) -> int:
-    return sum(given[name, question.key] == question.answer for question in pair)
 
 
 def _published(study: Row, questions: Sequence[Question]) -> float | None:

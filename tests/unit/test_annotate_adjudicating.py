@@ -23,6 +23,7 @@ from tests.unit.annotate_workspace import (
     VERA,
     annotation,
     kinds,
+    let_leases_end,
     make_disputed,
     make_verified,
     make_workspace,
@@ -54,6 +55,15 @@ def test_a_page_shows_what_everybody_said(workspace: Workspace):
     assert (opinion.verifier, opinion.choice_a, opinion.choice_b) == ("Vera", "Right", None)
     assert (opinion.agrees_a, opinion.agrees_b, opinion.seconds_a, opinion.seconds_b) == (True, False, 2.5, 2.5)
     assert sorted(opinion.comment.split(" / ")) == ["about a", "about b"]
+
+
+def test_who_did_not_finish_said_nothing(workspace: Workspace):
+    found = write_annotation(workspace, ANN)
+    page = verifying.begin(workspace, BEN, 1)
+    verifying.answer(workspace, BEN, 1, page.side, 0, 1.0)
+    let_leases_end(workspace)
+    verify(workspace, VERA, 1, found, answers=(2, 2))
+    assert [one.verifier for one in dispute_of(workspace, 1).opinions] == ["Vera"]
 
 
 @pytest.mark.parametrize("decide", [dispute_of, lambda w, p: keep(w, REY, p), lambda w, p: drop(w, REY, p, "same")])

@@ -96,6 +96,20 @@ def test_questions_are_units_and_an_unsure_verifier_does_not_agree(workspace: Wo
     assert agreement_report(workspace) == report
 
 
+def test_each_annotation_of_a_pair_has_its_own_outcome(tmp_path: Path):
+    """Corrected, then disputed again, then kept: two disputes of one pair, about two authors."""
+    workspace = make_workspace(tmp_path)
+    first, second = write_annotation(workspace, ANN), annotation(answer_a=0, answer_b=2)
+    verify(workspace, VERA, 1, first, answers=(0, 1))
+    correct(workspace, REY, 1, second)
+    verify(workspace, BEN, 1, second, answers=(1, 0))
+    keep(workspace, ADA, 1)
+    assert tallies(agreement_report(workspace))["authors"] == {
+        "Ann": (0, 1, 1, 0, 1, 0, 0),
+        "Rey": (0, 1, 1, 1, 0, 0, 0),
+    }
+
+
 def test_lines(workspace: Workspace):
     lines = agreement_lines(agreement_report(workspace))
     assert all(len(line) <= 140 for line in lines)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from mmvp_ray.annotate.people import digest
 from mmvp_ray.annotate.pictures import view_bytes
-from mmvp_ray.annotate.studies import StudyNewConfig, add_participants, new_study
+from mmvp_ray.annotate.studies import StudyAddConfig, StudyNewConfig, add_participants, add_to_study, new_study
 from mmvp_ray.annotate.studying import (
     Finished,
     OutOfTurnError,
@@ -96,6 +96,10 @@ def test_more_participants_go_on_in_the_numbering(config):
     assert more[-1].split()[1].startswith("https://lab.org/annotate/study#")
     assert len({*tokens, *tokens_of(more)}) == 4
     assert {row["seed"] for row in workspace.rows("SELECT seed FROM participants")} == {1, 2, 3, 4}
+    adding = StudyAddConfig(workspace=config.workspace, name="first", participants=1)
+    assert add_to_study(adding)[-1].startswith("P005  http://127.0.0.1:8765/study#")
+    with pytest.raises(ConfigError, match="--participants"):
+        add_to_study(replace(adding, participants=0))
     with pytest.raises(ConfigError, match="expected a study among first, found 'second'"):
         add_participants(workspace, "second", 1)
 

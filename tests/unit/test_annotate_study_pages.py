@@ -167,7 +167,7 @@ def test_what_is_refused(study):
     assert browser.send("/study/answer", question, choice="1").status_code == 409
     assert participant_of(workspace, token).num_answered == 1
     # A participant's cookie opens nothing of the annotators.
-    for path in ("/", "/verify", "/overview", "/events"):
+    for path in ("/", "/tasks/verify", "/overview", "/events"):
         assert "Log in" in browser.get(path).text
 
 

@@ -53,6 +53,13 @@ class Guard:
             await refused(scope, receive, _with_headers(send, scope))
             return
         num_bytes = 0
+        has_begun = False
+        guarded_send = _with_headers(send, scope)
+
+        async def sending(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await guarded_send(message)
 
         async def limited() -> Message:
             nonlocal num_bytes
@@ -63,10 +70,15 @@ class Guard:
             return message
 
         try:
-            await self._app(_under_prefix(scope, self._settings.prefix), limited, _with_headers(send, scope))
+            await self._app(_under_prefix(scope, self._settings.prefix), limited, sending)
         except BodyTooLongError:
             response = PlainTextResponse("The request is too long.", 413, {"Connection": "close"})
-            await response(scope, receive, _with_headers(send, scope))
+            await response(scope, receive, guarded_send)
+        except Exception:
+            # The framework's own answer to a defect would go out without these headers; the defect still reaches the server's log.
+            if not has_begun:
+                await PlainTextResponse("Something went wrong here.", 500)(scope, receive, guarded_send)
+            raise
 
     def _refusal(self, scope: Scope) -> PlainTextResponse | None:
         headers = Headers(scope=scope)

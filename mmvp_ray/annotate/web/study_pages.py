@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
 from mmvp_ray.annotate.people import same_secret
 from mmvp_ray.annotate.studying import (
@@ -23,8 +23,8 @@ from mmvp_ray.annotate.studying import (
 )
 from mmvp_ray.annotate.web.login_limit import LoginLimit
 from mmvp_ray.annotate.web.login_pages import MAX_TOKEN_CHARS
-from mmvp_ray.annotate.web.rendering import SMALL_PX, page
-from mmvp_ray.annotate.web.submission import CurrentWorkspace, Fields, set_cookie, settings_of
+from mmvp_ray.annotate.web.rendering import SMALL_PX, page, prefix_of, see_other
+from mmvp_ray.annotate.web.submission import CurrentWorkspace, Fields, set_cookie
 from mmvp_ray.annotate.web.visitors import participant_cookie
 from mmvp_ray.annotate.workspace import Workspace, record
 from mmvp_ray.errors import ConfigError
@@ -95,7 +95,7 @@ def enter(request: Request, workspace: CurrentWorkspace, fields: Fields) -> Resp
         with workspace.transaction() as connection:
             record(connection, "study_login_failed")
         return _way_in(request, 401, "This is not a link to a study of this server.")
-    response = _to_study(request)
+    response = see_other(request, "/study")
     set_cookie(response, request, participant_cookie(workspace), token, hours=COOKIE_HOURS)
     return response
 
@@ -106,7 +106,7 @@ def agreed(request: Request, workspace: CurrentWorkspace, visit: CurrentVisit, f
     if visit is None or not _is_own(visit, fields):
         return _way_in(request, 403, OUT_OF_DATE)
     agree(workspace, visit.participant)
-    return _to_study(request)
+    return see_other(request, "/study")
 
 
 @router.post("/study/answer")
@@ -124,7 +124,7 @@ def answered(request: Request, workspace: CurrentWorkspace, visit: CurrentVisit,
         return page(request, "study_message.html.j2", status=409, visit=visit, message=str(error))
     except ConfigError:
         return page(request, "study_message.html.j2", status=422, visit=visit, message="There is no such answer.")
-    return _to_study(request)
+    return see_other(request, "/study")
 
 
 @router.post("/study/leave")
@@ -132,8 +132,8 @@ def leave(request: Request, workspace: CurrentWorkspace, visit: CurrentVisit, fi
     """Forget the participant in this browser; the link still works."""
     if visit is None or not _is_own(visit, fields):
         return _way_in(request, 403, OUT_OF_DATE)
-    response = _to_study(request)
-    response.delete_cookie(participant_cookie(workspace), path=settings_of(request).prefix or "/")
+    response = see_other(request, "/study")
+    response.delete_cookie(participant_cookie(workspace), path=prefix_of(request) or "/")
     return response
 
 
@@ -150,10 +150,6 @@ def _found(workspace: Workspace, token: str) -> StudyParticipant | None:
 
 def _way_in(request: Request, status: int = 200, message: str = "") -> Response:
     return page(request, "study_login.html.j2", status=status, visit=None, message=message)
-
-
-def _to_study(request: Request) -> Response:
-    return RedirectResponse(f"{request.scope.get('root_path', '')}/study", 303)
 
 
 def _paragraphs(intro: str) -> list[str]:

@@ -1,9 +1,9 @@
 // The annotator's page: keys, drafts, and what becomes of the pair.
 
-import { fetchAhead, link, say, send } from "./send.js";
+import { fetchAhead, link, say, send, staysFresh } from "./send.js";
 import { VIEW } from "./viewer.js";
 import { listen } from "./keys.js";
-import { choosePattern, fill, form, read, showProblems } from "./sheet.js";
+import { PATTERN_KEYS, fill, form, read, showProblems } from "./sheet.js";
 import { askReason } from "./reject.js";
 
 const main = document.getElementById("main");
@@ -85,13 +85,15 @@ form.addEventListener("keydown", (event) => {
   else if (event.target.matches("input")) event.preventDefault();
 });
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !event.target.closest("dialog, form")) accept();
+  if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey) || event.isComposing) return;
+  if (event.target.closest("form") || document.querySelector("dialog[open]")) return;
+  event.preventDefault();
+  accept();
 });
 
-const patterns = Object.fromEntries([1, 2, 3, 4, 5, 6, 7, 8, 9].map((number) => [number, () => choosePattern(number)]));
 listen({
   ...VIEW,
-  ...patterns,
+  ...PATTERN_KEYS,
   a: () => document.getElementById("difference-text").focus(),
   r: () => askReason((reason, note) => decide(`${work}/rejection`, { reason, note })),
   s: () => decide(`${work}/skip`),
@@ -99,3 +101,4 @@ listen({
   g: () => document.querySelector('[data-key="g"]') && propose(),
 });
 fetchAhead(main.dataset.ahead);
+staysFresh();

@@ -1,6 +1,6 @@
 // A question with options: digits choose, Enter sends, the time from showing to sending goes along.
 
-import { fetchAhead, isForPage } from "./send.js";
+import { fetchAhead, isForPage, staysFresh } from "./send.js";
 
 const form = document.querySelector("form.choose");
 const choices = [...form.querySelectorAll("[name=choice]")];
@@ -28,6 +28,5 @@ form.addEventListener("submit", (event) => {
   isSent = true;
   form.elements.seconds.value = ((performance.now() - shownAt) / 1000).toFixed(3);
 });
-// The browser's back button brings the page back as it was sent.
-window.addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
+staysFresh();
 fetchAhead(document.getElementById("main").dataset.ahead);

@@ -33,9 +33,15 @@ export function say(text, isProblem = false) {
 export function isForPage(event) {
   if (event.isComposing || event.ctrlKey || event.metaKey || event.altKey || event.repeat) return false;
   const target = event.target;
-  if (target.closest("dialog")) return false;
+  // With a dialog open the page behind it is out of reach, wherever the focus went.
+  if (document.querySelector("dialog[open]")) return false;
   if (target.matches("textarea, select, [contenteditable]")) return false;
   return !target.matches("input") || ["radio", "checkbox"].includes(target.type);
+}
+
+// The browser's back button may bring a page back as it was when its decision was sent: ask for what is due now instead.
+export function staysFresh() {
+  window.addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
 }
 
 // Fetch the pictures of what comes next.

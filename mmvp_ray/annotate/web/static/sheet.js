@@ -80,10 +80,22 @@ export function choosePattern(nameOrNumber) {
   form.dispatchEvent(new Event("input"));
 }
 
+// Digits choose patterns wherever no text is being written.
+export const PATTERN_KEYS = Object.fromEntries([1, 2, 3, 4, 5, 6, 7, 8, 9].map((number) => [number, () => choosePattern(number)]));
+
+// Say beside each field what must be mended, and lead to the first.
 export function showProblems(problems) {
   for (const place of form.querySelectorAll(".field .problem")) place.textContent = problems[place.id.replace("problem-", "")] ?? "";
+  for (const field of form.querySelectorAll(".field")) {
+    const isWrong = field.querySelector(".problem:not(:empty)") !== null;
+    for (const input of field.querySelectorAll("textarea, input:not([type=radio])")) {
+      if (isWrong) input.setAttribute("aria-invalid", "true");
+      else input.removeAttribute("aria-invalid");
+    }
+  }
   const first = form.querySelector(".field .problem:not(:empty)");
-  first?.closest(".field").querySelector("textarea, input")?.focus();
+  const wanted = first?.id === "problem-answers" ? "[type=radio]" : "textarea, input";
+  first?.closest(".field").querySelector(wanted)?.focus();
 }
 
 export { form };

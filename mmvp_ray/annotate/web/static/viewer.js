@@ -31,6 +31,10 @@ function cycleZoom() {
   zoom(next / lens.scale);
 }
 
+function isBlurred() {
+  return images.some((image) => image.classList.contains("blurred"));
+}
+
 function flicker() {
   if (!stage.classList.contains("single")) {
     stage.classList.add("single");
@@ -38,17 +42,21 @@ function flicker() {
   } else {
     for (const side of sides) side.hidden = !side.hidden;
   }
+  press("f", true);
 }
 
 function sideBySide() {
   stage.classList.remove("single");
   for (const side of sides) side.hidden = false;
+  press("f", false);
 }
 
-function difference() {
+async function difference() {
   map.hidden = !map.hidden;
   press("d", !map.hidden);
   if (map.hidden) return;
+  // A key may be faster than the network; a picture that does not come leaves the map empty.
+  try { await Promise.all(images.map((image) => image.decode())); } catch { return; }
   const [a, b] = images;
   const width = Math.min(800, a.naturalWidth), height = Math.round((width * a.naturalHeight) / a.naturalWidth);
   const pixels = [a, b].map((image) => {
@@ -67,6 +75,8 @@ function difference() {
   const canvas = map.querySelector("canvas");
   canvas.width = width; canvas.height = height;
   canvas.getContext("2d").putImageData(out, 0, 0);
+  // What is not to be seen unasked is not to be guessed from the map either.
+  canvas.classList.toggle("blurred", isBlurred());
   canvas.setAttribute("role", "img");
   canvas.setAttribute("aria-label", "Map of differences");
   draw();
@@ -113,7 +123,13 @@ for (const viewport of stage.querySelectorAll(".viewport")) {
   });
 }
 for (const button of document.querySelectorAll(".unblur")) {
-  button.addEventListener("click", () => { button.previousElementSibling.classList.remove("blurred"); button.remove(); });
+  button.addEventListener("click", () => {
+    const viewport = button.parentElement;
+    button.previousElementSibling.classList.remove("blurred");
+    button.remove();
+    viewport.focus();
+    map.querySelector("canvas").classList.toggle("blurred", isBlurred());
+  });
 }
 let isShown = true;
 try { isShown = localStorage.getItem("facts") !== "hidden"; } catch { /* As above. */ }
