@@ -26,7 +26,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ NUM_PICTURES, SIDE_PX = 64, 554
 """As many pixels as 640 x 480."""
 THOUGHT_SECONDS = (1.0, 3.0)
 VERIFIERS_PER_ANNOTATOR = 0.2
+TAG = re.compile(r"Is the dog of (\S+) facing left or right\?")
 START_SECONDS = 60.0
 DECIDED = {"annotated": "annotated", "rejected": "rejected", "undone": "queued", "verified": "verified", "disputed": "disputed"} | {
     "kept": "verified", "corrected": "annotated", "dropped": "rejected"
@@ -146,14 +147,9 @@ class Browser:
         return self.ask("POST", path, json.dumps(fields), **headers)
 
     def submit(self, path: str, **fields: str) -> Answer:
-        """As the pages' forms send; a redirect is followed."""
-        answer = self.ask(
-            "POST",
-            path,
-            urlencode({"csrf": self.csrf} | fields),
-            **{"Content-Type": "application/x-www-form-urlencoded"},
-        )
-        return self.get(answer.headers["Location"]) if answer.status == 303 else answer
+        """As the pages' forms send; the redirect to the next page is not followed."""
+        kind = {"Content-Type": "application/x-www-form-urlencoded"}
+        return self.ask("POST", path, urlencode({"csrf": self.csrf} | fields), **kind)
 
     def fetch(self, image_ids: list[str]) -> None:
         """Get pictures that are not there yet."""
@@ -192,12 +188,12 @@ def content_of(tag: str) -> dict[str, Any]:
     return {"difference": "where it looks", "question": question, "pattern": PATTERNS[0], **answers}
 
 
-def make_workspace(folder: Path, num_pairs: int) -> Workspace:
+def make_workspace(folder: Path, num_pairs: int, num_pictures: int = NUM_PICTURES) -> Workspace:
     """A workspace of so many queued pairs, each picture of it with a name of its own."""
     workspace = create_workspace(folder)
     kinds = [
         found[0]
-        for found in store_pictures(workspace, [picture(seed, SIDE_PX) for seed in range(NUM_PICTURES)])
+        for found in store_pictures(workspace, [picture(seed, SIDE_PX) for seed in range(num_pictures)])
         if isinstance(found, tuple)
     ]
     with workspace.transaction() as connection:
@@ -251,8 +247,8 @@ def find_problems(workspace: Workspace, *, leases_end: bool = False) -> list[str
                 problems.append(f"pair {pair_id} went from {states[pair_id]} by {kind}")
             if kind == "undone" and deciders[pair_id] != user_id:
                 problems.append(f"{user_id} took back what {deciders[pair_id]} decided about pair {pair_id}")
-            if kind in ("verified", "disputed", "kept") and deciders[pair_id] == user_id:
-                problems.append(f"{user_id} judged own work on pair {pair_id}")
+            if kind in ("verified", "disputed") and deciders[pair_id] == user_id:
+                problems.append(f"{user_id} verified own work on pair {pair_id}")
             states[pair_id] = DECIDED[kind]
             deciders[pair_id] = user_id
         if kind == "skipped" or (kind in FROM and kind != "undone"):
@@ -283,107 +279,137 @@ def find_problems(workspace: Workspace, *, leases_end: bool = False) -> list[str
 
 @dataclass
 class Told:
-    """What people were told by the server, and how it went."""
+    """What somebody tried, what the server acknowledged of it, and how it went.
 
-    decisions: list[tuple[str, str]] = field(default_factory=list)
+    Attributes:
+        tried, done: (kind of event, tag), a tag being unique but for "undone", whose tag is the name. A server that dies leaves things tried.
+        draft: (Page.work, tag) of a draft that was acknowledged and that nothing was sent after.
+    """
+
+    name: str
+    tried: list[tuple[str, str]] = field(default_factory=list)
+    done: list[tuple[str, str]] = field(default_factory=list)
+    draft: tuple[str, str] | None = None
     next_ms: list[float] = field(default_factory=list)
-    answers: int = 0
     statuses: Counter[int] = field(default_factory=Counter)
     errors: list[str] = field(default_factory=list)
 
     def expect(self, answer: Answer, *allowed: int) -> bool:
-        """Count an answer; whether it is the wanted one."""
+        """Count an answer; whether it is one of success."""
         self.statuses[answer.status] += 1
-        if answer.status not in (200, *allowed):
+        if answer.status not in (200, 303, *allowed):
             self.errors.append(f"{answer.status}: {answer.body[:200]}")
-        return answer.status == 200
+        return answer.status in (200, 303)
+
+    def decide(self, kind: str, tag: str, send: Callable[[], Answer], *allowed: int) -> Answer | None:
+        """Try something that must not be lost; the answer if it was acknowledged."""
+        self.draft = None
+        self.tried.append((kind, tag))
+        answer = send()
+        if not self.expect(answer, *allowed):
+            return None
+        self.done.append((kind, tag))
+        return answer
+
+
+Thought = tuple[float, float]
+"""Seconds that somebody thinks about each pair or picture, at least and at most."""
 
 
 def annotate_on(
-    browser: Browser, told: Told, rng: random.Random, name: str, thought: tuple[float, float], until: float
+    browser: Browser, told: Told, rng: random.Random, thought: Thought, goes_on: Callable[[], bool]
 ) -> None:
     """Work as an annotator: two drafts for each pair, then accept, reject, skip, or take the last one back."""
-    number, page = 0, open_page(browser)
-    while page is not None and time.monotonic() < until:
+    page = open_page(browser)
+    while page is not None and goes_on():
         browser.fetch(page.ahead)
-        number += 1
-        tag = f"{name}-{number}"
+        work, tag = page.work, f"{told.name}-{len(told.tried)}"
         for _ in range(2):
             time.sleep(rng.uniform(*thought) / 2)
-            told.expect(browser.send(f"{page.work}/draft", **content_of(tag)))
+            if told.expect(browser.send(f"{work}/draft", **content_of(tag))):
+                told.draft = (work, tag)
         started, act = time.perf_counter(), rng.random()
-        if act < 0.7:
-            is_done = told.expect(browser.send(f"{page.work}/annotation", **content_of(tag)))
-            told.decisions += [("annotated", tag)] * is_done
-        elif act < 0.85:
-            is_done = told.expect(browser.send(f"{page.work}/rejection", reason="same", note=tag))
-            told.decisions += [("rejected", tag)] * is_done
-        elif act < 0.95:
-            is_done = told.expect(browser.send(f"{page.work}/skip"))
-        else:
+        if act < 0.05:
             # 409: there is nothing to take back, or somebody verifies it already.
-            answer = browser.send("/tasks/annotate/undo")
-            if told.expect(answer, 409):
-                told.decisions.append(("undone", name))
-                page = open_page(browser, json.loads(answer.body)["next"])
+            done = told.decide("undone", told.name, lambda: browser.send("/tasks/annotate/undo"), 409)
+            page = open_page(browser, json.loads(done.body)["next"] if done else work)
             continue
+        if act < 0.15:
+            done = told.decide("skipped", told.name, lambda work=work: browser.send(f"{work}/skip"))
+        elif act < 0.3:
+            done = told.decide(
+                "rejected", tag, lambda work=work, tag=tag: browser.send(f"{work}/rejection", reason="same", note=tag)
+            )
+        else:
+            done = told.decide(
+                "annotated", tag, lambda work=work, tag=tag: browser.send(f"{work}/annotation", **content_of(tag))
+            )
         page = open_page(browser)
-        if is_done and page is not None:
+        if done and page is not None:
             told.next_ms.append(1e3 * (time.perf_counter() - started))
 
 
-def verify_on(browser: Browser, told: Told, rng: random.Random, thought: tuple[float, float], until: float) -> None:
-    """Work as a verifier, who errs now and then."""
-    while time.monotonic() < until:
+def verify_on(browser: Browser, told: Told, rng: random.Random, thought: Thought, goes_on: Callable[[], bool]) -> None:
+    """Work as a verifier, who errs now and then and leaves a comment each time."""
+    while goes_on():
         answer = browser.get("/tasks/verify")
-        while (
-            told.expect(answer) and time.monotonic() < until and (form := answer.found(r'action="([^"]+/verify/\d+)"'))
-        ):
-            browser.fetch(answer.found(r'src="/images/(\w+)\.webp"'))
-            time.sleep(rng.uniform(*thought))
-            side = answer.found(r'name="side" value="(.)"')[0]
-            options = answer.found(r"<kbd>\d</kbd> <span>([^<]*)</span>")
-            wanted = "Left" if (side == "a") != (rng.random() < 0.05) else "Right"
-            answer = browser.submit(form[0], side=side, choice=str(options.index(wanted)), seconds="2.5")
-            told.answers += answer.status == 200
-        time.sleep(0.5)
+        forms = answer.found(r'action="([^"]+/verify/\d+)"')
+        if not told.expect(answer) or not forms:
+            time.sleep(0.2)
+            continue
+        browser.fetch(answer.found(r'src="/images/(\w+)\.webp"'))
+        time.sleep(rng.uniform(*thought))
+        side = answer.found(r'name="side" value="(.)"')[0]
+        options = answer.found(r"<kbd>\d</kbd> <span>([^<]*)</span>")
+        wanted = "Left" if (side == "a") != (rng.random() < 0.05) else "Right"
+        fields = {
+            "side": side,
+            "choice": str(options.index(wanted)),
+            "seconds": "2.5",
+            "comment": f"{told.name}-{len(told.tried)}",
+        }
+        told.decide(
+            "answered", fields["comment"], lambda forms=forms, fields=fields: browser.submit(forms[0], **fields)
+        )
 
 
 def work_together(
-    server: Server, people: list[tuple[str, str]], thought: tuple[float, float], seconds: float
-) -> dict[str, Any]:
+    server: Server, people: list[tuple[str, str]], thought: Thought, seconds: float
+) -> tuple[dict[str, Any], list[Told]]:
     """Everybody at once for a while: (name, cookie), verifiers being those whose name says so."""
-    all_told = [Told() for _ in people]
+    everybody = [Told(name) for name, _ in people]
     until = time.monotonic() + seconds
 
     def work(number: int) -> None:
-        name, cookie = people[number]
-        told, browser, rng = all_told[number], Browser(server.port, cookie), random.Random(number)
+        told, browser, rng = everybody[number], Browser(server.port, people[number][1]), random.Random(number)
+        act = verify_on if told.name.startswith("verifier") else annotate_on
         try:
-            if name.startswith("verifier"):
-                verify_on(browser, told, rng, thought, until)
-            else:
-                annotate_on(browser, told, rng, f"{name}-{thought[1]:.0f}", thought, until)
+            act(browser, told, rng, thought, lambda: time.monotonic() < until)
         except Exception as error:
-            told.errors.append(f"{name}: {type(error).__name__} {error}"[:300])
+            told.errors.append(f"{told.name}: {type(error).__name__} {error}"[:300])
 
     started = time.monotonic()
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(len(people))]
+    together([lambda number=number: work(number) for number in range(len(people))])
+    passed = time.monotonic() - started
+    kinds = Counter(kind for told in everybody for kind, _ in told.done)
+    found = {
+        "seconds": round(passed, 1),
+        "decisions_per_second": round((kinds["annotated"] + kinds["rejected"]) / passed, 2),
+        "answers_per_second": round(kinds["answered"] / passed, 2),
+        "next_pair": spread([ms for told in everybody for ms in told.next_ms]),
+        "statuses": dict(sum((told.statuses for told in everybody), Counter())),
+        "errors": [error for told in everybody for error in told.errors],
+    }
+    return found, everybody
+
+
+def together(works: list[Callable[[], None]]) -> None:
+    """Call each in a thread of its own, and wait."""
+    threads = [threading.Thread(target=work) for work in works]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    passed = time.monotonic() - started
-    decisions = [one for told in all_told for one in told.decisions]
-    return {
-        "seconds": round(passed, 1),
-        "decisions_per_second": round(sum(kind != "undone" for kind, _ in decisions) / passed, 2),
-        "answers_per_second": round(sum(told.answers for told in all_told) / passed, 2),
-        "next_pair": spread([ms for told in all_told for ms in told.next_ms]),
-        "statuses": dict(sum((told.statuses for told in all_told), Counter())),
-        "errors": [error for told in all_told for error in told.errors],
-        "told": decisions,
-    }
 
 
 def spread(times_ms: list[float]) -> dict[str, float]:
@@ -411,22 +437,20 @@ def one_annotator(server: Server, cookie: str, num_times: int, *, ahead: bool) -
     return spread(times_ms)
 
 
-def lost_or_doubled(workspace: Workspace, told: list[tuple[str, str]]) -> list[str]:
-    """What was acknowledged against what is in the database, one to one; `told` is all that people did."""
+def lost_or_doubled(workspace: Workspace, everybody: list[Told]) -> list[str]:
+    """What the server acknowledged must be an event each, and no event may be more than what was tried."""
     kept: Counter[tuple[str, str]] = Counter()
+    names = {told.name for told in everybody}
     for row in workspace.rows(
-        "SELECT kind, content, name FROM events JOIN users USING (user_id) WHERE kind IN ('annotated', 'rejected', 'undone')"
+        "SELECT kind, content, name FROM events JOIN users USING (user_id) WHERE pair_id IS NOT NULL"
     ):
-        content = json.loads(row["content"])
-        question = content.get("question", "")
-        tag = (
-            question[len("Is the dog of ") : question.find(" facing")] if question else content.get("note", row["name"])
-        )
-        if not tag.startswith("alone"):
-            kept[row["kind"], tag if row["kind"] != "undone" else row["name"]] += 1
-    acknowledged = Counter((kind, tag.rsplit("-", 1)[0] if kind == "undone" else tag) for kind, tag in told)
-    lost, more = acknowledged - kept, kept - acknowledged
-    return [f"lost: {dict(lost)}"] * bool(lost) + [f"doubled, or never acknowledged: {dict(more)}"] * bool(more)
+        content, kind = json.loads(row["content"]), row["kind"]
+        if row["name"] in names and kind in ("annotated", "rejected", "answered", "undone", "skipped"):
+            tag = {"annotated": "question", "rejected": "note", "answered": "comment"}.get(kind)
+            kept[kind, row["name"] if tag is None else TAG.sub(r"\1", content[tag])] += 1
+    lost = Counter(one for told in everybody for one in told.done) - kept
+    more = kept - Counter(one for told in everybody for one in told.tried)
+    return [f"lost: {dict(lost)}"] * bool(lost) + [f"doubled, or never asked for: {dict(more)}"] * bool(more)
 
 
 @contextlib.contextmanager
@@ -456,20 +480,23 @@ def main() -> None:
     with served(args.pairs) as (workspace, server):
         names = [f"annotator-{number}" for number in range(args.annotators)]
         names += [f"verifier-{number}" for number in range(round(VERIFIERS_PER_ANNOTATOR * args.annotators))]
-        people = [(name, cookie_of(workspace, name, name.split("-")[0])) for name in names]
         for ahead in (True, False):
             cookie = cookie_of(workspace, f"alone-{ahead}", "annotator")
             found = results["ahead" if ahead else "not_ahead"] = one_annotator(server, cookie, args.times, ahead=ahead)
             print(f"next pair shown, pictures {'' if ahead else 'not '}fetched ahead: {found}", flush=True)
-        told = []
+        everybody: list[Told] = []
         for title, thought in (("no_thought", (0.0, 0.0)), ("thought", THOUGHT_SECONDS)):
-            found = results[title] = work_together(server, people, thought, args.seconds)
-            told += found.pop("told")
-            print(f"{len(names)} people, {title}: {found}, load {os.getloadavg()[0]:.1f}", flush=True)
-        results["problems"] = find_problems(workspace) + lost_or_doubled(workspace, told)
+            here = [(f"{name}-{title}", cookie_of(workspace, f"{name}-{title}", name.split("-")[0])) for name in names]
+            results[title], told = work_together(server, here, thought, args.seconds)
+            everybody += told
+            print(f"{len(names)} people, {title}: {results[title]}, load {os.getloadavg()[0]:.1f}", flush=True)
+        results["acknowledged"] = sum(len(told.done) for told in everybody)
+        results["problems"] = find_problems(workspace) + lost_or_doubled(workspace, everybody)
         states = workspace.rows("SELECT state, COUNT(*) AS num FROM pairs GROUP BY state")
         results["states"] = {row["state"]: row["num"] for row in states}
-        print(f"states {results['states']}; acknowledged {len(told):,}; problems: {results['problems'][:5] or 'none'}")
+        print(
+            f"states {results['states']}; acknowledged {results['acknowledged']:,}; problems: {results['problems'][:5] or 'none'}"
+        )
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -6,7 +6,7 @@
   serve      the web app: annotate, verify, decide, write sentences, studies
   agreement  how far people agree
   export     verified pairs as a benchmark: table, mmvp, mmvp_vlm, huggingface, lmms_eval, vlmevalkit
-  study      new | report: people answer a benchmark; the result is the human line of jobs/evaluate.py report
+  study      new | add | report: people answer a benchmark; the result is the human line of jobs/evaluate.py report
 
   python jobs/annotate.py import --workspace work --run out/mine
   python jobs/annotate.py users add --workspace work --name Ada --role admin
@@ -122,13 +122,19 @@ def study(argv: list[str]) -> int:
 
         return said(new_study(config_of(StudyNewConfig, rest, new)))
 
+    def add(rest: list[str]) -> int:
+        """More links to a study that is under way."""
+        from mmvp_ray.annotate.studies import StudyAddConfig, add_to_study
+
+        return said(add_to_study(config_of(StudyAddConfig, rest, add)))
+
     def report(rest: list[str]) -> int:
         """What people reached: responses.csv, study.json and study.html."""
         from mmvp_ray.annotate.study_report import StudyReportConfig, report_study
 
         return said(report_study(config_of(StudyReportConfig, rest, report)))
 
-    return job.choose({"new": new, "report": report}, argv, description=inspect.getdoc(study) or "")
+    return job.choose({"new": new, "add": add, "report": report}, argv, description=inspect.getdoc(study) or "")
 
 
 COMMANDS: dict[str, Command] = {

@@ -203,7 +203,9 @@ def undo(workspace: Workspace, user: User) -> int:
         begun = connection.execute(
             "SELECT 1 FROM pairs JOIN leases USING (pair_id) WHERE pair_id = :pair AND leases.user_id <> :user AND expires_at > :now "
             "UNION SELECT 1 FROM verifications JOIN annotations USING (annotation_id) WHERE pair_id = :pair AND replaced_at IS NULL "
-            "UNION SELECT 1 FROM pairs WHERE pair_id = :pair AND state <> :state",
+            "UNION SELECT 1 FROM pairs WHERE pair_id = :pair AND state <> :state "
+            # After a dispute an adjudicator's words may stand in the place of the user's.
+            "UNION SELECT 1 FROM annotations WHERE pair_id = :pair AND replaced_at IS NULL AND author <> :user",
             {"pair": pair_id, "user": user.user_id, "now": time.time(), "state": wanted},
         ).fetchone()
         if begun is not None:

@@ -30,6 +30,9 @@ _OPEN: Final = {
         "(SELECT 1 FROM annotations WHERE annotations.pair_id = pairs.pair_id AND annotations.author = :user)"
         " AND NOT EXISTS (SELECT 1 FROM verifications JOIN annotations USING (annotation_id) "
         f"WHERE {_LIVE} AND verifier = :user AND finished_at IS NOT NULL)"
+        # Whoever saw a key of the pair is not blind to it any more.
+        " AND NOT EXISTS (SELECT 1 FROM events WHERE events.pair_id = pairs.pair_id AND events.user_id = :user AND "
+        "(kind = 'key_seen' OR (kind = 'opened' AND json_extract(content, '$.task') = 'adjudicate')))"
     ),
     ADJUDICATE: (
         "pairs.state = 'disputed' AND (:admin OR NOT EXISTS (SELECT 1 FROM annotations LEFT JOIN verifications USING (annotation_id) "
@@ -97,8 +100,10 @@ def hold(
     """As `take`, in a transaction that goes on to change the pair.
 
     Raises:
-        NotHeldError: as `take`.
+        NotHeldError: as `take`, or the user's role has no such task.
     """
+    if not user.may(task):
+        raise NotHeldError(f"A {user.role} has no part in this.")
     now = time.time()
     found = connection.execute(
         f"SELECT leases.user_id AS holder, leases.expires_at AS expires_at FROM pairs LEFT JOIN leases USING (pair_id) "

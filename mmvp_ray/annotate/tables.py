@@ -200,6 +200,7 @@ CREATE TABLE participants (
     finished_at REAL,
     UNIQUE (study_id, name)
 ) STRICT;
+CREATE INDEX study_questions_by_image ON study_questions (image_id);
 -- place: the participant's own order, from 0. choice: an index into the question's own options, -1 for "cannot tell", null while shown.
 CREATE TABLE responses (
     participant_id INTEGER NOT NULL REFERENCES participants,

@@ -87,6 +87,13 @@ class Person:
             self.page.keyboard.press(key)
 
 
+def has_keys(page: Page) -> None:
+    """Wait until the page's scripts listen: a test is faster than any hand."""
+    from playwright.sync_api import expect
+
+    expect(page.locator("body[data-keys=on]")).to_be_attached()
+
+
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     """Debian's Chromium; gone before tests elsewhere begin, whose event loops Playwright's would disturb."""

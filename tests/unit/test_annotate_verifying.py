@@ -19,13 +19,14 @@ from mmvp_ray.annotate.collecting import collect_pairs
 from mmvp_ray.annotate.holding import NotHeldError, num_open, skip, take, take_next
 from mmvp_ray.annotate.people import User
 from mmvp_ray.annotate.rules import ADJUDICATE, ROLES, VERIFY
-from mmvp_ray.annotate.workspace import Row, Workspace
+from mmvp_ray.annotate.workspace import Row, Workspace, record
 from mmvp_ray.errors import ConfigError
 from tests.unit.annotate_workspace import (
     ADA,
     ANN,
     BEN,
     REY,
+    RIA,
     VERA,
     annotation,
     kinds,
@@ -477,3 +478,18 @@ def test_a_dispute_is_open_to_third_people_alone(workspace: Workspace):
 
 def test_pictures_of_the_test_are_all_different():
     assert len({picture(seed) for seed in range(2, 42)}) == 40
+
+
+def test_whoever_saw_the_key_is_not_blind(tmp_path: Path) -> None:
+    """On a page of the overview, or in a dispute that was left to others and corrected by them."""
+    workspace = make_workspace(tmp_path)
+    write_annotation(workspace, ANN, 1)
+    with workspace.transaction() as connection:
+        record(connection, "key_seen", user_id=REY.user_id, pair_id=1)
+    make_disputed(workspace, 2)
+    take(workspace, REY, "adjudicate", 2)
+    skip(workspace, REY, "adjudicate", 2)
+    adjudicating.correct(workspace, RIA, 2, annotation(2, question="Is it facing right?"))
+    assert num_open(workspace, REY, "verify") == 0
+    # Others are as blind as before.
+    assert num_open(workspace, BEN, "verify") == 2

@@ -8,7 +8,7 @@ from starlette.responses import RedirectResponse, Response
 from mmvp_ray.annotate.pictures import view_bytes
 from mmvp_ray.annotate.web.rendering import prefix_of
 from mmvp_ray.annotate.web.submission import CurrentWorkspace, LoggedOutError, RefusedError, current_user
-from mmvp_ray.annotate.web.visitors import is_participant
+from mmvp_ray.annotate.web.visitors import may_see
 from mmvp_ray.errors import ConfigError
 
 router = APIRouter()
@@ -17,7 +17,7 @@ router = APIRouter()
 @router.get("/images/{name}")
 def picture(request: Request, workspace: CurrentWorkspace, name: str) -> Response:
     """A view, for whoever is logged in or takes part in a study."""
-    if not is_participant(request):
+    if not may_see(request, name.removesuffix(".webp")):
         try:
             current_user(request)
         except LoggedOutError as error:

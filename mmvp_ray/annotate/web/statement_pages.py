@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from mmvp_ray.annotate.annotating import find_pair, live_annotation
 from mmvp_ray.annotate.holding import num_open, skip, take, take_next
-from mmvp_ray.annotate.rules import REVIEW, STATE
+from mmvp_ray.annotate.rules import REVIEW, STATE, clean
 from mmvp_ray.annotate.statements import check_statements, pending, propose, review, write
 from mmvp_ray.annotate.web.annotate_pages import images_of
 from mmvp_ray.annotate.web.rendering import page, see_other
@@ -70,17 +70,7 @@ def next_to_review(request: Request, workspace: CurrentWorkspace, user: CurrentU
     held = take_next(workspace, user, REVIEW)
     if held is None:
         return page(request, "done.html.j2", task=REVIEW)
-    annotation, options = _annotation(workspace, held.pair_id)
-    return page(
-        request,
-        "review.html.j2",
-        pair=find_pair(workspace, held.pair_id),
-        annotation=annotation,
-        options=options,
-        statements=pending(workspace, held.pair_id),
-        num_left=num_open(workspace, user, REVIEW),
-        ahead=images_of(workspace, held.ahead),
-    )
+    return _review(request, workspace, held.pair_id, ahead=held.ahead)
 
 
 @router.post("/review/{pair_id}")
@@ -89,6 +79,9 @@ def reviewed(request: Request, workspace: CurrentWorkspace, sent: Sent, pair_id:
     require(sent.user, REVIEW)
     if sent.text("decision") == "skip":
         skip(workspace, sent.user, REVIEW, pair_id)
+    elif sent.text("decision") != "approve" and not clean(sent.text("comment")):
+        take(workspace, sent.user, REVIEW, pair_id)
+        return _review(request, workspace, pair_id, problem="Say in the comment what to reword.")
     else:
         review(workspace, sent.user, pair_id, approve=sent.text("decision") == "approve", comment=sent.text("comment"))
     return see_other(request, "/tasks/review")
@@ -99,6 +92,24 @@ def _annotation(workspace: Workspace, pair_id: int) -> tuple[Row, list[str]]:
     assert annotation is not None
     options: list[str] = json.loads(annotation["options"])
     return annotation, options
+
+
+def _review(
+    request: Request, workspace: Workspace, pair_id: int, *, ahead: tuple[int, ...] = (), problem: str = ""
+) -> Response:
+    annotation, options = _annotation(workspace, pair_id)
+    return page(
+        request,
+        "review.html.j2",
+        status=422 if problem else 200,
+        pair=find_pair(workspace, pair_id),
+        annotation=annotation,
+        options=options,
+        statements=pending(workspace, pair_id),
+        problem=problem,
+        num_left=num_open(workspace, request.state.user, REVIEW),
+        ahead=images_of(workspace, ahead),
+    )
 
 
 def _form(

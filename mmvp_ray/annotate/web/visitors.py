@@ -1,4 +1,4 @@
-"""Participants of studies as visitors: a cookie of their own, which opens pictures and their questions and nothing else."""
+"""Participants of studies as visitors: a cookie of their own, which opens the questions of their study and their pictures, and nothing else."""
 
 from __future__ import annotations
 
@@ -16,10 +16,15 @@ def participant_cookie(workspace: Workspace) -> str:
     return f"mmvp_ray_study_{hashlib.sha256(str(workspace.folder).encode()).hexdigest()[:10]}"
 
 
-def is_participant(request: Request) -> bool:
-    """Whether the request comes from a participant of a study."""
+def may_see(request: Request, image_id: str) -> bool:
+    """Whether the request comes from a participant of a study that asks about this image."""
     workspace = workspace_of(request)
     token = request.cookies.get(participant_cookie(workspace))
     if not token:
         return False
-    return workspace.row("SELECT 1 FROM participants WHERE token_sha256 = ?", digest(token)) is not None
+    found = workspace.row(
+        "SELECT 1 FROM participants JOIN study_questions USING (study_id) WHERE token_sha256 = ? AND image_id = ?",
+        digest(token),
+        image_id,
+    )
+    return found is not None

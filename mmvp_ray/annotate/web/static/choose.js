@@ -29,4 +29,5 @@ form.addEventListener("submit", (event) => {
   form.elements.seconds.value = ((performance.now() - shownAt) / 1000).toFixed(3);
 });
 staysFresh();
+document.body.dataset.keys = "on";
 fetchAhead(document.getElementById("main").dataset.ahead);

@@ -17,4 +17,6 @@ export function listen(actions) {
     event.preventDefault();
     action();
   });
+  // Whoever drives the page by a program sees that keys work from here on.
+  document.body.dataset.keys = "on";
 }
