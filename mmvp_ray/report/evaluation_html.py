@@ -38,7 +38,7 @@ def render_evaluation_html(report: EvaluationReport, thumbnails: Mapping[str, by
         forest=None if forest is None else Markup(forest),  # noqa: S704
         radar=None if radar is None else Markup(radar),  # noqa: S704
         scatters=[Markup(svg) for svg in scatters],  # noqa: S704
-        heat=_heat_rows(report),
+        heat=heat_rows(report),
         duels=_duel_rows(report),
         hard=hard,
         pictures=pictures_within_budget(hard, thumbnails),
@@ -48,7 +48,7 @@ def render_evaluation_html(report: EvaluationReport, thumbnails: Mapping[str, by
     )
 
 
-def _heat_rows(report: EvaluationReport) -> list[dict[str, Any]]:
+def heat_rows(report: EvaluationReport) -> list[dict[str, Any]]:
     """Cells with their step of the colour ramp, which runs from no pair to all pairs."""
     return [
         {
