@@ -81,9 +81,10 @@ def serve(argv: list[str]) -> int:
 def users(argv: list[str]) -> int:
     """People of a workspace: add | token | disable | list. Links with tokens are shown once and work once."""
     from mmvp_ray.annotate import accounts
+    from mmvp_ray.annotate.config import UsersConfig
 
     commands: dict[str, Command] = {
-        name: lambda rest, act=act: said(act(config_of(accounts.UsersConfig, rest, users)))  # type: ignore[misc]
+        name: lambda rest, act=act: said(act(config_of(UsersConfig, rest, users)))  # type: ignore[misc]
         for name, act in accounts.COMMANDS.items()
     }
     return job.choose(commands, argv, description=inspect.getdoc(users) or "")
