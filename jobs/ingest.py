@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Bring images to where they can be mined: webdataset shards out of LAION's metadata, pieces out of ImageNet, scores of what is stored.
+"""Bring images to where they can be mined: webdataset shards out of LAION's metadata or ImageNet's archives, scores of what is stored.
 
   laion      LAION metadata (Parquet) -> filters -> images from the web, politely -> webdataset shards
   imagenet   ImageNet's archives, class folders or Hugging Face Parquet -> webdataset shards with wnid and label

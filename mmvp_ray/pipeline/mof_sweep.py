@@ -22,7 +22,6 @@ from mmvp_ray.evaluate.rates import Rate
 from mmvp_ray.evaluate.scores import score_run
 from mmvp_ray.mof.recipe import MoFRecipe, load_recipe
 from mmvp_ray.mof.training.command import TrainCommand
-from mmvp_ray.mof.training.run import train
 from mmvp_ray.pipeline.evaluate import evaluate_llava_bench, evaluate_mllm, evaluate_pope
 from mmvp_ray.pipeline.preflight import check_writable
 
@@ -110,6 +109,9 @@ def sweep(config: SweepConfig, *, say: Callable[[str], None] = lambda line: None
     assert config.out is not None
     out = storage.normalise(config.out)
     check_writable(out, flag="--out")
+    # Not at the head: --help and the docs' tests need no torch.
+    from mmvp_ray.mof.training.run import train
+
     parts = _read(config)
     rows: list[SweepRow] = []
     uri = storage.join(out, RESULT_FILE)

@@ -240,7 +240,7 @@ def advise(found: Findings) -> list[str]:
     if is_stand_in(first.near.spec, first.far.spec) and rule.near_source == "given":
         advice.append(
             "The thresholds 0.95 and 0.6 belong to CLIP ViT-L/14 and DINOv2 ViT-L/14. For other encoders compare them with the distributions of "
-            "random pairs below, or set them as quantiles: --near-quantile 0.9999 --far-quantile 0.5."
+            "random pairs in this report, or set them as quantiles: --near-quantile 0.9999 --far-quantile 0.5."
         )
     if tally.num_blind == 0:
         if tally.num_near == 0:
