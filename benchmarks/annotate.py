@@ -47,6 +47,7 @@ THOUGHT_SECONDS = (1.0, 3.0)
 VERIFIERS_PER_ANNOTATOR = 0.2
 TAG = re.compile(r"Is the dog of (\S+) facing left or right\?")
 START_SECONDS = 60.0
+MAX_IDLE_SECONDS = 4.0
 DECIDED = {"annotated": "annotated", "rejected": "rejected", "undone": "queued", "verified": "verified", "disputed": "disputed"} | {
     "kept": "verified", "corrected": "annotated", "dropped": "rejected"
 }  # fmt: skip
@@ -54,6 +55,13 @@ DECIDED = {"annotated": "annotated", "rejected": "rejected", "undone": "queued",
 FROM = {"annotated": ("queued",), "rejected": ("queued",), "undone": ("annotated", "rejected"), "verified": ("annotated",)} | {
     "disputed": ("annotated",), "kept": ("disputed",), "corrected": ("disputed",), "dropped": ("disputed",)
 }  # fmt: skip
+
+NEVER = (
+    "SELECT 1 FROM verifications WHERE (choice_a IS NOT NULL AND choice_b IS NOT NULL) <> (finished_at IS NOT NULL AND agrees IS NOT NULL)",
+    "SELECT 1 WHERE (SELECT COUNT(*) FROM annotations) <> (SELECT COUNT(*) FROM events WHERE kind IN ('annotated', 'corrected'))",
+    "SELECT 1 WHERE (SELECT COUNT(choice_a) + COUNT(choice_b) FROM verifications) <> (SELECT COUNT(*) FROM events WHERE kind = 'answered')",
+)
+"""Queries that give no row unless something is half there."""
 
 
 class Server:
@@ -121,9 +129,14 @@ class Browser:
         self.cookie = cookie
         self.csrf = ""
         self.cached: set[str] = set()
+        self._used_at = 0.0
 
     def ask(self, method: str, path: str, body: str | None = None, **headers: str) -> Answer:
         """One request; a connection that broke is made anew by the next one."""
+        # The server closes what was idle for 5 s; browsers notice.
+        if time.monotonic() - self._used_at > MAX_IDLE_SECONDS:
+            self._connection.close()
+        self._used_at = time.monotonic()
         try:
             self._connection.request(method, path, body, {"Cookie": self.cookie, "Origin": self._origin} | headers)
             response = self._connection.getresponse()
@@ -251,7 +264,7 @@ def find_problems(workspace: Workspace, *, leases_end: bool = False) -> list[str
                 problems.append(f"{user_id} verified own work on pair {pair_id}")
             states[pair_id] = DECIDED[kind]
             deciders[pair_id] = user_id
-        if kind == "skipped" or (kind in FROM and kind != "undone"):
+        if kind == "skipped" or kind.startswith("statement_") or (kind in FROM and kind != "undone"):
             holders.pop(pair_id, None)
     now = {row["pair_id"]: row["state"] for row in workspace.rows("SELECT pair_id, state FROM pairs")}
     problems += [
@@ -271,6 +284,7 @@ def find_problems(workspace: Workspace, *, leases_end: bool = False) -> list[str
         for pair_id in now
         if live[pair_id] != (pair_id in wanted)
     ]
+    problems += [f"found rows of {sql}" for sql in NEVER if workspace.rows(sql)]
     for pragma, good in (("integrity_check", [("ok",)]), ("foreign_key_check", [])):
         found = [tuple(row) for row in workspace.rows(f"PRAGMA {pragma}")]
         problems += [f"{pragma}: {found}"] if found != good else []
@@ -469,7 +483,7 @@ def served(num_pairs: int) -> Iterator[tuple[Workspace, Server]]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=12_000)
+    parser.add_argument("--pairs", type=int, default=24_000, help="enough that they do not run out")
     parser.add_argument("--annotators", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=300.0, help="of each of the two parts with many annotators")
     parser.add_argument("--times", type=int, default=200, help="how often the next pair is timed")
@@ -494,6 +508,8 @@ def main() -> None:
         results["problems"] = find_problems(workspace) + lost_or_doubled(workspace, everybody)
         states = workspace.rows("SELECT state, COUNT(*) AS num FROM pairs GROUP BY state")
         results["states"] = {row["state"]: row["num"] for row in states}
+        if "queued" not in results["states"]:
+            results["problems"].append("the pairs ran out, and people waited: give more --pairs")
         print(
             f"states {results['states']}; acknowledged {results['acknowledged']:,}; problems: {results['problems'][:5] or 'none'}"
         )

@@ -53,9 +53,9 @@ def pattern_counts(workspace: Workspace) -> dict[str, dict[str, int]]:
 
 
 def own_work(workspace: Workspace, user: User) -> list[Event]:
-    """A user's last decisions, newest first."""
+    """A user's last decisions, newest first. What became of a pair that they verified is not among them: nobody is told who was right."""
     rows = workspace.rows(
-        f"SELECT events.*, ? AS name FROM events WHERE user_id = ? AND pair_id IS NOT NULL AND kind NOT IN ('opened', 'skipped') "
+        f"SELECT events.*, ? AS name FROM events WHERE user_id = ? AND pair_id IS NOT NULL AND kind NOT IN ('opened', 'skipped', 'verification_begun', 'verified', 'disputed') "
         f"ORDER BY event_id DESC LIMIT {NUM_RECENT}",
         user.name,
         user.user_id,

@@ -32,7 +32,7 @@ def serve(config: AnnotateServeConfig, say: Callable[[str], None]) -> None:
     if config.assistant is not None:
         endpoint = EndpointConfig(base_url=config.assistant_url, api_key_env=config.assistant_key_env)
         assistant = Assistant(open_responder(config.assistant, endpoint=endpoint))
-    hosts = LOOPBACK_HOSTS
+    hosts: tuple[str, ...] = LOOPBACK_HOSTS
     if config.allow_plain_http and config.host not in LOOPBACK_HOSTS and config.public_url is None:
         # Whoever opens it to a network without a name for it is reached by whatever address that network knows.
         hosts = ("*",)

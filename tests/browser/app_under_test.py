@@ -98,10 +98,14 @@ class App:
             connection.close()
 
 
-def make_app(folder: Path, pairs: Iterable[FoundPair], *, public_url: str | None = None, port: int | None = None) -> App:
+def make_app(
+    folder: Path, pairs: Iterable[FoundPair], *, public_url: str | None = None, port: int | None = None
+) -> App:
     """A workspace with these pairs, and its server, not yet started."""
     workspace = create_workspace(folder / "workspace")
-    import_pairs(workspace, pairs, source="s3://runs/houses", title="houses", near="CLIP ViT-L/14", far="DINOv2 ViT-L/14")
+    import_pairs(
+        workspace, pairs, source="s3://runs/houses", title="houses", near="CLIP ViT-L/14", far="DINOv2 ViT-L/14"
+    )
     return App(workspace, folder / "server.log", port=port or free_port(), public_url=public_url)
 
 

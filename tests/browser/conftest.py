@@ -124,7 +124,9 @@ def visit(browser: Browser) -> Iterator[Callable[..., Person]]:
     def come(app: App, name: str = "", **options: Any) -> Person:
         # A machine of its own for everyone, as behind a proxy: logins are limited for each.
         address = {"X-Forwarded-For": f"10.0.{app.num_users // 250}.{app.num_users % 250 + 1}"}
-        context = browser.new_context(**({"viewport": {"width": 1280, "height": 800}, "extra_http_headers": address} | options))
+        context = browser.new_context(
+            **({"viewport": {"width": 1280, "height": 800}, "extra_http_headers": address} | options)
+        )
         context.set_default_timeout(STEP_MS)
         watch = Watch()
         people.append((context, watch))

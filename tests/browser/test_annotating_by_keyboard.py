@@ -98,7 +98,9 @@ def test_another_reason_needs_a_note(app: App, annotator: Person):
     page.keyboard.type("an advertisement")
     annotator.press("Enter")
     expect(page).not_to_have_title(f"Pair {number} - annotate")
-    event = app.workspace.row("SELECT content FROM events WHERE kind = 'rejected' AND pair_id = ?", number)
+    event = app.workspace.row(
+        "SELECT content FROM events WHERE kind = 'rejected' AND pair_id = ? ORDER BY event_id DESC", number
+    )
     assert event is not None
     assert json.loads(event["content"]) == {"reason": "other", "note": "an advertisement"}
 
@@ -123,6 +125,8 @@ def test_warnings_hold_back_once_and_problems_stand_beside_their_fields(app: App
     annotator.press("Control+Enter")
     expect(page.locator("#warnings")).to_contain_text("no question mark")
     expect(page.locator("#warnings")).to_contain_text("another one")
+    expect(page.locator("#warnings")).to_be_in_viewport(ratio=1)
+    expect(page.locator("#status")).to_be_in_viewport(ratio=1)
     expect(page.locator("#problem-question")).to_be_empty()
     # What is changed after a warning is looked at anew.
     annotator.press("a", "End")

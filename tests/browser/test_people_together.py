@@ -66,7 +66,8 @@ def test_two_annotators_never_hold_the_same_pair(tmp_path, enter: Enter):
         cid.watch.expects(409, f"/tasks/annotate/{theirs}")
         cid.open(f"/tasks/annotate/{theirs}")
         expect(cid.page.get_by_role("heading")).to_have_text(f"Somebody else is working on pair {theirs}.")
-        ann.press("s")
+        with ann.page.expect_navigation():
+            ann.press("s")
         expect(ann.page).to_have_title(re.compile(f"^Pair {theirs} "))
         has_keys(ann.page)
         # A page that lost its pair says so, and what was written stays on it.
@@ -106,10 +107,20 @@ def test_one_pair_from_the_queue_to_approved_sentences(tmp_path, enter: Enter):
         answer(vera, "I cannot tell")
         expect(vera.page.get_by_role("heading", name="Nothing left here")).to_be_visible()
         vera.open("/")
+        expect(vera.page.get_by_role("heading", name="Your last decisions")).to_be_visible()
+        bodies.append(vera.page.content())
         assert state(app) == "disputed"
         shown = "\n".join(bodies)
         assert "What colour is the door?" in shown
-        for secret in ("SECRET", "Color and Appearance", "answer_a", "disputed</b>", "verified</b>", "agrees", ann.name):
+        for secret in (
+            "SECRET",
+            "Color and Appearance",
+            "answer_a",
+            "disputed</b>",
+            "verified</b>",
+            "agrees",
+            ann.name,
+        ):
             assert secret not in shown, secret
 
         rey.open("/tasks/adjudicate")
@@ -210,7 +221,10 @@ def test_a_dispute_is_kept_or_dropped_by_keys(tmp_path, enter: Enter):
         has_keys(rey.page)
         rey.press("r", "4")
         expect(rey.page.get_by_role("heading", name="Nothing left here")).to_be_visible()
-        assert [row["state"] for row in app.workspace.rows("SELECT state FROM pairs ORDER BY pair_id")] == ["verified", "rejected"]
+        assert [row["state"] for row in app.workspace.rows("SELECT state FROM pairs ORDER BY pair_id")] == [
+            "verified",
+            "rejected",
+        ]
         event = app.workspace.row("SELECT content FROM events WHERE kind = 'dropped'")
         assert event is not None
         assert json.loads(event["content"])["reason"] == "ambiguous"

@@ -8,7 +8,7 @@ from starlette.responses import Response
 from mmvp_ray.annotate.holding import num_open
 from mmvp_ray.annotate.people import log_in, log_out
 from mmvp_ray.annotate.progress import own_work, state_counts
-from mmvp_ray.annotate.rules import TASKS
+from mmvp_ray.annotate.rules import QUEUED, REVIEW, TASKS
 from mmvp_ray.annotate.web.login_limit import LoginLimit
 from mmvp_ray.annotate.web.rendering import page, prefix_of, see_other
 from mmvp_ray.annotate.web.submission import (
@@ -68,4 +68,8 @@ def logout(request: Request, workspace: CurrentWorkspace, sent: Sent) -> Respons
 def home(request: Request, workspace: CurrentWorkspace, user: CurrentUser) -> Response:
     """What there is to do for this user."""
     tasks = [(task, num_open(workspace, user, task)) for task in TASKS if user.may(task)]
-    return page(request, "home.html.j2", tasks=tasks, counts=state_counts(workspace), work=own_work(workspace, user))
+    counts = state_counts(workspace)
+    if not user.may(REVIEW):
+        # From the other states those who verify could read whether their last answers were right.
+        counts = {QUEUED: counts[QUEUED], "looked at": sum(counts.values()) - counts[QUEUED]}
+    return page(request, "home.html.j2", tasks=tasks, counts=counts, work=own_work(workspace, user))

@@ -112,7 +112,10 @@ def _under_prefix(scope: Scope, prefix: str) -> Scope:
     if not prefix:
         return scope
     path = scope["path"]
-    if path != prefix and not path.startswith(prefix + "/"):
+    if path == prefix:
+        # As people type it; the home page ends in a slash.
+        path = prefix + "/"
+    elif not path.startswith(prefix + "/"):
         path = prefix + path
     return {**scope, "path": path, "raw_path": path.encode(), "root_path": prefix}
 

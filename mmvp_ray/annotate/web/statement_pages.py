@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -120,7 +121,7 @@ def _form(
     *,
     ahead: tuple[int, ...] = (),
     comment: str = "",
-    problems: object = (),
+    problems: Mapping[str, str] | None = None,
 ) -> Response:
     annotation, options = _annotation(workspace, pair_id)
     return page(

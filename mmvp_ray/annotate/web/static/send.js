@@ -35,6 +35,8 @@ export function isForPage(event) {
   const target = event.target;
   // With a dialog open the page behind it is out of reach, wherever the focus went.
   if (document.querySelector("dialog[open]")) return false;
+  // A dialog that was just closed has the focus until the next frame.
+  if (target.closest("dialog")) return true;
   if (target.matches("textarea, select, [contenteditable]")) return false;
   return !target.matches("input") || ["radio", "checkbox"].includes(target.type);
 }
