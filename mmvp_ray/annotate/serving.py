@@ -19,6 +19,8 @@ from mmvp_ray.evaluate.named_responders import open_responder
 
 STOP_SECONDS = 5
 """How long requests that are being answered have when the server stops."""
+KEEP_ALIVE_SECONDS = 75
+"""How long a connection stays open between requests: longer than a proxy keeps it, which could else lose a POST."""
 
 
 def serve(config: AnnotateServeConfig, say: Callable[[str], None]) -> None:
@@ -45,6 +47,7 @@ def serve(config: AnnotateServeConfig, say: Callable[[str], None]) -> None:
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=STOP_SECONDS,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         lifespan="off",
     )
     server = _Server(options, lambda: say(_greeting(config)))
@@ -59,7 +62,8 @@ def _greeting(config: AnnotateServeConfig) -> str:
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # Named: asyncio sets TCP_NODELAY only where the protocol says TCP, and without it each answer waits 40 ms for an acknowledgement.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))

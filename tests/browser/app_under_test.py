@@ -32,6 +32,7 @@ class App:
         public_url: How browsers reach it.
         log: What the process said, in all its lives.
         secrets: What must never stand in the log.
+        flags: Further ones of the command.
     """
 
     workspace: Workspace
@@ -39,6 +40,7 @@ class App:
     port: int = field(default_factory=free_port)
     public_url: str | None = None
     secrets: list[str] = field(default_factory=list)
+    flags: list[str] = field(default_factory=list)
     num_users: int = 0
     process: subprocess.Popen[bytes] | None = None
 
@@ -51,6 +53,7 @@ class App:
         """Start the process and wait until it answers."""
         command = [sys.executable, "jobs/annotate.py", "serve", "--workspace", str(self.workspace.folder)]
         command += ["--port", str(self.port), *(["--public-url", self.public_url] if self.public_url else [])]
+        command += self.flags
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=log)
         deadline = time.monotonic() + START_SECONDS

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.annotate import find_problems
+from benchmarks.annotate_people import find_problems
 from mmvp_ray.annotate import verifying
 from mmvp_ray.annotate.adjudicating import correct, drop, keep
 from mmvp_ray.annotate.annotating import annotate, reject, save_draft, undo

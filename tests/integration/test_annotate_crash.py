@@ -11,20 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.annotate import (
-    Browser,
-    Server,
-    Thought,
-    Told,
-    annotate_on,
-    content_of,
-    cookie_of,
-    find_problems,
-    lost_or_doubled,
-    make_workspace,
-    open_page,
-    verify_on,
-)
+from benchmarks.annotate_people import Thought, Told, annotate_on, content_of, find_problems, lost_or_doubled, verify_on
+from benchmarks.annotate_server import Browser, Server, cookie_of, make_workspace, open_page
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(200)]
 NUM_KILLS = 4

@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.annotate import Answer, Browser, Server, find_problems
+from benchmarks.annotate_people import find_problems
+from benchmarks.annotate_server import Answer, Browser, Server
 from mmvp_ray import MineConfig, mine_pairs, storage
 from mmvp_ray.annotate.workspace import open_workspace
 from mmvp_ray.benchmark.items import pairs_of

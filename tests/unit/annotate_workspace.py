@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import hashlib
 import io
@@ -58,6 +59,7 @@ def make_workspace(folder: Path, num_pairs: int = 3) -> Workspace:
 @functools.cache
 def _template(num_pairs: int) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="mmvp-ray-annotate-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     workspace = create_workspace(folder)
     workspace.rows("PRAGMA synchronous = OFF")
     for name, role in PEOPLE.items():
