@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 
@@ -15,7 +14,6 @@ from mmvp_ray.benchmark.patterns import PATTERNS
 from mmvp_ray.evaluate.agreement import Agreement, agreement
 from mmvp_ray.evaluate.rates import Rate, wilson_rate
 
-OUTCOMES: Final = ("kept", "corrected", "dropped")
 """What became of a disputed annotation; the names of the events that say so."""
 
 # The event that settled an annotation's dispute; an annotation is settled once.
@@ -79,7 +77,9 @@ def agreement_report(workspace: Workspace, *, num_resamples: int = 2_000) -> Agr
     ratings = [[row[f"answer_{side}"], _category(row[f"choice_{side}"])] for row in rows for side in "ab"]
     return AgreementReport(
         overall=_tally("all", rows),
-        questions=agreement(ratings, num_resamples=num_resamples),
+        questions=agreement(
+            ratings, groups=[row["annotation_id"] for row in rows for _ in "ab"], num_resamples=num_resamples
+        ),
         authors=_by_person(rows, "author"),
         verifiers=_by_person(rows, "verifier"),
         patterns=tuple(

@@ -28,6 +28,7 @@ from mmvp_ray.evaluate.responder import Ask, Responder
 
 MAX_ANSWER_TOKENS: Final = 1024
 MAX_KEPT_CHARS: Final = 20_000
+MAX_WAITING: Final = 8
 
 PROMPT: Final = (
     "Here are two images, A and then B. A person will ask one short question that the two images answer differently, about something "
@@ -51,14 +52,20 @@ class Assistant:
 
     responder: Responder
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _places: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(MAX_WAITING), repr=False)
 
     def ask(self, ask: Ask) -> tuple[str, str]:
         """The model's answer and what went wrong; one of them is empty."""
-        with self._one_at_a_time:
-            try:
+        # Who waits here holds a thread that answers everybody's requests.
+        if not self._places.acquire(blocking=False):
+            return "", "too many ask at once"
+        try:
+            with self._one_at_a_time:
                 (reply,) = self.responder.answer([ask])
-            except MmvpError as error:
-                return "", str(error)
+        except MmvpError as error:
+            return "", str(error)
+        finally:
+            self._places.release()
         return reply.text or "", reply.error or ""
 
 

@@ -155,6 +155,7 @@ def _provenance(row: Row, side: str) -> dict[str, str]:
         "width_px": row[f"width_px_{side}"],
         "height_px": row[f"height_px_{side}"],
         **{name: row[f"{name}_{side}"] for name in ("uri", "member", "url", "license", "caption")},
+        "unsafe": "yes" if row[f"is_unsafe_{side}"] else None,
         "near": row["near"],
         "far": row["far"],
         "cos_near": row["cos_near"],

@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
 
 from mmvp_ray.annotate.rules import ROLES
 from mmvp_ray.errors import ConfigError
+
+DEFAULT_URL: Final = "http://127.0.0.1:8765"
+
+
+def check_url(url: str) -> None:
+    """Raise ConfigError unless links can begin with it."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment or "#" in url:
+        raise ConfigError(f"expected a URL such as {DEFAULT_URL} in --url, found {url!r}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,13 +65,14 @@ class UsersConfig:
     """Whose account; for add, token and disable."""
     role: str = "annotator"
     """annotator, verifier, reviewer or admin; for add."""
-    url: str = "http://127.0.0.1:8765"
+    url: str = DEFAULT_URL
     """How people reach the app: the start of their links."""
 
     def check(self) -> None:
         """Raise ConfigError for values that cannot be used."""
         if not self.workspace:
             raise ConfigError("expected --workspace FOLDER, found none")
+        check_url(self.url)
         if self.role not in ROLES:
             raise ConfigError(f"expected a role among {', '.join(ROLES)}, found {self.role!r} in --role")
 

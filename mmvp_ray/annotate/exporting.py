@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +22,9 @@ from mmvp_ray.errors import ConfigError, DataError
 STATEMENT_FORMS: Final = ("table", "huggingface", "mmvp_vlm")
 """Forms that can hold statements; the last holds nothing else."""
 OWN_TEXTS_LICENSE: Final = "other"
+FORMS_WITHOUT_PROVENANCE: Final = ("mmvp", "mmvp_vlm", "lmms_eval", "vlmevalkit")
+PROVENANCE_FILE: Final = "provenance.csv"
+FORMULA_STARTS: Final = tuple("=+-@")
 SURPLUS, USED_UP = "pattern is full", "image is used already"
 
 
@@ -107,6 +112,8 @@ def export(config: ExportConfig) -> list[str]:
         items: list[Any] = [item for pair in pairs for item in pair.items]
         found = collect(items, name=config.name)
         _write(config, found)
+        if config.form in FORMS_WITHOUT_PROVENANCE:
+            _write_provenance(config, found)
         content = {
             "out": config.out,
             "form": config.form,
@@ -142,6 +149,28 @@ def _write(config: ExportConfig, found: Benchmark) -> None:
         export_huggingface(storage.normalise(config.out), found, license_id=config.license, images=config.images)
     else:
         export_benchmark(found, config.out, form=config.form, images=config.images)
+
+
+def _write_provenance(config: ExportConfig, found: Benchmark) -> None:
+    """What the form has no room for: a row for each item, in the benchmark's order."""
+    items: Sequence[Any] = found.items
+    names = sorted({name for item in items for name in item.provenance})
+    out = io.StringIO(newline="")
+    writer = csv.writer(out)
+    writer.writerow(["pair_id", "item", "text", *names])
+    for item in items:
+        # A cell that begins like a formula is one to a spreadsheet; texts of strangers are none.
+        cells = [item.pair_id, item.item, item.text, *(item.provenance.get(name, "") for name in names)]
+        writer.writerow([f"'{cell}" if cell[:1] in FORMULA_STARTS and not _is_number(cell) else cell for cell in cells])
+    storage.write_bytes(storage.join(storage.normalise(config.out), PROVENANCE_FILE), out.getvalue().encode())
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def _lines(

@@ -28,11 +28,9 @@ _OPEN: Final = {
     VERIFY: (
         "pairs.state = 'annotated' AND NOT EXISTS "
         "(SELECT 1 FROM annotations WHERE annotations.pair_id = pairs.pair_id AND annotations.author = :user)"
-        " AND NOT EXISTS (SELECT 1 FROM verifications JOIN annotations USING (annotation_id) "
-        f"WHERE {_LIVE} AND verifier = :user AND finished_at IS NOT NULL)"
-        # Whoever saw a key of the pair is not blind to it any more.
+        # Whoever saw a key of the pair, or both its images beside each other, is not blind to it any more.
         " AND NOT EXISTS (SELECT 1 FROM events WHERE events.pair_id = pairs.pair_id AND events.user_id = :user AND "
-        "(kind = 'key_seen' OR (kind = 'opened' AND json_extract(content, '$.task') = 'adjudicate')))"
+        "(kind = 'key_seen' OR (kind = 'opened' AND json_extract(content, '$.task') IN ('annotate', 'adjudicate'))))"
     ),
     ADJUDICATE: (
         "pairs.state = 'disputed' AND (:admin OR NOT EXISTS (SELECT 1 FROM annotations LEFT JOIN verifications USING (annotation_id) "

@@ -99,7 +99,11 @@ def import_pairs(
                     image_id, extension, width_px, height_px = side
                     ids.append(image_id)
                     connection.execute(
-                        "INSERT OR IGNORE INTO images VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                        "INSERT INTO images VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (image_id) DO UPDATE SET "
+                        # What one source calls unsafe stays so; what it does not know another may.
+                        "is_unsafe = MAX(is_unsafe, excluded.is_unsafe), caption = COALESCE(caption, excluded.caption), "
+                        "label = COALESCE(label, excluded.label), url = COALESCE(url, excluded.url), "
+                        "license = COALESCE(license, excluded.license)",
                         (
                             image_id,
                             extension,

@@ -66,20 +66,26 @@ def add_user(workspace: Workspace, name: str, role: str) -> str:
                 f"expected a new name, found that {name!r} is a user already; `users token` gives a new token"
             ) from error
         user_id = int(cursor.lastrowid or 0)
-        record(connection, "user_added", {"name": name, "role": role}, user_id=user_id)
+        record(connection, "user_added", {"name": name, "role": role})
         return _new_token(connection, user_id)
 
 
 def new_token(workspace: Workspace, name: str) -> str:
-    """Another one-time token of a user; older ones that were not used end.
+    """Another one-time token of a user; older ones that were not used end. Who was locked out is let in again.
 
     Raises:
-        ConfigError: no such user, or a disabled one.
+        ConfigError: no such user.
     """
-    user_id = _find(workspace, name)
+    found = workspace.row("SELECT user_id, disabled_at FROM users WHERE name = ?", name)
+    if found is None:
+        raise _unknown(name)
+    user_id = int(found["user_id"])
     with workspace.transaction() as connection:
+        if found["disabled_at"] is not None:
+            connection.execute("UPDATE users SET disabled_at = NULL WHERE user_id = ?", (user_id,))
+            record(connection, "user_enabled", {"name": name})
         connection.execute("DELETE FROM login_tokens WHERE user_id = ? AND used_at IS NULL", (user_id,))
-        record(connection, "token_made", user_id=user_id)
+        record(connection, "token_made", {"name": name})
         return _new_token(connection, user_id)
 
 
@@ -94,7 +100,7 @@ def disable_user(workspace: Workspace, name: str) -> None:
         connection.execute("UPDATE users SET disabled_at = ? WHERE user_id = ?", (time.time(), user_id))
         for table in ("sessions", "login_tokens", "leases"):
             connection.execute(f"DELETE FROM {table} WHERE user_id = ?", (user_id,))
-        record(connection, "user_disabled", user_id=user_id)
+        record(connection, "user_disabled", {"name": name})
 
 
 def log_in(workspace: Workspace, token: str) -> str | None:
@@ -143,8 +149,12 @@ def same_secret(given: str, wanted: str) -> bool:
 def _find(workspace: Workspace, name: str) -> int:
     found = workspace.row("SELECT user_id FROM users WHERE name = ? AND disabled_at IS NULL", name)
     if found is None:
-        raise ConfigError(f"expected a user of this workspace, found none named {name!r}; `users list` shows them")
+        raise _unknown(name)
     return int(found["user_id"])
+
+
+def _unknown(name: str) -> ConfigError:
+    return ConfigError(f"expected a user of this workspace, found none named {name!r}; `users list` shows them")
 
 
 def _new_token(connection: sqlite3.Connection, user_id: int) -> str:

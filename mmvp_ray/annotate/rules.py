@@ -49,6 +49,8 @@ _OTHER_IMAGE = re.compile(
     r"\b(?:(?:left|right|first|second|other|both|two|top|bottom)\s+(?:image|picture|photo|one)s?|(?:image|picture|photo)\s+[ab12]\b|which (?:image|picture|photo))\b",
     re.IGNORECASE,
 )
+# Without them some scripts and emoji fall apart.
+_JOINERS = "\u200c\u200d"
 _LETTERED = re.compile(r"^\s*\(?[a-f][).:]\s+", re.IGNORECASE)
 
 
@@ -129,7 +131,7 @@ def check_annotation(content: Mapping[str, Any]) -> Checked:
 def clean(text: str) -> str:
     """A text on one line without white space around it, lone surrogates and control characters replaced."""
     line = " ".join(text.split())
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in line)
+    return "".join(char if char.isprintable() or char in _JOINERS else "\N{REPLACEMENT CHARACTER}" for char in line)
 
 
 def _text(value: Any, name: str, limit: int, problems: dict[str, str], missing: str) -> str:

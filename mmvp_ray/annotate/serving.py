@@ -57,7 +57,7 @@ def serve(config: AnnotateServeConfig, say: Callable[[str], None]) -> None:
 def _greeting(config: AnnotateServeConfig) -> str:
     host = f"[{config.host}]" if ":" in config.host else config.host
     where = config.public_url or f"http://{host}:{config.port}"
-    return f"annotation of {config.workspace} at {where} (stop with Ctrl-C); `jobs/annotate.py users add` makes a login"
+    return f"annotation of {config.workspace} at {where} (stop with Ctrl-C); `jobs/annotate.py users add --url {where}` makes a login"
 
 
 def _listen(host: str, port: int) -> socket.socket:

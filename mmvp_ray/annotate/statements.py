@@ -53,6 +53,8 @@ def check_statements(text_a: str, text_b: str) -> dict[str, str]:
             problems[name] = "Write a sentence."
         elif len(text) > MAX_STATEMENT_CHARS:
             problems[name] = f"At most {MAX_STATEMENT_CHARS} characters."
+        elif "?" in text:
+            problems[name] = "Write a statement, not a question."
     if not problems and texts["text_a"].casefold() == texts["text_b"].casefold():
         problems["text_b"] = "The sentences must differ."
     return problems

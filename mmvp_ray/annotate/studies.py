@@ -9,8 +9,8 @@ import time
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final
-from urllib.parse import urlsplit
 
+from mmvp_ray.annotate.config import DEFAULT_URL, check_url
 from mmvp_ray.annotate.importing import NUM_TOGETHER
 from mmvp_ray.annotate.people import MAX_NAME_CHARS, TOKEN_BYTES, digest
 from mmvp_ray.annotate.pictures import store_pictures
@@ -25,7 +25,6 @@ from mmvp_ray.images.reasons import Rejected
 
 MAX_PARTICIPANTS: Final = 10_000
 MAX_TITLE_CHARS, MAX_INTRO_CHARS = 120, 4_000
-DEFAULT_URL: Final = "http://127.0.0.1:8765"
 
 _ImageRow = tuple[str, str, int, int, int, int, str, str]
 
@@ -73,7 +72,7 @@ class StudyNewConfig:
         if not abs(self.seed) < 2**63:
             raise ConfigError(f"expected a seed of 64 bits in --seed, found {self.seed}")
         _check_num(self.participants)
-        _check_url(self.url)
+        check_url(self.url)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,7 +94,7 @@ class StudyAddConfig:
             if not getattr(self, name):
                 raise ConfigError(f"expected --{name}, found none")
         _check_num(self.participants)
-        _check_url(self.url)
+        check_url(self.url)
 
 
 def new_study(config: StudyNewConfig) -> list[str]:
@@ -137,8 +136,8 @@ def new_study(config: StudyNewConfig) -> list[str]:
             raise _name_taken(config.name) from error
         study_id = int(cursor.lastrowid or 0)
         connection.executemany(
-            "INSERT OR IGNORE INTO images (image_id, extension, num_bytes, width_px, height_px, is_unsafe, uri, member) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO images (image_id, extension, num_bytes, width_px, height_px, is_unsafe, uri, member) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (image_id) DO UPDATE SET is_unsafe = MAX(is_unsafe, excluded.is_unsafe)",
             images.values(),
         )
         connection.executemany(
@@ -186,7 +185,7 @@ def add_participants(workspace: Workspace, study: str, num: int, url: str = DEFA
         ConfigError: no such study, or a value out of range.
     """
     _check_num(num)
-    _check_url(url)
+    check_url(url)
     found = find_study(workspace, study)
     with workspace.transaction() as connection:
         links = _add(connection, int(found["study_id"]), str(found["name"]), num, url)
@@ -215,6 +214,7 @@ def find_study(workspace: Workspace, name: str) -> Row:
 def _stored_images(workspace: Workspace, benchmark: Benchmark) -> dict[str, _ImageRow]:
     """Keep the pictures; rows of the images table by their URI in the benchmark."""
     found: dict[str, _ImageRow] = {}
+    unsafe = {one.image_uri for one in benchmark.questions if one.provenance.get("unsafe") == "yes"}
     uris = list(benchmark.image_sha256)
     for start in range(0, len(uris), NUM_TOGETHER):
         together = uris[start : start + NUM_TOGETHER]
@@ -225,7 +225,8 @@ def _stored_images(workspace: Workspace, benchmark: Benchmark) -> dict[str, _Ima
                     f"expected an image that can be shown at {uri}, found {stored.reason}: {stored.detail}; mend the benchmark"
                 )
             image_id, extension, width_px, height_px = stored
-            found[uri] = (image_id, extension, len(data), width_px, height_px, 0, uri, PurePosixPath(uri).name)
+            name = PurePosixPath(uri).name
+            found[uri] = (image_id, extension, len(data), width_px, height_px, int(uri in unsafe), uri, name)
     return found
 
 
@@ -251,12 +252,6 @@ def _shown(links: list[tuple[str, str]]) -> list[str]:
 def _check_num(num: int) -> None:
     if not 1 <= num <= MAX_PARTICIPANTS:
         raise ConfigError(f"expected 1 to {MAX_PARTICIPANTS} participants, found {num} in --participants")
-
-
-def _check_url(url: str) -> None:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment or "#" in url:
-        raise ConfigError(f"expected a URL such as {DEFAULT_URL} in --url, found {url!r}")
 
 
 def _name_taken(name: str) -> ConfigError:

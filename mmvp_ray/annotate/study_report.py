@@ -163,9 +163,14 @@ def _report(workspace: Workspace, study: Row, questions: Sequence[Question], row
         num_invited=invited["num"],
         num_people=found.num_participants,
         num_excluded=len(found.excluded),
-        pairs=StudyScore(value=found.pair_accuracy, low=found.pair_low, high=found.pair_high, interval=CROSSED),
+        pairs=StudyScore(
+            value=found.pair_accuracy, low=found.pair_low, high=found.pair_high, interval=_interval(found.pair_accuracy)
+        ),
         questions=StudyScore(
-            value=found.question_accuracy, low=found.question_low, high=found.question_high, interval=CROSSED
+            value=found.question_accuracy,
+            low=found.question_low,
+            high=found.question_high,
+            interval=_interval(found.question_accuracy),
         ),
         guessing=baselines(questions).guessing_pair_accuracy,
         published=_published(study, questions),
@@ -225,3 +230,8 @@ def _thumbnails(workspace: Workspace, pairs: Sequence[StudyPair]) -> dict[str, b
 
 def _iso(seconds: float) -> str:
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="milliseconds")
+
+
+def _interval(share: float | None) -> str:
+    """What bounds of the human line are (evaluate.human.crossed_interval)."""
+    return "wilson" if share in (0.0, 1.0) else CROSSED

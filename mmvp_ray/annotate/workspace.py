@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import secrets
 import sqlite3
 import threading
@@ -122,16 +123,19 @@ def create_workspace(folder: str | Path) -> Workspace:
         ConfigError: the folder is not on this machine or cannot be written. DataError: of another version.
     """
     path = _local_folder(folder)
-    if not (path / DATABASE).exists():
+    if not _has_tables(path / DATABASE):
         try:
-            for part in (path, path / "images", path / "views"):
-                part.mkdir(parents=True, exist_ok=True)
-            # Images and tokens' hashes are nobody else's business on a shared machine.
-            path.chmod(0o700)
+            path.mkdir(parents=True, exist_ok=True)
+            if not any(path.iterdir()):
+                # Images and tokens' hashes are nobody else's business on a shared machine; a folder with other things in it stays as it is.
+                path.chmod(0o700)
+            for part in (path / "images", path / "views"):
+                part.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"expected a folder that can be made at {path}, found {error.strerror}") from error
-        connection = _connect(path / DATABASE)
+        connection = None
         try:
+            connection = _connect(path / DATABASE)
             connection.execute("BEGIN IMMEDIATE")
             if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
                 for statement in _statements(TABLES):
@@ -141,8 +145,15 @@ def create_workspace(folder: str | Path) -> Workspace:
                     [("tables_version", str(TABLES_VERSION)), ("secret", secrets.token_hex(32))],
                 )
             connection.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            raise ResourceError(
+                f"expected to write to {path / DATABASE}, found {error}; make room, or try again"
+            ) from error
+        except sqlite3.DatabaseError as error:
+            raise DataError(f"expected a workspace's database at {path / DATABASE}, found {error}") from error
         finally:
-            connection.close()
+            if connection is not None:
+                connection.close()
     return open_workspace(path)
 
 
@@ -153,7 +164,7 @@ def open_workspace(folder: str | Path) -> Workspace:
         ConfigError: there is none. DataError: it is of another version, or no database.
     """
     path = _local_folder(folder)
-    if not (path / DATABASE).is_file():
+    if not os.path.isfile(path / DATABASE):  # noqa: PTH113  False, too, where one may not look
         raise ConfigError(
             f"expected a workspace with {DATABASE} in {path}, found none; `jobs/annotate.py import` makes one"
         )
@@ -168,6 +179,18 @@ def open_workspace(folder: str | Path) -> Workspace:
             f"expected a workspace of version {TABLES_VERSION}, found {version} in {path}; open it with the mmvp-ray that wrote it"
         )
     return workspace
+
+
+def _has_tables(path: Path) -> bool:
+    """Whether a workspace was made here; one whose making was cut short has none."""
+    try:
+        if not os.path.isfile(path):  # noqa: PTH113  False, too, where one may not look
+            return False
+        with contextlib.closing(_connect(path)) as connection:
+            return connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone() is not None
+    except sqlite3.DatabaseError:
+        # Whoever opens it says what it is.
+        return True
 
 
 def _local_folder(folder: str | Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from mmvp_ray.encoders.weights import one_line
@@ -86,10 +87,14 @@ def geometry_of_processor(processor: Any, *, name: str) -> tuple[Geometry, Tripl
 def _library(processor: Any, *, name: str) -> tuple[str, str]:
     """Whose steps the processor runs: (library, resize_dtype). A class with steps of its own is refused."""
     from transformers.image_processing_backends import PilBackend, TorchvisionBackend
-    from transformers.models.dinov3_vit.image_processing_dinov3_vit import (
-        DINOv3ViTImageProcessor,
-    )
-    from transformers.models.sam2.image_processing_sam2 import Sam2ImageProcessor
+
+    sam2_preprocess = dinov3_preprocess = None
+    if importlib.util.find_spec("torchvision") is not None:
+        # Their modules import torchvision; without it neither class can be what AutoImageProcessor picked.
+        from transformers.models.dinov3_vit.image_processing_dinov3_vit import DINOv3ViTImageProcessor
+        from transformers.models.sam2.image_processing_sam2 import Sam2ImageProcessor
+
+        sam2_preprocess, dinov3_preprocess = Sam2ImageProcessor._preprocess, DINOv3ViTImageProcessor._preprocess
 
     cls: Any = type(processor)
     backends: tuple[tuple[Any, str], ...] = (
@@ -104,9 +109,9 @@ def _library(processor: Any, *, name: str) -> tuple[str, str]:
         ):
             continue
         # Sam2ImageProcessor's own _preprocess only unpacks what the backend returns.
-        if cls._preprocess in (backend._preprocess, Sam2ImageProcessor._preprocess):
+        if cls._preprocess in (backend._preprocess, sam2_preprocess):
             return library, "uint8"
-        if cls._preprocess is DINOv3ViTImageProcessor._preprocess:
+        if cls._preprocess is dinov3_preprocess:
             return library, "float32" if processor.do_rescale else "uint8"
     raise ConfigError(
         f"Encoder {name!r}: expected an image processor that resizes, crops, rescales and normalises, found "

@@ -39,11 +39,18 @@ class Agreement:
     reason: str
 
 
-def agreement(ratings: Sequence[Sequence[int]], *, num_resamples: int = 2_000, seed: int = 0) -> Agreement:
+def agreement(
+    ratings: Sequence[Sequence[int]],
+    *,
+    groups: Sequence[object] | None = None,
+    num_resamples: int = 2_000,
+    seed: int = 0,
+) -> Agreement:
     """Agreement of the ratings in a table of units by raters.
 
     Args:
         ratings: One row for each unit, one number from 0 for each rater's category; -1 where a rater gave none.
+        groups: For each unit what is drawn anew with it, such as its pair; each unit alone unless given.
         num_resamples: Of the bounds of alpha.
         seed: Of the draws.
 
@@ -51,7 +58,11 @@ def agreement(ratings: Sequence[Sequence[int]], *, num_resamples: int = 2_000, s
         DataError: rows of different lengths, or a number below -1.
     """
     counts_UC = count_ratings(ratings)
-    counts_UC = counts_UC[counts_UC.sum(1) >= 2]
+    is_rated_U = counts_UC.sum(1) >= 2
+    counts_UC = counts_UC[is_rated_U]
+    members: dict[object, list[int]] = {}
+    for unit, at in enumerate(np.flatnonzero(is_rated_U).tolist()):
+        members.setdefault(at if groups is None else groups[at], []).append(unit)
     reason = ""
     if not len(counts_UC):
         reason = "no unit has two ratings"
@@ -64,8 +75,10 @@ def agreement(ratings: Sequence[Sequence[int]], *, num_resamples: int = 2_000, s
     low = high = None
     if alpha is not None:
         rng = np.random.default_rng(seed)
+        drawn_together = list(members.values())
         drawn = [
-            krippendorff_alpha(counts_UC[rng.integers(0, len(counts_UC), len(counts_UC))]) for _ in range(num_resamples)
+            krippendorff_alpha(counts_UC[[unit for at in places for unit in drawn_together[at]]])
+            for places in (rng.integers(0, len(drawn_together), len(drawn_together)) for _ in range(num_resamples))
         ]
         defined = [value for value in drawn if value is not None]
         low, high = (float(bound) for bound in np.quantile(defined, [0.025, 0.975])) if defined else (None, None)

@@ -15,6 +15,7 @@ from mmvp_ray import storage
 from mmvp_ray.benchmark.items import Question, pairs_of
 from mmvp_ray.errors import DataError
 from mmvp_ray.evaluate.agreement import Agreement, agreement
+from mmvp_ray.intervals import wilson_interval
 
 # Legend: M participants, P pairs, R resamples.
 
@@ -149,7 +150,11 @@ def human_baseline(
             for row, name in enumerate(complete)
         ),
         pair_difficulty={pair_id: int(right_MP[:, column].sum()) for column, pair_id in enumerate(pairs)},
-        agreement=agreement([[_category(given[name][key].option) for name in complete] for key in known], seed=seed),
+        agreement=agreement(
+            [[_category(given[name][key].option) for name in complete] for key in known],
+            groups=[question.pair_id for question in known.values()],
+            seed=seed,
+        ),
         median_seconds=float(np.median(every)) if every else None,
     )
 
@@ -174,6 +179,10 @@ def crossed_interval(
     num_people, num_pairs = value_MP.shape
     if not value_MP.size:
         return None, None
+    share = float(value_MP.sum() / (num_people * size_P.sum()))
+    if share in (0, 1):
+        # Drawing anew would show no spread at all; people's answers to one pair are not independent, so pairs are counted once.
+        return wilson_interval(num_pairs if share else 0, num_pairs)
     rng = np.random.default_rng(seed)
     people_RM = rng.multinomial(num_people, np.full(num_people, 1 / num_people), size=num_resamples)
     pairs_RP = rng.multinomial(num_pairs, np.full(num_pairs, 1 / num_pairs), size=num_resamples)

@@ -46,6 +46,9 @@ def import_run(config: ImportConfig, *, say: Callable[[str], None] = lambda line
     lines = [f"{found.num_new:,} new pairs from {title}, {found.num_known:,} known already"]
     if found.num_unsafe:
         lines.append(f"{found.num_unsafe:,} of the new ones have an image that is blurred until asked for")
+    lines.append(
+        f"next: `jobs/annotate.py users add --workspace {config.workspace} --name NAME --role admin`, then `serve`"
+    )
     lines += [f"{num:,} pairs left out: {reason}" for reason, num in found.broken.most_common()]
     return lines
 

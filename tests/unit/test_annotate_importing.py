@@ -48,6 +48,17 @@ def test_each_pair_once_however_it_comes(workspace: Workspace) -> None:
     assert find_pair(workspace, 2).a["is_unsafe"] == 1 and find_pair(workspace, 1).a["is_unsafe"] == 0
 
 
+def test_what_a_later_source_knows_of_an_image_is_learnt(workspace: Workspace) -> None:
+    bring(workspace, pair(1, picture(1), picture(2), license="cc0-1.0"))
+    later = pair(1, picture(1), picture(3), is_unsafe=True, license="other", caption="a dog")
+    assert bring(workspace, later, source="s3://runs/two").num_unsafe == 1
+    found = find_pair(workspace, 1).a
+    assert (found["is_unsafe"], found["license"], found["caption"]) == (1, "cc0-1.0", "a dog")
+    # What was called unsafe once stays so.
+    bring(workspace, pair(1, picture(1), picture(4)), source="s3://runs/three")
+    assert find_pair(workspace, 1).a["is_unsafe"] == 1
+
+
 def test_bytes_are_kept_and_views_hold_pixels_alone(workspace: Workspace) -> None:
     out = io.BytesIO()
     Image.new("RGB", (MAX_VIEW_PX + 100, 50), "red").save(out, "PNG")

@@ -55,9 +55,14 @@ def test_whoever_is_locked_out_is_out_at_once(workspace: Workspace) -> None:
     config = UsersConfig(workspace=str(workspace.folder), name="Ann")
     assert disable(config) == ["Ann is locked out"]
     assert user_of_session(workspace, session) is None
-    with pytest.raises(ConfigError, match="found none named 'Ann'"):
-        token(config)
     assert listed(config)[1].endswith("locked out")
+    with pytest.raises(ConfigError, match="'Ann' is a user already"):
+        add(config)
+    # The operator may think better of it: another link lets them in again.
+    again = token(config)[-1].partition("#")[2]
+    assert log_in(workspace, again) is not None and not listed(config)[1].endswith("locked out")
+    with pytest.raises(ConfigError, match="found none named 'Nobody'"):
+        token(UsersConfig(workspace=config.workspace, name="Nobody"))
 
 
 def test_secrets_are_nowhere_on_the_disk(workspace: Workspace) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from dataclasses import asdict, replace
 from statistics import median
 
@@ -246,10 +247,16 @@ def test_nobody_yet_and_nobody_wrong(tmp_path):
         answer(workspace, participant, shown.place, benchmark.questions[number].answer, None)
     report_study(reporting)
     report = read(tmp_path)
-    assert (report.pairs.value, report.pairs.low, report.pairs.high) == (1, 1, 1)
+    # Two pairs that everybody got right say little: no spread to draw from, so Wilson's bounds.
+    assert (report.pairs.value, (report.pairs.low, report.pairs.high)) == (1, wilson_interval(2, 2))
+    assert report.pairs.interval == "wilson"
     assert report.patterns == [] and report.median_seconds is None and report.agreement.krippendorff_alpha is None
     html = (tmp_path / "out" / "study.html").read_text()
-    assert "no spread to draw from" in html and "Everybody got every pair right" in html
+    assert (
+        re.search(r"34\.2\W*%", html)
+        and "no spread to draw from" not in html
+        and "Everybody got every pair right" in html
+    )
 
 
 def test_mistakes(tmp_path, study):

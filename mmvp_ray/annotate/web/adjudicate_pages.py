@@ -10,7 +10,6 @@ from starlette.responses import JSONResponse, Response
 from mmvp_ray.annotate.adjudicating import correct, dispute_of, drop, keep
 from mmvp_ray.annotate.annotating import find_pair, live_annotation
 from mmvp_ray.annotate.holding import num_open, skip, take_next
-from mmvp_ray.annotate.progress import history
 from mmvp_ray.annotate.rules import ADJUDICATE, MAX_OPTIONS, REASONS, check_annotation
 from mmvp_ray.annotate.web.annotate_pages import images_of
 from mmvp_ray.annotate.web.rendering import page
@@ -35,7 +34,6 @@ def next_one(request: Request, workspace: CurrentWorkspace, user: CurrentUser) -
         pair=find_pair(workspace, held.pair_id),
         dispute=dispute_of(workspace, held.pair_id),
         content={**dict(annotation), "options": json.loads(annotation["options"])},
-        events=history(workspace, held.pair_id),
         reasons=list(REASONS.items()),
         patterns=NINE,
         max_options=MAX_OPTIONS,
@@ -54,6 +52,11 @@ def decide(workspace: CurrentWorkspace, sent: Sent, pair_id: PairId, decision: s
         checked = check_annotation(sent.fields)
         if checked.annotation is None:
             return JSONResponse({"problems": dict(checked.problems), "message": "Something is missing."}, 422)
+        if checked.annotation == dispute_of(workspace, pair_id).annotation:
+            return JSONResponse({"message": "Nothing was changed; keep it instead."}, 422)
+        if checked.warnings and not sent.fields.get("warnings_seen"):
+            message = " ".join((*checked.warnings, "Correct it again if it is meant so."))
+            return JSONResponse({"warnings": list(checked.warnings), "message": message}, 422)
         correct(workspace, sent.user, pair_id, checked.annotation)
     elif decision == "drop":
         drop(workspace, sent.user, pair_id, sent.text("reason"), sent.text("note"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
@@ -17,6 +17,7 @@ from mmvp_ray.annotate.web.submission import CurrentUser, CurrentWorkspace, Pair
 from mmvp_ray.annotate.workspace import Workspace
 from mmvp_ray.benchmark.patterns import NINE
 
+HeldTask = Literal["verify", "adjudicate", "state", "review"]
 FIELDS: Final = ("difference", "question", "options", "answer_a", "answer_b", "pattern")
 
 router = APIRouter()
@@ -44,8 +45,19 @@ def show(request: Request, workspace: CurrentWorkspace, user: CurrentUser, pair_
 def draft(workspace: CurrentWorkspace, sent: Sent, pair_id: PairId) -> Response:
     """Keep what is not finished; also the sign of life of an open page."""
     require(sent.user, ANNOTATE)
-    save_draft(workspace, sent.user, pair_id, sent.fields)
+    if sent.fields:
+        save_draft(workspace, sent.user, pair_id, sent.fields)
+    else:
+        take(workspace, sent.user, ANNOTATE, pair_id)
     return JSONResponse({"message": "draft kept"})
+
+
+@router.post("/{task}/{pair_id}/hold")
+def go_on(workspace: CurrentWorkspace, sent: Sent, task: HeldTask, pair_id: PairId) -> Response:
+    """The sign of life of an open page of any other task."""
+    require(sent.user, task)
+    take(workspace, sent.user, task, pair_id)
+    return JSONResponse({})
 
 
 @router.post("/annotate/{pair_id}/annotation")

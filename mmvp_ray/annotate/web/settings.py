@@ -55,7 +55,9 @@ class WebSettings:
                 raise ConfigError(
                     f"expected a URL such as https://lab.org/annotate, found {self.public_url!r} in --public-url"
                 )
-            origin, prefix = f"{parts.scheme}://{parts.netloc}".casefold(), parts.path.rstrip("/")
+            # As browsers write it: without the port that goes without saying.
+            netloc = parts.netloc.removesuffix({"http": ":80", "https": ":443"}[parts.scheme])
+            origin, prefix = f"{parts.scheme}://{netloc}".casefold(), parts.path.rstrip("/")
             if prefix.split("/")[1:2] and prefix.split("/")[1] in OWN_PATHS:
                 raise ConfigError(
                     f"expected another path than {prefix} in --public-url: the app has pages of its own below /{prefix.split('/')[1]}"

@@ -59,7 +59,7 @@ class Submission:
             value = float(self.fields.get(name) or 0)
         except (TypeError, ValueError):
             return 0.0
-        return value if 0 <= value < 86400 else 0.0
+        return value if value >= 0 else 0.0
 
     def number(self, name: str) -> int | None:
         """A whole number; None where there is none.

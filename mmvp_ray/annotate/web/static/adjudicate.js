@@ -1,6 +1,6 @@
 // The adjudicator's page: keep, correct or drop.
 
-import { fetchAhead, link, say, send, staysFresh } from "./send.js";
+import { fetchAhead, goesOnHolding, link, say, send, staysFresh } from "./send.js";
 import { VIEW } from "./viewer.js";
 import { listen } from "./keys.js";
 import { PATTERN_KEYS, form, read, showProblems } from "./sheet.js";
@@ -23,7 +23,13 @@ async function decide(decision, fields = {}) {
   return body.message;
 }
 
-const correct = () => decide("correct", read());
+// Warnings count as seen only while nothing was changed since.
+let seen = "";
+function correct() {
+  const content = read(), isSeen = JSON.stringify(content) === seen;
+  seen = JSON.stringify(content);
+  return decide("correct", { ...content, warnings_seen: isSeen });
+}
 form.addEventListener("submit", (event) => { event.preventDefault(); correct(); });
 // Enter in a field would send half a correction.
 form.addEventListener("keydown", (event) => {
@@ -46,4 +52,5 @@ listen({
   s: () => decide("skip"),
 });
 fetchAhead(ahead);
+goesOnHolding(work);
 staysFresh();

@@ -12,7 +12,7 @@ const warnings = document.getElementById("warnings");
 const DRAFT_PAUSE_MS = 700, SIGN_OF_LIFE_MS = 60_000;
 let suggestion = Number(main.dataset.suggestion) || null;
 let isDecided = false, isChanged = false, timer = null;
-let seen = "";
+let seen = "", isAsking = false;
 
 async function keepDraft(options) {
   clearTimeout(timer);
@@ -29,13 +29,16 @@ form.addEventListener("input", () => {
   clearTimeout(timer);
   timer = setTimeout(keepDraft, DRAFT_PAUSE_MS);
 });
-setInterval(keepDraft, SIGN_OF_LIFE_MS);
+// A sign of life alone: a page that lies open elsewhere does not write its old text over a newer draft.
+setInterval(() => (isChanged ? keepDraft() : isDecided || send(`${work}/draft`)), SIGN_OF_LIFE_MS);
 document.addEventListener("visibilitychange", () => { if (document.hidden && isChanged) keepDraft({ keepalive: true }); });
 window.addEventListener("pagehide", () => { if (isChanged) keepDraft({ keepalive: true }); });
 
 // Send a decision; go on where the server says. Gives the message of a refusal.
 async function decide(path, fields) {
   if (isDecided) return null;
+  // What was typed this moment is wanted when the pair comes again.
+  if (isChanged && !path.endsWith("/annotation")) await keepDraft();
   isDecided = true;
   clearTimeout(timer);
   say("Sending ...");
@@ -68,8 +71,11 @@ function accept() {
 }
 
 async function propose() {
+  if (isAsking) return;
+  isAsking = true;
   say("Asking the model ...");
   const { ok, body } = await send(`${work}/suggestion`);
+  isAsking = false;
   say(body.message, !ok);
   if (!ok) return;
   suggestion = body.suggestion_id ?? suggestion;

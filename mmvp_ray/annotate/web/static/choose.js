@@ -1,6 +1,6 @@
 // A question with options: digits choose, Enter sends, the time from showing to sending goes along.
 
-import { fetchAhead, isForPage, staysFresh } from "./send.js";
+import { fetchAhead, goesOnHolding, isForPage, staysFresh } from "./send.js";
 
 const form = document.querySelector("form.choose");
 const choices = [...form.querySelectorAll("[name=choice]")];
@@ -31,3 +31,4 @@ form.addEventListener("submit", (event) => {
 staysFresh();
 document.body.dataset.keys = "on";
 fetchAhead(document.getElementById("main").dataset.ahead);
+goesOnHolding(document.getElementById("main").dataset.work);

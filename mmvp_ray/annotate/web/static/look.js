@@ -1,6 +1,6 @@
 // Pages whose forms are plain: viewing keys, Ctrl Enter, and keys of their buttons.
 
-import { fetchAhead, staysFresh } from "./send.js";
+import { fetchAhead, goesOnHolding, staysFresh } from "./send.js";
 import { VIEW } from "./viewer.js";
 import { listen } from "./keys.js";
 
@@ -24,3 +24,4 @@ const submits = Object.fromEntries(
 );
 listen({ ...VIEW, ...submits });
 fetchAhead(document.getElementById("main").dataset.ahead);
+goesOnHolding(document.getElementById("main").dataset.work);

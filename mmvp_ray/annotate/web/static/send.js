@@ -46,6 +46,17 @@ export function staysFresh() {
   window.addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
 }
 
+const SIGN_OF_LIFE_MS = 60_000;
+
+// Go on holding a pair while its page is open.
+export function goesOnHolding(work) {
+  if (!work) return;
+  setInterval(async () => {
+    const { ok, body } = await send(`${work}/hold`);
+    if (!ok) say(body.message, true);
+  }, SIGN_OF_LIFE_MS);
+}
+
 // Fetch the pictures of what comes next.
 export function fetchAhead(ids) {
   for (const id of (ids || "").split(" ").filter(Boolean)) new Image().src = link(`/images/${id}.webp`);
