@@ -72,7 +72,9 @@ def ours(tars: str, out: str, encoder: str) -> None:
     plan = plan_work(store, list_shards("b", tars), [spec.slug])
     with Session() as session:
         config = EmbedConfig(batch_size=BATCH_SIZE, num_threads=NUM_CORES, num_actors=1)
-        embed_corpora(store, plan, {spec.slug: spec}, config, device="cpu", session=session)
+        embed_corpora(
+            store, plan, {spec.slug: spec}, config, device="cpu", session=session, on_piece=lambda summary: None
+        )
 
 
 class Watch:
