@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmvp_ray.annotate.annotating import annotate, live_annotation
-from mmvp_ray.annotate.assist import Assistant, read_proposal, suggest, suggestion_of
+from mmvp_ray.annotate.assist import MAX_WAITING, Assistant, read_proposal, suggest, suggestion_of
 from mmvp_ray.annotate.rules import check_annotation
 from mmvp_ray.errors import TransientError
 from mmvp_ray.evaluate.responder import Ask, Reply
@@ -99,3 +101,31 @@ def test_each_field_is_taken_only_if_it_is_what_it_should_be(text: str, wanted: 
 )
 def test_no_answer_breaks_it(text: str) -> None:
     assert set(read_proposal(text)) <= set(WHOLE)
+
+
+def test_those_who_wait_for_a_model_leave_threads_to_others() -> None:
+    goes_on, waiting = threading.Event(), threading.Semaphore(0)
+
+    class Slow(Scripted):
+        def answer(self, asks: Iterable[Ask]) -> Iterator[Reply]:
+            waiting.release()
+            goes_on.wait(30)
+            yield from super().answer(asks)
+
+    assistant = Assistant(Slow("text"))
+    found: list[tuple[str, str]] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(assistant.ask(Ask(key="k", prompt="p"))))
+        for _ in range(MAX_WAITING)
+    ]
+    for thread in threads:
+        thread.start()
+    waiting.acquire()
+    while assistant._places.acquire(blocking=False):  # until all of them are in
+        assistant._places.release()
+        time.sleep(0.01)
+    assert assistant.ask(Ask(key="k", prompt="p")) == ("", "too many ask at once")
+    goes_on.set()
+    for thread in threads:
+        thread.join()
+    assert found == [("text", "")] * MAX_WAITING

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mmvp_ray.annotate.annotating import draft_of
 from mmvp_ray.annotate.holding import NotHeldError, num_open, skip, take
 from mmvp_ray.annotate.people import add_user, log_in, new_token
 from mmvp_ray.annotate.progress import events, history, own_work
@@ -144,3 +145,13 @@ def test_who_did_what_is_named_rightly(workspace: Workspace) -> None:
     assert stranger.post("/login", {"token": "wrong"}).status_code == 401
     assert (events(workspace)[0].kind, events(workspace)[0].user) == ("login_failed", "nobody")
     assert ADA.role == "admin"
+
+
+def test_a_sign_of_life_writes_over_no_draft(workspace: Workspace) -> None:
+    """A second tab that lies open has older text than the one that somebody types in."""
+    ann = browser_of(workspace, "Ann")
+    (csrf,) = re.findall(r'data-csrf="([^"]+)"', ann.get("/tasks/annotate").text)
+    headers = {"Origin": ORIGIN, "X-CSRF-Token": csrf, "Accept": "application/json"}
+    for content in ({"question": "Is it red?"}, {}):
+        assert ann.ask("POST", "/tasks/annotate/1/draft", headers=headers, json=content).status_code == 200
+    assert draft_of(workspace, ANN, 1) == {"question": "Is it red?"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 from dataclasses import replace
@@ -19,7 +20,8 @@ from mmvp_ray.annotate.exporting import ExportConfig, export
 from mmvp_ray.annotate.importing import FoundPair, Picture, import_pairs
 from mmvp_ray.annotate.people import add_user
 from mmvp_ray.annotate.statements import review, write
-from mmvp_ray.annotate.workspace import Workspace, create_workspace
+from mmvp_ray.annotate.studies import StudyNewConfig, new_study
+from mmvp_ray.annotate.workspace import Workspace, create_workspace, open_workspace
 from mmvp_ray.benchmark import FORMS, PATTERNS, Question, Statement, open_benchmark
 from mmvp_ray.errors import ConfigError, DataError
 from tests.conftest import jpeg
@@ -356,3 +358,34 @@ def test_from_import_to_benchmark(tmp_path: Path):
     (collected,) = collect_pairs(workspace, "questions").pairs
     assert all(isinstance(item, Question) and item.provenance["license"] == "cc0-1.0" for item in collected.items)
     assert [item.provenance["member"] for item in collected.items] == ["0.bin", "1.bin"]
+
+
+def test_what_a_form_has_no_room_for_stands_beside_it_and_unsafe_pictures_stay_known(tmp_path: Path):
+    workspace = make_workspace(tmp_path / "mine")
+    make_verified(workspace, [1])
+    with workspace.transaction() as connection:
+        connection.execute(
+            "UPDATE images SET is_unsafe = 1 WHERE image_id = (SELECT image_a FROM pairs WHERE pair_id = 1)"
+        )
+        connection.execute(
+            "UPDATE images SET caption = '=HYPERLINK(1)' WHERE image_id = (SELECT image_b FROM pairs WHERE pair_id = 1)"
+        )
+    for form in ("mmvp", "table"):
+        export(ExportConfig(workspace=str(workspace.folder), out=str(tmp_path / form), form=form, include_unsafe=True))
+    with (tmp_path / "mmvp/provenance.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["item"], row["license"], row["unsafe"]) for row in rows] == [
+        ("a", "cc-by-4.0", "yes"),
+        ("b", "cc-by-4.0", ""),
+    ]
+    # A spreadsheet takes no stranger's caption for a formula, and a negative cosine for no text.
+    assert rows[1]["caption"] == "'=HYPERLINK(1)" and float(rows[0]["cos_near"]) == 0.97
+    assert not (tmp_path / "table/provenance.csv").exists()
+    # A study of the export blurs what was blurred.
+    new_study(
+        StudyNewConfig(workspace=str(tmp_path / "other"), name="s", benchmark=str(tmp_path / "table"), participants=1)
+    )
+    flags = open_workspace(tmp_path / "other").rows(
+        "SELECT is_unsafe FROM images JOIN study_questions USING (image_id) ORDER BY item"
+    )
+    assert [row["is_unsafe"] for row in flags] == [1, 0]
