@@ -7,7 +7,7 @@ import json
 import tarfile
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -125,29 +125,46 @@ def write_pair_benchmark(url: str, asked: Sequence[AskedPair], *, name: str) -> 
     Raises:
         DataError: no pairs. ConfigError: there is a benchmark already.
     """
+    return write_pairs(url, asked, _questions, name=name)
+
+
+def write_pairs(
+    url: str, asked: Sequence[AskedPair], items_of: Callable[[AskedPair, Path], list[Any]], *, name: str
+) -> Benchmark:
+    """Write whatever `items_of` makes of each pair; it puts the pictures into the folder that it is given (`picture_files`).
+
+    Raises:
+        DataError: no pairs. ConfigError: there is a benchmark already.
+    """
     if not asked:
         raise DataError(f"expected pairs to ask about, found none for {url}; mine more images")
     with tempfile.TemporaryDirectory() as pictures:
-        items = [item for one in asked for item in _items(one, Path(pictures))]
-        write_table(url, items, name=name)
+        write_table(url, [item for one in asked for item in items_of(one, Path(pictures))], name=name)
     return open_benchmark(url)
 
 
-def _items(one: AskedPair, folder: Path) -> list[Question]:
-    pair, question = one.pair, one.question
-    sides = (("a", pair.image_a, pair.a, question.answer_a), ("b", pair.image_b, pair.b, question.answer_b))
+def picture_files(one: AskedPair, folder: Path) -> list[tuple[str, str, Scene]]:
+    """Put both pictures of a pair into a folder: (item, path, what it shows) of each."""
     found = []
-    for item, data, scene, answer in sides:
+    for item, data, scene in (("a", one.pair.image_a, one.pair.a), ("b", one.pair.image_b, one.pair.b)):
         path = folder / f"{one.pair_id}{item}.jpg"
         path.write_bytes(data)
+        found.append((item, str(path), scene))
+    return found
+
+
+def _questions(one: AskedPair, folder: Path) -> list[Question]:
+    pair, question = one.pair, one.question
+    found = []
+    for item, path, scene in picture_files(one, folder):
         found.append(
             Question(
                 pair_id=one.pair_id,
                 item=item,
-                image_uri=str(path),
+                image_uri=path,
                 text=question.question,
                 options=question.options,
-                answer=answer,
+                answer=question.answer_a if item == "a" else question.answer_b,
                 patterns=(question.pattern,),
                 provenance={
                     "source": SOURCE,

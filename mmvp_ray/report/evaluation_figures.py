@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmvp_ray.report.evaluation_data import CorrelationCard, EvaluationReport, Share
 from mmvp_ray.report.hostile_text import shown_text
-from mmvp_ray.report.interval_rows import ROW_INCHES, draw_intervals
+from mmvp_ray.report.interval_rows import ROW_INCHES, draw_intervals, draw_marks
 from mmvp_ray.report.svg import COLOUR, drawing, inline_svg
 
 if TYPE_CHECKING:
@@ -43,18 +43,7 @@ def forest_svg(report: EvaluationReport) -> str | None:
         lines = [(line.name, line.pairs, "muted") for line in report.chance if line.pairs > 0]
         if report.people is not None and report.people.fraction is not None:
             lines.append(("people", report.people.fraction, "accent"))
-        for name, fraction, colour in lines:
-            axes.axvline(100 * fraction, color=COLOUR[colour], linewidth=1.1, linestyle=(0, (4, 3)))
-            axes.text(
-                100 * fraction,
-                len(rows) - 0.2,
-                f"{shown_text(name, 20)} {100 * fraction:.1f}",
-                color=COLOUR[colour],
-                ha="center",
-                va="bottom",
-                size=8.5,
-                gid="class-halo",
-            )
+        draw_marks(axes, lines, num_rows=len(rows))
         best = rows[-1]
         return inline_svg(
             figure,

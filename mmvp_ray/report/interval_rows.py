@@ -33,3 +33,25 @@ def draw_intervals(axes: Axes, rows: Sequence[tuple[str, float, float, float]], 
     axes.tick_params(axis="y", length=0, labelcolor=COLOUR["ink"])
     axes.spines["left"].set_visible(False)
     axes.set_xlabel(label)
+
+
+def draw_marks(axes: Axes, marks: Sequence[tuple[str, float, str]], *, num_rows: int) -> None:
+    """Draw what rows are to be compared with, such as guessing, as dashed lines with their names above the rows.
+
+    Args:
+        axes: As `draw_intervals` left them.
+        marks: (name, fraction from 0 to 1, a key of svg.COLOUR).
+        num_rows: Rows that were drawn.
+    """
+    for name, fraction, colour in marks:
+        axes.axvline(100 * fraction, color=COLOUR[colour], linewidth=1.1, linestyle=(0, (4, 3)))
+        axes.text(
+            100 * fraction,
+            num_rows - 0.2,
+            f"{shown_text(name, 20)} {100 * fraction:.1f}",
+            color=COLOUR[colour],
+            ha="center",
+            va="bottom",
+            size=8.5,
+            gid="class-halo",
+        )

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from mmvp_ray.report.hostile_text import shown_text
 from mmvp_ray.report.html import shown_config
-from mmvp_ray.report.interval_rows import ROW_INCHES, draw_intervals
+from mmvp_ray.report.interval_rows import ROW_INCHES, draw_intervals, draw_marks
 from mmvp_ray.report.page import pictures_within_budget, render_page
 from mmvp_ray.report.svg import COLOUR, drawing, inline_svg
 
@@ -238,18 +238,7 @@ def forest_svg(report: StudyReport) -> str | None:
         lines = [("guessing", report.guessing, "muted")]
         if report.published is not None:
             lines.append(("paper", report.published, "accent"))
-        for name, fraction, colour in lines:
-            axes.axvline(100 * fraction, color=COLOUR[colour], linewidth=1.1, linestyle=(0, (4, 3)))
-            axes.text(
-                100 * fraction,
-                len(rows) - 0.2,
-                f"{name} {100 * fraction:.1f}",
-                color=COLOUR[colour],
-                ha="center",
-                va="bottom",
-                size=8.5,
-                gid="class-halo",
-            )
+        draw_marks(axes, lines, num_rows=len(rows))
         said = "; ".join(f"{shown_text(name, 60)} {100 * value:.1f}" for name, value, *_ in reversed(rows))
         return inline_svg(
             figure, name="forest", title="Pairs that people got right", description=f"Percent of pairs: {said}."

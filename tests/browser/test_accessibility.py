@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from playwright.sync_api import Page
 
 from mmvp_ray.annotate.annotating import annotate, reject
@@ -154,4 +155,7 @@ def test_screenshots(app: App, enter: Callable[..., Person], scheme: str):
         for size, (width, height) in SIZES.items():
             ada.page.set_viewport_size({"width": width, "height": height})
             ada.page.wait_for_load_state("networkidle")
-            ada.page.screenshot(path=folder / f"{name}_{size}_{scheme}.png", full_page=size == "phone")
+            path = folder / f"{name}_{size}_{scheme}.png"
+            ada.page.screenshot(path=path, full_page=size == "phone")
+            with Image.open(path) as shown:
+                assert shown.width == width and len(shown.convert("RGB").getcolors(1 << 24) or []) > 20

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -98,18 +99,9 @@ def _annotation(workspace: Workspace, pair_id: int) -> tuple[Row, list[str]]:
 def _review(
     request: Request, workspace: Workspace, pair_id: int, *, ahead: tuple[int, ...] = (), problem: str = ""
 ) -> Response:
-    annotation, options = _annotation(workspace, pair_id)
-    return page(
-        request,
-        "review.html.j2",
-        status=422 if problem else 200,
-        pair=find_pair(workspace, pair_id),
-        annotation=annotation,
-        options=options,
-        statements=pending(workspace, pair_id),
-        problem=problem,
-        num_left=num_open(workspace, request.state.user, REVIEW),
-        ahead=images_of(workspace, ahead),
+    statements = pending(workspace, pair_id)
+    return _sheet(
+        request, workspace, REVIEW, pair_id, ahead, is_wrong=bool(problem), statements=statements, problem=problem
     )
 
 
@@ -123,17 +115,40 @@ def _form(
     comment: str = "",
     problems: Mapping[str, str] | None = None,
 ) -> Response:
+    problems = problems or {}
+    return _sheet(
+        request,
+        workspace,
+        STATE,
+        pair_id,
+        ahead,
+        is_wrong=bool(problems),
+        texts=texts,
+        comment=comment,
+        problems=problems,
+    )
+
+
+def _sheet(
+    request: Request,
+    workspace: Workspace,
+    task: str,
+    pair_id: int,
+    ahead: tuple[int, ...],
+    *,
+    is_wrong: bool,
+    **values: Any,
+) -> Response:
+    """The page of a task: the pair with its question and key, and what the task adds."""
     annotation, options = _annotation(workspace, pair_id)
     return page(
         request,
-        "state.html.j2",
-        status=422 if problems else 200,
+        f"{task}.html.j2",
+        status=422 if is_wrong else 200,
         pair=find_pair(workspace, pair_id),
         annotation=annotation,
         options=options,
-        texts=texts,
-        comment=comment,
-        problems=problems or {},
-        num_left=num_open(workspace, request.state.user, STATE),
+        num_left=num_open(workspace, request.state.user, task),
         ahead=images_of(workspace, ahead),
+        **values,
     )
