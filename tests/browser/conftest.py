@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.browser.app_under_test import App, make_app
+from tests.browser.http_client import Client, member
 from tests.browser.scenes import pair
 
 if TYPE_CHECKING:
@@ -114,6 +115,12 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     found.start()
     yield found
     found.stop()
+
+
+@pytest.fixture(scope="module")
+def client(app: App) -> Client:
+    """An annotator of the module's app who is no browser."""
+    return member(app, "annotator")
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlencode
 
@@ -14,58 +13,42 @@ from starlette.types import Message, Receive, Scope, Send
 from mmvp_ray.annotate.web.security import Guard
 from mmvp_ray.annotate.web.settings import WebSettings
 from tests.browser.app_under_test import App, make_app
-from tests.browser.http_client import Answer, Client, member, visitor
-from tests.browser.scenes import pair
-
-
-@pytest.fixture(scope="module")
-def app(tmp_path_factory) -> Iterator[App]:
-    found = make_app(tmp_path_factory.mktemp("app"), [pair(number) for number in range(3)])
-    found.start()
-    yield found
-    found.stop()
-
-
-@pytest.fixture(scope="module")
-def annotator(app) -> Client:
-    return member(app, "annotator")
+from tests.browser.http_client import Answer, visitor
 
 
 @pytest.mark.parametrize(
     "origin", ["http://evil.example", "null", "https://127.0.0.1", "http://127.0.0.1:1", "http://localhost", "", None]
 )
-def test_other_sites_are_refused(app, annotator, origin):
-    assert annotator.ask("POST", "/tasks/annotate/1/draft", body={}, Origin=origin).status == 403
+def test_other_sites_are_refused(app, client, origin):
+    assert client.ask("POST", "/tasks/annotate/1/draft", body={}, Origin=origin).status == 403
     assert visitor(app).ask("POST", "/login", body="token=x", Origin=origin).status == 403
 
 
-def test_what_a_browser_says_without_an_origin(annotator):
+def test_what_a_browser_says_without_an_origin(client):
     for said, status in (("same-origin", 200), ("same-site", 403), ("cross-site", 403), ("none", 403)):
-        assert (
-            annotator.ask("POST", "/tasks/annotate/1/draft", body={}, Origin=None, Sec_Fetch_Site=said).status == status
-        )
+        assert client.ask("POST", "/tasks/annotate/1/draft", body={}, Origin=None, Sec_Fetch_Site=said).status == status
 
 
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "127.0.0.1:80:80", "localhost@evil"]
 )
-def test_other_names_are_refused(annotator, host):
+def test_other_names_are_refused(client, host):
     for path in ("/", "/healthz", "/static/app.css"):
-        assert annotator.ask("GET", path, Host=host).status == 421
+        assert client.ask("GET", path, Host=host).status == 421
 
 
-def test_long_bodies_are_refused(app, annotator):
+def test_long_bodies_are_refused(app, client):
     long = json.dumps({"difference": "x" * 70_000})
-    assert annotator.ask("POST", "/tasks/annotate/1/draft", body=long, Content_Type="application/json").status == 413
+    assert client.ask("POST", "/tasks/annotate/1/draft", body=long, Content_Type="application/json").status == 413
     # Without a Content-Length the length shows only as it comes.
     pieces = (b"x" * 1000 for _ in range(70))
-    answer = annotator.ask(
+    answer = client.ask(
         "POST", "/tasks/annotate/1/draft", body=pieces, Content_Type="application/json", Transfer_Encoding="chunked"
     )
     assert answer.status == 413
     assert visitor(app).ask("POST", "/login", body="token=" + "x" * 70_000).status == 413
     # A draft that fits a request and no form.
-    assert annotator.ask("POST", "/tasks/annotate/1/draft", body={"difference": "x" * 9000}).status == 422
+    assert client.ask("POST", "/tasks/annotate/1/draft", body={"difference": "x" * 9000}).status == 422
 
 
 @pytest.mark.parametrize(
@@ -73,17 +56,17 @@ def test_long_bodies_are_refused(app, annotator):
     [b"{", b"[]", b"\xff", b'{"a": NaN}', b"[" * 50_000, b'{"a":' * 10_000, b'"x"', b"null", b""],
     ids=["half", "list", "no UTF-8", "NaN", "deep list", "deep object", "text", "null", "empty"],
 )
-def test_bodies_that_are_none(annotator, body):
-    assert annotator.ask("POST", "/tasks/annotate/1/draft", body=body, Content_Type="application/json").status == 400
+def test_bodies_that_are_none(client, body):
+    assert client.ask("POST", "/tasks/annotate/1/draft", body=body, Content_Type="application/json").status == 400
 
 
-def test_odd_bodies(app, annotator):
-    assert annotator.ask("POST", "/tasks/annotate/1/draft", body=b"x", Content_Type="text/xml").status == 415
+def test_odd_bodies(app, client):
+    assert client.ask("POST", "/tasks/annotate/1/draft", body=b"x", Content_Type="text/xml").status == 415
     many = "&".join(f"a{number}=1" for number in range(200))
     assert visitor(app).ask("POST", "/login", body=many, Content_Type="application/x-www-form-urlencoded").status == 400
     # Half an emoji is kept as a question mark.
     assert (
-        annotator.ask(
+        client.ask(
             "POST", "/tasks/annotate/1/draft", body=b'{"difference": "a\\ud83d"}', Content_Type="application/json"
         ).status
         == 200
@@ -98,11 +81,11 @@ def test_odd_bodies(app, annotator):
         "answer_b": 1e300,
         "pattern": ["x"],
     }
-    answer = annotator.ask("POST", "/tasks/annotate/1/annotation", body=content)
+    answer = client.ask("POST", "/tasks/annotate/1/annotation", body=content)
     assert answer.status == 422
     assert set(json.loads(answer.body)["problems"]) == {"difference", "question", "options", "answers", "pattern"}
-    assert annotator.ask("POST", "/tasks/annotate/1/draft", body=content).status == 200
-    assert annotator.ask("GET", "/tasks/annotate/1").status == 200
+    assert client.ask("POST", "/tasks/annotate/1/draft", body=content).status == 200
+    assert client.ask("GET", "/tasks/annotate/1").status == 200
 
 
 HEADERS = {
@@ -139,10 +122,10 @@ HEADERS = {
         ("GET", "/tasks/annotate/../../../etc/passwd", 404),
     ],
 )
-def test_every_answer_has_the_headers(annotator, method, path, status):
+def test_every_answer_has_the_headers(client, method, path, status):
     body = b"{" if status == 400 else b"{}"
     for accept in ("text/html", "application/json"):
-        answer = annotator.ask(
+        answer = client.ask(
             method, path, body=body if method == "POST" else None, Accept=accept, Content_Type="application/json"
         )
         assert answer.status == status
@@ -153,11 +136,11 @@ def test_every_answer_has_the_headers(annotator, method, path, status):
             assert 'href="/static/app.css' in answer.body or status in (400,)
 
 
-def test_refusals_have_the_headers_too(annotator):
+def test_refusals_have_the_headers_too(client):
     answers = [
-        annotator.ask("GET", "/", Host="evil.example"),
-        annotator.ask("POST", "/", Origin="http://evil.example"),
-        annotator.ask("POST", "/login", body="x" * 70_000),
+        client.ask("GET", "/", Host="evil.example"),
+        client.ask("POST", "/", Origin="http://evil.example"),
+        client.ask("POST", "/login", body="x" * 70_000),
     ]
     assert [answer.status for answer in answers] == [421, 403, 413]
     for answer in answers:

@@ -4,30 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from urllib.parse import urlencode
 
 import pytest
 
 from mmvp_ray.annotate.annotating import annotate
 from mmvp_ray.annotate.people import User
-from tests.browser.app_under_test import App, make_app, written
+from tests.browser.app_under_test import written
 from tests.browser.http_client import Client, member, visitor
-from tests.browser.scenes import pair
 from tests.conftest import REPOSITORY
-
-
-@pytest.fixture(scope="module")
-def app(tmp_path_factory) -> Iterator[App]:
-    found = make_app(tmp_path_factory.mktemp("app"), [pair(number) for number in range(3)])
-    found.start()
-    yield found
-    found.stop()
-
-
-@pytest.fixture(scope="module")
-def annotator(app) -> Client:
-    return member(app, "annotator")
 
 
 @pytest.mark.parametrize(
@@ -53,19 +38,19 @@ def test_pages_need_a_session(app, path):
     assert wrong.ask("GET", path).status == 303
 
 
-def test_sending_needs_a_session_and_its_token(app, annotator):
+def test_sending_needs_a_session_and_its_token(app, client):
     stranger = visitor(app)
-    stranger.csrf = annotator.csrf
+    stranger.csrf = client.csrf
     assert stranger.ask("POST", "/tasks/annotate/1/draft", body={}).status == 401
-    for csrf in ("", "x", annotator.csrf[:-1], annotator.csrf + "x", member(app, "annotator").csrf, "\xff"):
-        forged = Client(app, cookies=annotator.cookies, csrf=csrf)
+    for csrf in ("", "x", client.csrf[:-1], client.csrf + "x", member(app, "annotator").csrf, "\xff"):
+        forged = Client(app, cookies=client.cookies, csrf=csrf)
         assert forged.ask("POST", "/tasks/annotate/1/draft", body={"difference": "x"}).status == 403, csrf
         assert forged.ask("POST", "/logout", body="").status == 403
     # The token is taken from a form's field too, which is as good or as wrong.
-    forged = Client(app, cookies=annotator.cookies)
+    forged = Client(app, cookies=client.cookies)
     for csrf in ("\ud800", ["x"], None, 1):
         assert forged.ask("POST", "/tasks/annotate/1/draft", body={"csrf": csrf}).status == 403
-    assert forged.ask("POST", "/tasks/annotate/1/draft", body={"csrf": annotator.csrf}).status == 200
+    assert forged.ask("POST", "/tasks/annotate/1/draft", body={"csrf": client.csrf}).status == 200
 
 
 def test_a_token_works_once_and_not_for_ever(app):
@@ -113,11 +98,11 @@ def test_logins_are_limited_for_each_address(app):
     assert visitor(app).ask("POST", "/login", body="token=guess").status == 401
 
 
-def test_images_need_a_session_and_a_name(app, annotator):
+def test_images_need_a_session_and_a_name(app, client):
     row = app.workspace.row("SELECT image_id FROM images")
     path = f"/images/{row['image_id']}.webp"
     assert visitor(app).ask("GET", path).status == 401
-    answer = annotator.ask("GET", path)
+    answer = client.ask("GET", path)
     assert (answer.status, answer.headers["content-type"]) == (200, "image/webp")
     assert "private" in answer.headers["cache-control"]
     for name in (
@@ -134,9 +119,9 @@ def test_images_need_a_session_and_a_name(app, annotator):
         f"..%2fviews%2f{row['image_id']}.webp",
         "",
     ):
-        assert annotator.ask("GET", f"/images/{name}").status == 404, name
+        assert client.ask("GET", f"/images/{name}").status == 404, name
     for name in ("../app.py", "..%2fapp.py", "%2e%2e/app.py", "....//app.py", "/etc/passwd"):
-        assert annotator.ask("GET", f"/static/{name}").status == 404, name
+        assert client.ask("GET", f"/static/{name}").status == 404, name
 
 
 TASKS = ("annotate", "verify", "adjudicate", "state", "review")

@@ -325,6 +325,7 @@ def test_there_are_commands() -> None:
     lines = {page: len(job_lines(page, text)) for page, text in TEXTS.items()}
     assert lines["README.md"] >= 12 and lines["guide.md"] >= 5 and lines["reproduce.md"] >= 8
     assert sum(lines.values()) > 80
+    assert sum(len(module_lines(page, text)) for page, text in TEXTS.items()) > 8
 
 
 @pytest.mark.parametrize("page", TEXTS)
