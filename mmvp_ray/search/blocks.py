@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -13,7 +14,7 @@ from mmvp_ray.search.census import Census
 from mmvp_ray.search.space import Space, read_vectors
 from mmvp_ray.store import PieceRef, Store, id_keys
 
-# Shapes: N vectors of a block, D numbers in each.
+# Shapes: N vectors of a block, D numbers in each, P pieces.
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +32,8 @@ def kept_rows(kept: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 def cut_blocks(census: Census, block_rows: int, which: Literal["all", "old", "new"] = "all") -> list[Block]:
-    """Group the pieces of a census, in order, into blocks of at most `block_rows` vectors (or one piece, if it is larger).
+    """Group the pieces of a census, in order, into as few blocks of at most `block_rows` vectors as can be (a piece that is larger is one of
+    its own), about equally large.
 
     The cut depends on the census and on `block_rows` alone, so that a restarted run finds the blocks of the one before.
 
@@ -40,27 +42,44 @@ def cut_blocks(census: Census, block_rows: int, which: Literal["all", "old", "ne
         block_rows: Vectors of a block.
         which: All images; or those joined earlier; or the others.
     """
-    groups: list[list[tuple[PieceRef, NDArray[np.uint8] | None, int]]] = []
-    num_rows = 0
+    pieces: list[tuple[PieceRef, NDArray[np.uint8] | None]] = []
+    sizes = []
     for index, piece in enumerate(census.pieces):
         counts = _counts(census, index, which)
         size = int(counts.sum())
-        kept = None if size == len(counts) else np.packbits(counts)
-        if not size:
-            continue
-        if not groups or num_rows + size > block_rows:
-            groups.append([])
-            num_rows = 0
-        groups[-1].append((piece, kept, size))
-        num_rows += size
+        if size:
+            pieces.append((piece, None if size == len(counts) else np.packbits(counts)))
+            sizes.append(size)
+    ends_P = np.cumsum(sizes, dtype=np.int64)
+    bounds = _even_bounds(ends_P, block_rows)
     return [
         Block(
-            pieces=tuple(piece for piece, _, _ in group),
-            kept=tuple(kept for _, kept, _ in group),
-            num_rows=sum(size for _, _, size in group),
+            pieces=tuple(piece for piece, _ in pieces[first:last]),
+            kept=tuple(kept for _, kept in pieces[first:last]),
+            num_rows=sum(sizes[first:last]),
         )
-        for group in groups
+        for first, last in itertools.pairwise(bounds)
     ]
+
+
+def _even_bounds(ends_P: NDArray[np.int64], block_rows: int) -> list[int]:
+    """Where blocks begin and end, for P pieces whose rows end at `ends_P`."""
+    bounds = [0]
+    while bounds[-1] < len(ends_P):
+        before = int(ends_P[bounds[-1] - 1]) if bounds[-1] else 0
+        fitting = int(np.searchsorted(ends_P, before + block_rows, side="right"))
+        bounds.append(max(fitting, bounds[-1] + 1))
+    num_blocks = len(bounds) - 1
+    if num_blocks < 2:
+        return bounds
+    # The last of them may be a crumb, which costs its tasks as much reading as any: cut nearest to equal parts, if all stay small enough.
+    edges_P = np.concatenate([[0], ends_P])
+    wanted = np.arange(1, num_blocks) * (int(ends_P[-1]) / num_blocks)
+    after = np.searchsorted(edges_P, wanted)
+    nearest = np.where(wanted - edges_P[after - 1] <= edges_P[after] - wanted, after - 1, after)
+    even = [0, *nearest.tolist(), len(ends_P)]
+    sizes = np.diff(edges_P[even])
+    return even if sizes.min() > 0 and sizes.max() <= block_rows else bounds
 
 
 def _counts(census: Census, index: int, which: str) -> NDArray[np.bool_]:

@@ -63,16 +63,17 @@ def exact_join(
     Raises:
         ResourceError: more pairs than memory holds. DataError: a table is missing or broken.
     """
-    # At least four blocks, so that a few workers end at about the same time.
-    rows = block_rows or min(BLOCK_ROWS[device], max(MIN_BLOCK_ROWS, -(-census.num_images // 4)))
+    rows = block_rows or _block_rows(census, device, session)
     new, old = cut_blocks(census, rows, "new"), cut_blocks(census, rows, "old")
     grid: list[tuple[str, Block, Block | None]] = [
-        (f"{rows}-{i:06d}-{j:06d}", new[i], None if i == j else new[j])
+        (f"{rows}-{len(new)}-{i:06d}-{j:06d}", new[i], None if i == j else new[j])
         for i in range(len(new))
         for j in range(i, len(new))
     ]
     grid += [
-        (f"{rows}-{i:06d}-old-{j:06d}", block, other) for i, block in enumerate(new) for j, other in enumerate(old)
+        (f"{rows}-{len(new)}-{i:06d}-old-{j:06d}", block, other)
+        for i, block in enumerate(new)
+        for j, other in enumerate(old)
     ]
     done = set(done_names(folder))
     tasks = [
@@ -98,6 +99,14 @@ def exact_join(
     for num_compared in session.run_tasks(join_part, tasks, num_gpus=1.0 if device == "cuda" else 0.0):
         on_part(num_compared)
     return [part for part, _, _ in grid]
+
+
+def _block_rows(census: Census, device: str, session: Session) -> int:
+    # As many blocks as workers give each the same work (k of them k/2 squares each), and every further one is read and converted again by
+    # all the others. With room for the piece at which each is cut.
+    num_blocks = max(2, int(session.num_workers(device)))
+    share = -(-census.num_images // num_blocks) + int(census.piece_rows.max(initial=0))
+    return min(BLOCK_ROWS[device], max(MIN_BLOCK_ROWS, share))
 
 
 def join_part(task: JoinTask) -> int:

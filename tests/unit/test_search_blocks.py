@@ -1,0 +1,35 @@
+"""How pieces are grouped into blocks: none is lost, none too large, no more blocks than need be, and no crumbs."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmvp_ray.search.blocks import _even_bounds
+
+
+@given(st.lists(st.integers(1, 50), max_size=60), st.integers(1, 200))
+def test_bounds_cover_all_pieces_within_the_limit_in_as_few_blocks_as_can_be(sizes: list[int], block_rows: int) -> None:
+    bounds = _even_bounds(np.cumsum(sizes, dtype=np.int64), block_rows)
+
+    assert bounds[0] == 0 and bounds[-1] == len(sizes)
+    for first, last in itertools.pairwise(bounds):
+        assert first < last
+        assert last == first + 1 or sum(sizes[first:last]) <= block_rows
+    # Filling each block as far as it goes needs no more than any other way.
+    num_blocks, filled = 0, block_rows + 1
+    for size in sizes:
+        if filled + size > block_rows:
+            num_blocks, filled = num_blocks + 1, 0
+        filled += size
+    assert len(bounds) - 1 == num_blocks
+
+
+def test_the_last_block_is_no_crumb() -> None:
+    # 24 pieces of 2,048 images and one of 848, four blocks' room for each: filled one after the other, the fourth gets 6,992.
+    sizes = np.diff(_even_bounds(np.cumsum([2048] * 24 + [848]), 14_548))
+
+    assert sizes.tolist() in ([6, 6, 6, 7], [6, 6, 7, 6], [6, 7, 6, 6], [7, 6, 6, 6])
