@@ -63,14 +63,16 @@ def ours(tars: str, out: str, encoder: str) -> None:
     """Embed the tars into a store, as jobs/mine.py does before it searches."""
     from mmvp_ray.cluster import Session
     from mmvp_ray.embed import EmbedConfig, embed_corpora, plan_work
-    from mmvp_ray.encoders import resolve_encoder
+    from mmvp_ray.encoders import resolving
     from mmvp_ray.sources import list_shards
     from mmvp_ray.store import open_store
 
     store = open_store(out)
-    spec = resolve_encoder(encoder, device="cpu")
-    plan = plan_work(store, list_shards("b", tars), [spec.slug])
     with Session() as session:
+        with resolving([encoder], device="cpu") as resolved:
+            session.start()
+            spec = resolved()[encoder]
+        plan = plan_work(store, list_shards("b", tars), [spec.slug])
         config = EmbedConfig(batch_size=BATCH_SIZE, num_threads=NUM_CORES, num_actors=1)
         embed_corpora(
             store, plan, {spec.slug: spec}, config, device="cpu", session=session, on_piece=lambda summary: None

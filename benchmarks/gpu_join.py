@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.gpu import Bench, CheckError, percent
-from mmvp_ray.search.kernel import JoinedPairs, join_block, multiplies_bf16
+from mmvp_ray.processor import multiplies_bf16
+from mmvp_ray.search.kernel import JoinedPairs, join_block
 
 # Shapes: N vectors, D numbers in each, P pairs.
 

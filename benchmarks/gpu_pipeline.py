@@ -73,7 +73,7 @@ def decode_into(views: list[Any], first: int, encoded: list[bytes], geometries: 
         if not isinstance(found, Decoded):
             raise CheckError(f"pipeline: expected images that decode, found {found.reason}: {found.detail}")
         for view, geometry in zip(views, geometries, strict=True):
-            view[place] = apply_geometry(found.image_HWC, geometry)
+            view[place] = apply_geometry(found, geometry)
 
 
 def _decode(slab: int, first: int, encoded: list[bytes]) -> float:

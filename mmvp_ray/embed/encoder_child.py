@@ -2,7 +2,7 @@
 
 The protocol, big-endian:
 
-    parent -> child    8 bytes length, then the job as JSON: spec, device, threads, shape of a full batch, seconds for one
+    parent -> child    8 bytes length, then the job as JSON: spec, device, threads, products, shape of a full batch, seconds for one
     child  -> parent   READY and the seconds of a batch of noise, once; an encoder that does not get through noise is no one image's fault
     parent -> child    8 bytes number of images B, then B x C x H x W bytes of pixels
     child  -> parent   B x D float16 (of this machine's byte order), then B bytes: 1 where the vector is finite and not zero
@@ -18,15 +18,13 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
 
 from mmvp_ray.embed.embed_piece import embed_pixels
 from mmvp_ray.embed.encoder_process import LENGTH, READY, SECONDS
-from mmvp_ray.encoders import EncoderSpec, load_encoder
-from mmvp_ray.images.geometry import Geometry
+from mmvp_ray.encoders import EncoderSpec, load_for_embedding
 from mmvp_ray.images.isolated_child import set_alarm
 
 # Shapes: B images in a batch, C = 3 channels, H x W pixels, D numbers in a vector.
@@ -48,7 +46,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(job["num_threads"])
-    encoder = load_encoder(_spec(job["spec"]), device=device)
+    encoder = load_for_embedding(EncoderSpec.from_dict(job["spec"]), device=device, cpu_products=job["cpu_products"])
     noise_BCHW = np.random.default_rng(0).integers(0, 256, batch_BCHW, dtype=np.uint8)
     # Twice: the first one also pays for what is made on first use.
     for _ in range(2):
@@ -69,15 +67,6 @@ def main() -> None:
         answers.write(vectors_BD.tobytes() + finite_B.astype(np.uint8).tobytes())
         answers.flush()
         set_alarm(0.0)
-
-
-def _spec(found: dict[str, Any]) -> EncoderSpec:
-    fields = _with_tuples(found)
-    return EncoderSpec(**{**fields, "geometry": Geometry(**_with_tuples(fields["geometry"]))})
-
-
-def _with_tuples(found: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
 
 
 def _limit_memory() -> None:

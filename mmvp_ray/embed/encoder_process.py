@@ -40,6 +40,7 @@ def embed_in_child(
     *,
     device: str,
     num_threads: int,
+    cpu_products: str,
     batch_size: int,
     stuck_seconds: float,
     where: str,
@@ -51,6 +52,7 @@ def embed_in_child(
         pixels_NCHW: uint8 of its geometry.
         device: "cuda" or "cpu".
         num_threads: CPU threads.
+        cpu_products: As in `load_for_embedding`.
         batch_size: Images in a batch.
         stuck_seconds: Longest time for one batch; a child that was quick with its first one gets less.
         where: The piece, for messages.
@@ -73,6 +75,7 @@ def embed_in_child(
                         "spec": dataclasses.asdict(spec),
                         "device": device,
                         "num_threads": num_threads,
+                        "cpu_products": cpu_products,
                         "batch_BCHW": [batch_size, 3, height_px, width_px],
                         "seconds": 2.0 * stuck_seconds,
                     }

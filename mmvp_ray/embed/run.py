@@ -71,6 +71,7 @@ def embed_corpora(
         batch_size=config.batch_size or DEFAULT_BATCH_SIZE[device],
         num_threads=config.num_threads,
         device=device,
+        cpu_products=config.cpu_products,
         num_actors=size,
         stuck_seconds=config.stuck_seconds,
         run=uuid.uuid4().hex,

@@ -31,7 +31,7 @@ from mmvp_ray.embed.wire import (
     pixel_row,
     work_from_json,
 )
-from mmvp_ray.encoders import Encoder, EncoderSpec, load_encoder
+from mmvp_ray.encoders import Encoder, EncoderSpec, load_for_embedding
 from mmvp_ray.errors import DataError, MmvpError, ResourceError
 from mmvp_ray.images.geometry import Geometry
 from mmvp_ray.images.reasons import RejectReason, one_line
@@ -58,6 +58,7 @@ class EmbedJob:
         batch_size: Images in a batch.
         num_threads: CPU threads of an encoder actor.
         device: "cuda" or "cpu".
+        cpu_products: As in `load_for_embedding`.
         num_actors: Encoder actors, at most.
         stuck_seconds: Longest time for one batch, or for decoding a few images.
         run: Id of the run.
@@ -68,6 +69,7 @@ class EmbedJob:
     batch_size: int
     num_threads: int
     device: str
+    cpu_products: str = "auto"
     num_actors: int
     stuck_seconds: float
     run: str
@@ -133,7 +135,9 @@ class EmbedActor:
     def _load(self) -> None:
         for slug, spec in self._job.specs.items():
             if slug not in self._encoders:
-                self._encoders[slug] = load_encoder(spec, device=self._job.device)
+                self._encoders[slug] = load_for_embedding(
+                    spec, device=self._job.device, cpu_products=self._job.cpu_products
+                )
 
     def __call__(self, row: pa.Table) -> pa.Table:
         """Embed and commit the piece of a one-row table; gives one row of numbers for the driver's bookkeeping."""
@@ -224,6 +228,7 @@ class EmbedActor:
             self._pixels(slug, item),
             device=self._job.device,
             num_threads=self._job.num_threads,
+            cpu_products=self._job.cpu_products,
             batch_size=self._job.batch_size,
             stuck_seconds=self._job.stuck_seconds,
             where=f"piece {item.piece.name} of {item.piece.shard.uri}",

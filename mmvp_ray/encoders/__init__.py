@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from mmvp_ray.encoders.backends import load_encoder, resolve_encoder
+from mmvp_ray.encoders.products import load_for_embedding
 from mmvp_ray.encoders.protocol import Encoder, PatchEncoder, TextEncoder
+from mmvp_ray.encoders.resolving import resolving
 from mmvp_ray.encoders.spec import EncoderSpec
 
 __all__ = [
@@ -12,5 +14,7 @@ __all__ = [
     "PatchEncoder",
     "TextEncoder",
     "load_encoder",
+    "load_for_embedding",
     "resolve_encoder",
+    "resolving",
 ]

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from typing import TYPE_CHECKING, Any
 
 from mmvp_ray.encoders.block_tokens import layer_index, tokens_after_block
@@ -16,7 +18,22 @@ from mmvp_ray.errors import ConfigError, DataError
 from mmvp_ray.images.geometry import Geometry
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
+
+
+_TEXT_PARTS = (
+    "attn_mask",
+    "ln_final",
+    "positional_embedding",
+    "text",
+    "text_decoder",
+    "text_projection",
+    "token_embedding",
+    "transformer",
+)
+"""What open_clip's models hold for texts alone."""
 
 
 def resolve(rest: str, *, name: str, device: str, dtype: str | None, trust_remote_code: bool) -> EncoderSpec:
@@ -44,8 +61,23 @@ def resolve(rest: str, *, name: str, device: str, dtype: str | None, trust_remot
 
 def load(spec: EncoderSpec, device: str) -> OpenClipEncoder:
     """Load a model of open_clip; see `mmvp_ray.encoders.load_encoder`."""
-    import torch
+    model, files = _checked_model(spec, device)
+    return _encoder(spec, model, files, device=device)
 
+
+def load_image_tower(spec: EncoderSpec, device: str) -> OpenClipEncoder:
+    """Load a model of open_clip that embeds images only: of ViT-L/14 it holds seven tenths, and never more than that and the file's pages."""
+    model, files = _checked_model(spec, device)
+    for name in _TEXT_PARTS:
+        if getattr(model, name, None) is not None:
+            # None is no module and no parameter: torch wants the old one taken out first.
+            delattr(model, name)
+            setattr(model, name, None)
+    return _encoder(spec, model, files, device=device)
+
+
+def _checked_model(spec: EncoderSpec, device: str) -> tuple[Any, OpenClipFiles]:
+    """The model of a spec on the CPU, in its file's dtypes; weights may lie in the file's pages, which are read when somebody uses them."""
     found = resolve(
         spec.source,
         name=spec.name,
@@ -58,7 +90,17 @@ def load(spec: EncoderSpec, device: str) -> OpenClipEncoder:
     with nan_weights():
         model = _build(files, device="cpu", name=spec.name)
     _load_weights(model, files, name=spec.name)
+    return model, files
+
+
+def _encoder(spec: EncoderSpec, model: Any, files: OpenClipFiles, *, device: str) -> OpenClipEncoder:
+    import torch
+
     model = model.to(device=device, dtype=getattr(torch, spec.dtype)).eval().requires_grad_(False)
+    for tensor in (*model.parameters(), *model.buffers()):
+        if device == "cpu":
+            # Else it may lie in the file's pages: whoever writes to the file would change the model.
+            tensor.data = tensor.data.clone(memory_format=torch.preserve_format)
     blocks, num_prefix_tokens = _blocks(model.visual)
     if blocks is None:
         return OpenClipEncoder(spec, model, files, device=device)
@@ -164,12 +206,17 @@ def _build(files: OpenClipFiles, *, device: str, name: str) -> Any:
 
 def _load_weights(model: Any, files: OpenClipFiles, *, name: str) -> None:
     import pickle
+    import zipfile
 
     import open_clip
     from safetensors import SafetensorError
+    from torch.utils import serialization
 
+    # Files of torch older than 1.6 are no archives and cannot be mapped.
+    config: Any = serialization.config
+    mapped = config.patch({"load.mmap": zipfile.is_zipfile(files.weights)})
     try:
-        with no_warnings_logged():
+        with no_warnings_logged(), _assigning(model), mapped:
             open_clip.load_checkpoint(model, str(files.weights), strict=True, weights_only=True)
     except (
         SafetensorError,
@@ -184,6 +231,16 @@ def _load_weights(model: Any, files: OpenClipFiles, *, name: str) -> None:
             f"Encoder {name!r}: expected weights of {files.label} in {files.weights}, found others or none "
             f"({one_line(error)}); check the architecture, or convert the file to safetensors"
         ) from error
+
+
+@contextlib.contextmanager
+def _assigning(model: Any) -> Iterator[None]:
+    """Inside this context the model takes the checkpoint's tensors for its own in place of copying them: one set of weights, not two."""
+    model.load_state_dict = functools.partial(model.load_state_dict, assign=True)
+    try:
+        yield
+    finally:
+        del model.load_state_dict
 
 
 def _load_tokenizer(files: OpenClipFiles, *, name: str) -> Any:

@@ -87,12 +87,13 @@ def resolve_encoder(
     )
 
 
-def load_encoder(spec: EncoderSpec, *, device: str) -> Encoder:
+def load_encoder(spec: EncoderSpec, *, device: str, images_only: bool = False) -> Encoder:
     """Load the encoder that a spec describes, on a worker.
 
     Args:
         spec: From `resolve_encoder`.
         device: "cpu", "cuda" or "cuda:N".
+        images_only: Nobody will ask for texts: leave out what embeds them, where the backend can, to hold less memory.
 
     Raises:
         ConfigError: The device's name, or a dtype that the device does not run.
@@ -104,7 +105,9 @@ def load_encoder(spec: EncoderSpec, *, device: str) -> Encoder:
         raise DataError(f"Encoder {spec.name!r}: its spec names backend {spec.backend!r}; known: {', '.join(BACKENDS)}")
     if device.startswith("cuda"):
         _require_gpu(device, spec.name)
-    return _backend(spec.backend).load(spec, device)
+    backend = _backend(spec.backend)
+    load = getattr(backend, "load_image_tower", backend.load) if images_only else backend.load
+    return cast("Encoder", load(spec, device))
 
 
 def choose_dtype(dtype: str | None, *, device: str, name: str) -> str:

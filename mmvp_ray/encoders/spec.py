@@ -8,6 +8,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
+from typing import Any, Self
 
 from mmvp_ray.errors import ConfigError, DataError
 from mmvp_ray.images.geometry import Geometry
@@ -126,6 +127,16 @@ class EncoderSpec:
             label = str(json.loads(label).get("label", self.backend))
         label = re.sub(r"[^A-Za-z0-9._-]+", "-", label)[:_MAX_LABEL_CHARACTERS].strip("-._")
         return f"{label or self.backend}-{self.fingerprint}"
+
+    @classmethod
+    def from_dict(cls, found: dict[str, Any]) -> Self:
+        """The spec whose `dataclasses.asdict` went through JSON."""
+        fields = _with_tuples(found)
+        return cls(**{**fields, "geometry": Geometry(**_with_tuples(fields["geometry"]))})
+
+
+def _with_tuples(found: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
 
 
 def require_same(spec: EncoderSpec, found: EncoderSpec) -> None:

@@ -109,7 +109,7 @@ def _pixels(job: EncodeJob, geometry: Geometry) -> Iterator[NDArray[np.uint8]]:
             raise DataError(
                 f"expected an image at {uri}, found one that cannot be read ({found.reason}: {found.detail}); replace it"
             )
-        return apply_geometry(found.image_HWC, geometry)
+        return apply_geometry(found, geometry)
 
     places = zip(job.image_uris, job.image_ids, strict=True)
     return (pixels for _, pixels in ahead(lambda place: one(*place), places, job.placement.num_threads))

@@ -165,7 +165,7 @@ def labelled_pixels(job: ImagesJob, counts: Counts) -> Iterator[tuple[NDArray[np
             return str(error)
         if isinstance(found, Rejected):
             return f"{found.reason}: {found.detail}"
-        return apply_geometry(found.image_HWC, job.spec.geometry)
+        return apply_geometry(found, job.spec.geometry)
 
     def samples() -> Iterator[Sample]:
         for shard in job.shards:

@@ -111,7 +111,7 @@ def _exchange(data: bytes, questions: IO[bytes], answers: IO[bytes]) -> Decoded 
         if len(pixels) != num_bytes:
             return None
         image_HWC = np.frombuffer(pixels, dtype=np.uint8).reshape(height_px, width_px, 3)
-        return Decoded(image_HWC=image_HWC, width_px=width_px, height_px=height_px)
+        return Decoded.of_array(image_HWC)
     # A character of the detail takes up to 4 bytes; beside it stand the reason and a line feed.
     if kind != REJECTED or num_bytes > 4 * MAX_DETAIL_CHARS + 100:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,13 @@ NETWORK_FILE_SYSTEMS = frozenset(
 )
 
 
+def has_gpu_device() -> bool:
+    """Whether this machine may have a GPU for torch: False says so without torch's import, which takes seconds, where Linux shows no device."""
+    if sys.platform != "linux":
+        return True
+    return any(next(Path("/dev").glob(name), None) is not None for name in ("nvidia*", "nvhost*", "dxg", "kfd"))
+
+
 def choose_device(device: str, session: Session, *, wait_seconds: float = 0.0) -> str:
     """The device, "cuda" or "cpu", that --device means here.
 
@@ -58,6 +66,8 @@ def choose_device(device: str, session: Session, *, wait_seconds: float = 0.0) -
         has_gpu = session.wait_for_gpus(wait_seconds)
     elif session.joins_cluster:
         has_gpu = session.resources().num_gpus > 0
+    elif not has_gpu_device():
+        has_gpu = False
     else:
         import torch
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from mmvp_ray import storage
 from mmvp_ray.cluster import Session
 from mmvp_ray.embed import Plan, plan_work
-from mmvp_ray.encoders import EncoderSpec, resolve_encoder
+from mmvp_ray.encoders import EncoderSpec, resolving
 from mmvp_ray.encoders.folders import expand_names
-from mmvp_ray.errors import ConfigError
+from mmvp_ray.errors import ConfigError, MmvpError
 from mmvp_ray.pipeline import preflight
 from mmvp_ray.pipeline.config import MineConfig
 from mmvp_ray.pipeline.corpora import Corpus, open_corpora
@@ -82,10 +83,13 @@ def prepare(config: MineConfig, session: Session, progress: Progress) -> Preflig
     )
     config.check()
     device = preflight.choose_device(config.device, session, wait_seconds=config.wait_for_gpus)
-    resolved = {
-        name: resolve_encoder(name, device=device, dtype=config.dtype, trust_remote_code=config.trust_remote_code)
-        for name in (*config.near, *config.far)
-    }
+    with resolving(
+        (*config.near, *config.far), device=device, dtype=config.dtype, trust_remote_code=config.trust_remote_code
+    ) as resolved_later:
+        if not config.plan and _is_fresh(config.store_url):
+            # There will be work for Ray, whose start is as slow as the libraries that describe encoders.
+            session.start()
+        resolved = resolved_later()
     nears, fars = (tuple(resolved[name] for name in names) for names in (config.near, config.far))
     for flag, specs in (("--near", nears), ("--far", fars)):
         _check_distinct(flag, specs)
@@ -128,6 +132,14 @@ def prepare(config: MineConfig, session: Session, progress: Progress) -> Preflig
         forecast=expected,
         elsewhere=tuple(elsewhere),
     )
+
+
+def _is_fresh(store_url: str) -> bool:
+    """Whether a store holds no vectors; no answer to whether it can be used."""
+    try:
+        return not storage.list_folders(storage.join(Store(store_url).root, "embeddings"))
+    except MmvpError:
+        return False
 
 
 def _check_distinct(flag: str, specs: Sequence[EncoderSpec]) -> None:

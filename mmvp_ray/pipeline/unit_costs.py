@@ -12,11 +12,11 @@ from mmvp_ray.errors import ConfigError, DataError
 from mmvp_ray.pipeline.results import MANIFEST
 
 DECODE_IMAGES_PER_SECOND = 146.0
-"""One core, Pillow, photographs of ImageNet's native sizes to 224 px; 158 to 218 in the pipeline (docs/performance.md, measured)."""
+"""One core, Pillow, photographs of ImageNet's native sizes to 224 px; 158 to 218 in the pipeline (docs/performance_notes.md, measured)."""
 CPU_ENCODE_FLOP_PER_SECOND = 9.0e10
 """One core, fp32, CLIP ViT-L/14: 180 GFLOP/s on two (measured on an AMD EPYC). Models of width 128 reach a third."""
 CPU_JOIN_FLOP_PER_SECOND = 1.0e11
-"""One core, fp32, the exact engine without AMX: 7.7e12 operations for 100,000 vectors of 768 numbers (docs/performance.md, measured)."""
+"""One core, fp32, the exact engine without AMX: 7.7e12 operations for 100,000 vectors of 768 numbers (docs/performance_notes.md, measured)."""
 ENCODE_SHARE, JOIN_SHARE = 0.30, 0.40
 """Of a GPU's dense 16-bit peak: assumptions, not measured here."""
 GPU_PEAK_FLOP_PER_SECOND = {

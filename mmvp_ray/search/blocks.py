@@ -32,10 +32,9 @@ def kept_rows(kept: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 def cut_blocks(census: Census, block_rows: int, which: Literal["all", "old", "new"] = "all") -> list[Block]:
-    """Group the pieces of a census, in order, into as few blocks of at most `block_rows` vectors as can be (a piece that is larger is one of
-    its own), about equally large.
+    """Group the pieces of a census, in order, into as few blocks as can be, about equally large, of at most `block_rows` vectors each.
 
-    The cut depends on the census and on `block_rows` alone, so that a restarted run finds the blocks of the one before.
+    A piece that is larger is a block of its own. The cut depends on the census and on `block_rows` alone, so that a restarted run finds the blocks of the one before.
 
     Args:
         census: The distinct images.

@@ -8,17 +8,17 @@ from typing import Any
 
 from mmvp_ray.cluster import Session
 from mmvp_ray.config import fingerprint
+from mmvp_ray.processor import multiplies_bf16
 from mmvp_ray.search import exact, ivfpq, routed
 from mmvp_ray.search.census import Census
 from mmvp_ray.search.config import EngineName, SearchConfig
-from mmvp_ray.search.kernel import multiplies_bf16
 from mmvp_ray.search.space import Space
 from mmvp_ray.search.table import COMPLETE
 from mmvp_ray.store import Store
 
 EXACT_IMAGES = {"cpu": 35_000, "cpu with AMX": 100_000, "cuda": 20_000_000}
 """Up to so many images one core, or one GPU, compares all pairs within a minute or so, before cells and routing pay; four times the workers
-allow twice the images (docs/performance.md: measured on a CPU, arithmetic for GPUs)."""
+allow twice the images (docs/performance_notes.md: measured on a CPU, arithmetic for GPUs)."""
 ROUTED_COPIES = 12
 """Vectors that routing may write for each image, its home and its visits: what a store's disk must hold for a while."""
 

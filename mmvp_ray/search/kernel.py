@@ -6,18 +6,17 @@ that no pair above the threshold can be missed; whether a proposed pair counts i
 
 from __future__ import annotations
 
-import functools
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmvp_ray.errors import ResourceError
+from mmvp_ray.processor import multiplies_bf16
 from mmvp_ray.search.decide import exact_cosines
 
 if TYPE_CHECKING:
@@ -151,15 +150,6 @@ def _way(a_ND: NDArray[np.float16], b_MD: NDArray[np.float16], device: str) -> s
     enough = BF16_FLOP if "torch" in sys.modules else IMPORT_FLOP
     bf16 = device == "cpu" and flop >= enough and multiplies_bf16()
     return "bf16" if bf16 else device
-
-
-@functools.cache
-def multiplies_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 matrices in hardware (AMX)."""
-    try:
-        return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split()
-    except OSError:
-        return False
 
 
 def _chunks(num_rows: int, step: int) -> Iterator[slice]:

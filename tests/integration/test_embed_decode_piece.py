@@ -142,6 +142,33 @@ def test_only_wanted_geometries_are_made(store: Store, make_jpeg: Callable[..., 
     assert run(store, encoded([("a.jpg", make_jpeg(1))], images_done=True), wanted=()).pixels == {}
 
 
+def test_pixels_of_both_libraries_are_those_of_the_array(store: Store, make_jpeg: Callable[..., bytes]) -> None:
+    # Either may come first; Pillow's image is gone once torchvision's resize has taken the array.
+    mixed = [dataclasses.replace(GEOMETRIES[which], library=name) for name, which in (("torchvision", 0), ("pil", 1))]
+    data = make_jpeg(1, width_px=50, height_px=33)
+    whole = decode(data)
+    assert isinstance(whole, Decoded)
+    for done, geometries in enumerate((mixed, mixed[::-1])):
+        found = decode_piece(store, encoded([("a.jpg", data)], images_done=bool(done)), geometries, (0, 1))
+        for which, geometry in enumerate(geometries):
+            assert np.array_equal(found.pixels[which][0], apply_geometry(whole.image_HWC, geometry))
+
+
+def test_an_image_is_hashed_once(
+    store: Store, make_jpeg: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[bytes] = []
+
+    def counting(data: bytes) -> bytes:
+        hashed.append(data)
+        return image_id(data)
+
+    monkeypatch.setattr(module, "image_id", counting)
+    images = [(f"{i}.jpg", make_jpeg(i)) for i in range(20)]
+    run(store, encoded(images))
+    assert hashed == [data for _, data in images]
+
+
 @pytest.mark.parametrize("images", [[], [("bad.jpg", b"bad")]])
 def test_a_piece_without_images(store: Store, images: list[tuple[str, bytes]]) -> None:
     found = run(store, encoded(images))

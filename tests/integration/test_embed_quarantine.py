@@ -146,7 +146,7 @@ def test_an_encoder_that_dies_of_anything_is_no_images_fault(
     lost(plan.store, NUM_LOST_ACTORS)
     spec = next(iter(plan.specs.values()))
     broken = dataclasses.replace(spec, weights_sha256="0" * 64)
-    monkeypatch.setattr(module, "load_encoder", lambda *_, **__: None)
+    monkeypatch.setattr(module, "load_for_embedding", lambda *_, **__: None)
     plan = dataclasses.replace(plan, specs={spec.slug: broken})
     with pytest.raises(
         ResourceError, match="expected a child process to embed with miniature:clip in, found that it ended"

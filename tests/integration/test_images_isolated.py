@@ -51,7 +51,7 @@ SOURCE = f"""
             os.write(2, b"libfoo: warning\\n" * 10_000)
             return Rejected(RejectReason.CORRUPT, "talks")
         if data == b"lie":
-            return Decoded(image_HWC=np.zeros((2, 2, 3), dtype=np.uint8), width_px=2**31, height_px=2**31)
+            return Decoded(form=np.zeros((2, 2, 3), dtype=np.uint8), width_px=2**31, height_px=2**31)
         return decode(data)
 """
 
