@@ -147,6 +147,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=32)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    facts = machine()
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
     server = context.Process(target=serve, args=(there,), daemon=True)
@@ -161,9 +162,7 @@ def main() -> None:
             Path(folder, f"{number}.jpg").write_bytes(data)
         mean_kb = sum(map(len, kinds)) / len(kinds) / 1e3
         possible = args.concurrency / LATENCY_SECONDS
-        print(
-            f"{machine()}\n{args.questions:,} questions, pictures of {mean_kb:.1f} kB, concurrency {args.concurrency}"
-        )
+        print(f"{facts}\n{args.questions:,} questions, pictures of {mean_kb:.1f} kB, concurrency {args.concurrency}")
         rounds = []
         for _ in range(args.rounds):
             rounds.append(one_round(port, folder, args.questions, args.concurrency))
@@ -174,7 +173,15 @@ def main() -> None:
         twice = one_round(port, folder, 2 * args.questions, args.concurrency)
         print(f"twice as many questions: {_line(twice, possible)}")
         if args.json:
-            results = {"rounds": [asdict(found) for found in rounds], "twice": asdict(twice), "best_share": share}
+            results = {
+                "machine": facts,
+                "questions": args.questions,
+                "concurrency": args.concurrency,
+                "possible_per_second": possible,
+                "rounds": [asdict(found) | {"per_second": found.per_second} for found in rounds],
+                "twice": asdict(twice) | {"per_second": twice.per_second},
+                "best_share": share,
+            }
             args.json.write_text(json.dumps(results, indent=1) + "\n")
     finally:
         server.terminate()

@@ -51,19 +51,20 @@ def run_apart(
     """
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
-    limits = dict.fromkeys(THREAD_LIMITS, None if num_threads is None else str(num_threads))
+    limits: dict[str, str | None] = dict.fromkeys(THREAD_LIMITS, None if num_threads is None else str(num_threads))
     if blas_threads is not None:
         limits["OPENBLAS_NUM_THREADS"] = str(blas_threads)
     with _environment(limits):
         process = context.Process(target=_run, args=(there, work, args))
         process.start()
     there.close()
-    tree_bytes = worker_bytes = 0
+    most_bytes = worker_bytes = 0
     result, error = None, "it ended without a word"
     try:
         while not here.poll(SAMPLE_SECONDS):
-            tree, worker = _memory(process.pid)
-            tree_bytes, worker_bytes = max(tree_bytes, tree), max(worker_bytes, worker)
+            processes = family(process.pid)
+            most_bytes = max(most_bytes, tree_bytes(processes))
+            worker_bytes = max(worker_bytes, _worker_bytes(processes))
         with contextlib.suppress(EOFError):
             result, error = here.recv()
         process.join()
@@ -71,7 +72,7 @@ def run_apart(
         if process.is_alive():
             _end(process.pid)
             process.join()
-    return Outcome(result=result, error=error, tree_bytes=tree_bytes, worker_bytes=worker_bytes)
+    return Outcome(result=result, error=error, tree_bytes=most_bytes, worker_bytes=worker_bytes)
 
 
 def _run(there: Connection, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
@@ -83,11 +84,9 @@ def _run(there: Connection, work: Callable[..., Any], args: tuple[Any, ...]) -> 
 
 
 def _end(pid: int | None) -> None:
-    with contextlib.suppress(psutil.Error):
-        root = psutil.Process(pid)
-        for process in [*root.children(recursive=True), root]:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
+    for process in reversed(family(pid)):
+        with contextlib.suppress(psutil.Error):
+            process.kill()
 
 
 @contextlib.contextmanager
@@ -108,21 +107,36 @@ def _environment(wanted: dict[str, str | None]) -> Iterator[None]:
         put(kept)
 
 
-def _memory(pid: int | None) -> tuple[int, int]:
-    own = shared = worker = 0
+def family(pid: int | None) -> list[psutil.Process]:
+    """A process and all that it started, directly or not; none if it has ended."""
     with contextlib.suppress(psutil.Error):
         root = psutil.Process(pid)
-        family = [root, *root.children(recursive=True)]
-        with_ray = any(_name(process) == "raylet" for process in family)
-        for process in family:
-            with contextlib.suppress(psutil.Error):
-                memory = process.memory_info()
-                own += memory.rss - memory.shared
-                shared = max(shared, memory.shared)
-                # Without what is mapped: Ray's objects lie once in a node's memory, however many workers look at them.
-                if _name(process).startswith("ray::") if with_ray else process is root:
-                    worker = max(worker, memory.rss - memory.shared)
-    return own + shared, worker
+        return [root, *root.children(recursive=True)]
+    return []
+
+
+def tree_bytes(processes: list[psutil.Process]) -> int:
+    """Memory of processes together: what each has for itself, and the largest part that one shares."""
+    own = shared = 0
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            memory = process.memory_info()
+            own += memory.rss - memory.shared
+            shared = max(shared, memory.shared)
+    return own + shared
+
+
+def _worker_bytes(processes: list[psutil.Process]) -> int:
+    """The largest working process: a Ray worker, or the first process where there is no Ray."""
+    largest = 0
+    with_ray = any(_name(process) == "raylet" for process in processes)
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            memory = process.memory_info()
+            # Without what is mapped: Ray's objects lie once in a node's memory, however many workers look at them.
+            if _name(process).startswith("ray::") if with_ray else process is processes[0]:
+                largest = max(largest, memory.rss - memory.shared)
+    return largest
 
 
 def _name(process: psutil.Process) -> str:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import io
 import json
 import multiprocessing
@@ -29,11 +28,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.contest import machine
+from benchmarks.contest import family, machine, tree_bytes
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NUM_PROCESSES = 2
@@ -139,7 +137,7 @@ def measure(command: list[str], out: Path, num_urls: int) -> dict[str, float]:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         peak_bytes = 0
         while process.poll() is None:
-            peak_bytes = max(peak_bytes, tree_bytes(process.pid))
+            peak_bytes = max(peak_bytes, tree_bytes(family(process.pid)))
             time.sleep(SAMPLE_SECONDS)
         seconds = time.perf_counter() - started
         if process.returncode:
@@ -149,19 +147,6 @@ def measure(command: list[str], out: Path, num_urls: int) -> dict[str, float]:
     assert sum(found["successes"] for found in stats) == num_urls, "every URL is an image"
     download = max(found["end_time"] for found in stats) - min(found["start_time"] for found in stats)
     return {"download": num_urls / download, "command": num_urls / seconds, "peak_mib": peak_bytes / 2**20}
-
-
-def tree_bytes(pid: int) -> int:
-    """Memory of a process and all below it: what each has for itself, and the largest part that one shares."""
-    own = shared = 0
-    with contextlib.suppress(psutil.Error):
-        root = psutil.Process(pid)
-        for process in [root, *root.children(recursive=True)]:
-            with contextlib.suppress(psutil.Error):
-                memory = process.memory_info()
-                own += memory.rss - memory.shared
-                shared = max(shared, memory.shared)
-    return own + shared
 
 
 def main() -> None:

@@ -34,6 +34,12 @@ from benchmarks.contest import machine
 REPOSITORY = Path(__file__).resolve().parents[1]
 GOAL_SECONDS = 60.0
 STEPS = ("uploaded", "driver", "planned", "read", "embedded", "done")
+SIGNS = {
+    "planned": "store/store.json",
+    "read": "store/corpora/*/images/*.done.json",
+    "embedded": "store/embeddings/*/*/*.done.json",
+}
+"""Files of a run by which a step is seen to be done."""
 QUIET_SECONDS = 20.0
 
 
@@ -57,6 +63,13 @@ def jobs(address: str) -> list[dict[str, Any]]:
     return []
 
 
+def look(out: Path, began: float, seconds: dict[str, float]) -> None:
+    """Note which of SIGNS there are in the folder of a run, in seconds from `began` to when the first was written."""
+    for step, pattern in SIGNS.items():
+        if step not in seconds and (found := list(out.glob(pattern))):
+            seconds[step] = min(path.stat().st_mtime for path in found) - began
+
+
 def play(address: str, corpus: Path, out: Path, environment: dict[str, str]) -> dict[str, float]:
     """Submit one job; seconds to each step."""
     command = [
@@ -69,17 +82,10 @@ def play(address: str, corpus: Path, out: Path, environment: dict[str, str]) -> 
     log = out.with_suffix(".log")
     with log.open("wb") as output:
         submit = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=output, stderr=subprocess.STDOUT)
-    signs = {
-        "planned": lambda: list(out.glob("store/store.json")),
-        "read": lambda: list(out.glob("store/corpora/*/images/*.done.json")),
-        "embedded": lambda: list(out.glob("store/embeddings/*/*/*.done.json")),
-    }
     next_look = 0.0
     while submit.poll() is None:
         now = time.time() - began
-        for step, sign in signs.items():
-            if step not in seconds and (found := sign()):
-                seconds[step] = min(path.stat().st_mtime for path in found) - began
+        look(out, began, seconds)
         if "driver" not in seconds and now > next_look:
             next_look = now + 0.25
             if "uploaded" not in seconds and len(jobs(address)) > known:
@@ -147,7 +153,9 @@ def main() -> int:
     first = statistics.median(one["embedded"] for one in rounds)
     print(f"first embedded piece after {first:.1f} s (median); goal {GOAL_SECONDS:.0f} s")
     if options.json:
-        options.json.write_text(json.dumps({"machine": machine(), "goal": GOAL_SECONDS, "rounds": rounds}, indent=1))
+        options.json.write_text(
+            json.dumps({"machine": machine(), "goal": GOAL_SECONDS, "rounds": rounds}, indent=1) + "\n"
+        )
     return 0
 
 
