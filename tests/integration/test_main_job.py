@@ -23,7 +23,7 @@ from mmvp_ray.store import id_keys, read_embeddings
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_session")]
 SILENT = Progress(stream=None)
-README = Path(__file__).resolve().parents[2] / "README.md"
+GUIDE = Path(__file__).resolve().parents[2] / "docs" / "guide.md"
 
 
 def config(corpus: str, out: Path, **more: object) -> MineConfig:
@@ -292,14 +292,14 @@ def test_errors_of_workers_arrive_as_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_readme_queries_run_in_duckdb(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_queries_of_the_guide_run_in_duckdb(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     import duckdb
 
-    queries = re.findall(r"```sql\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    assert len(queries) == 3
+    queries = re.findall(r"```sql\n(.*?)```", GUIDE.read_text(), flags=re.DOTALL)
+    assert len(queries) == 4, "the selection, degrees, cosines, and the reasons of rejects"
     monkeypatch.chdir(run.url)
     for query in queries:
-        rows = duckdb.sql(query.replace("runs/miniature/", "")).fetchall()
+        rows = duckdb.sql(re.sub(r"runs/(miniature|photos)/", "", query)).fetchall()
         assert rows, query
 
 
