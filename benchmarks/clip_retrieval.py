@@ -26,7 +26,7 @@ from benchmarks.contest import machine
 from benchmarks.embed import make_shards
 
 ARCHITECTURE = "ViT-B-32"
-NUM_CORES, BATCH_SIZE, IMAGES_PER_SHARD = 2, 64, 128
+NUM_CORES, BATCH_SIZE, IMAGES_PER_SHARD = 2, 32, 128
 POLL_SECONDS = 0.5
 
 
@@ -62,7 +62,7 @@ def save_weights(folder: Path) -> Path:
 def ours(tars: str, out: str, encoder: str) -> None:
     """Embed the tars into a store, as jobs/mine.py does before it searches."""
     from mmvp_ray.cluster import Session
-    from mmvp_ray.embed import EmbedConfig, embed_corpora, plan_work
+    from mmvp_ray.embed import EmbedConfig, embed_corpora, plan_work, start_early
     from mmvp_ray.encoders import resolving
     from mmvp_ray.sources import list_shards
     from mmvp_ray.store import open_store
@@ -70,7 +70,7 @@ def ours(tars: str, out: str, encoder: str) -> None:
     store = open_store(out)
     with Session() as session:
         with resolving([encoder], device="cpu") as resolved:
-            session.start()
+            start_early(session)
             spec = resolved()[encoder]
         plan = plan_work(store, list_shards("b", tars), [spec.slug])
         config = EmbedConfig(batch_size=BATCH_SIZE, num_threads=NUM_CORES, num_actors=1)

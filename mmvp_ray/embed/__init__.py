@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from mmvp_ray.embed.config import EmbedConfig
 from mmvp_ray.embed.plan import Plan, ShardWork, plan_work
-from mmvp_ray.embed.run import embed_corpora
+from mmvp_ray.embed.run import embed_corpora, start_early
 
-__all__ = ["EmbedConfig", "Plan", "ShardWork", "embed_corpora", "plan_work"]
+__all__ = ["EmbedConfig", "Plan", "ShardWork", "embed_corpora", "plan_work", "start_early"]

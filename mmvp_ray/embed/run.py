@@ -121,6 +121,12 @@ def embed_corpora(
     forget_tries(store, {work.shard.corpus for work in plan.work})
 
 
+def start_early(session: Session) -> None:
+    """Start Ray and import what the embedding pass takes of it, while the caller waits for something else anyway."""
+    session.start()
+    import ray.data  # noqa: F401
+
+
 def num_actors(have: Resources, *, num_gpus: float, num_threads: int) -> int:
     """Encoder actors for a cluster: one for each `num_gpus` GPUs, or for each `num_threads` CPUs where they need no GPU.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from mmvp_ray import storage
 from mmvp_ray.cluster import Session
-from mmvp_ray.embed import Plan, plan_work
+from mmvp_ray.embed import Plan, plan_work, start_early
 from mmvp_ray.encoders import EncoderSpec, resolving
 from mmvp_ray.encoders.folders import expand_names
 from mmvp_ray.errors import ConfigError, MmvpError
@@ -88,7 +88,7 @@ def prepare(config: MineConfig, session: Session, progress: Progress) -> Preflig
     ) as resolved_later:
         if not config.plan and _is_fresh(config.store_url):
             # There will be work for Ray, whose start is as slow as the libraries that describe encoders.
-            session.start()
+            start_early(session)
         resolved = resolved_later()
     nears, fars = (tuple(resolved[name] for name in names) for names in (config.near, config.far))
     for flag, specs in (("--near", nears), ("--far", fars)):
