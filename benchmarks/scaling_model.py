@@ -18,7 +18,7 @@ from mmvp_ray.encoders import EncoderSpec
 from mmvp_ray.images.geometry import Geometry
 from mmvp_ray.pipeline.cost import START_SECONDS, VECTOR_ID_BYTES, forecast
 from mmvp_ray.pipeline.unit_costs import CORES_PER_GPU, Hardware, UnitCosts, table_costs
-from mmvp_ray.search.exact import BLOCK_ROWS
+from mmvp_ray.search.exact import BLOCK_ROWS, num_blocks
 from mmvp_ray.sources.piece import PIECE_MEMBERS
 
 GPUS_PER_NODE = 8
@@ -147,9 +147,9 @@ def model(
     # An actor commits a piece before it takes the next one.
     commit = pieces * (costs.commit_seconds + REQUESTS_IN_A_ROW * REQUEST_SECONDS) / num_gpus / 3600
     network = NODE_BYTES_PER_SECOND * math.ceil(num_gpus / GPUS_PER_NODE) * 3600
-    # As search/exact.py cuts them: every pair of blocks is a task, which reads both, so that vectors are read as often as there are blocks.
-    num_blocks = max(2, num_gpus, math.ceil(num_images / BLOCK_ROWS["cuda"]))
-    block_bytes = num_blocks * num_images * (2 * near.dim + VECTOR_ID_BYTES)
+    # Every pair of blocks is a task, which reads both, so that vectors are read as often as there are blocks.
+    blocks = max(num_blocks(num_gpus), math.ceil(num_images / BLOCK_ROWS["cuda"]))
+    block_bytes = blocks * num_images * (2 * near.dim + VECTOR_ID_BYTES)
     return Estimate(
         num_gpus=num_gpus,
         num_images=num_images,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -101,11 +102,21 @@ def exact_join(
     return [part for part, _, _ in grid]
 
 
+def num_blocks(num_workers: float) -> int:
+    """Blocks of a corpus whose blocks are not limited by BLOCK_ROWS: few, for every further one is read and converted again by all the others.
+
+    As many as workers give each worker the same work, half as many squares as there are blocks; for many workers some four tasks each
+    do, ended by the halves on the diagonal.
+
+    Args:
+        num_workers: Tasks that run at the same time.
+    """
+    return max(2, min(int(num_workers), math.ceil(math.sqrt(8.0 * num_workers))))
+
+
 def _block_rows(census: Census, device: str, session: Session) -> int:
-    # As many blocks as workers give each the same work (k of them k/2 squares each), and every further one is read and converted again by
-    # all the others. With room for the piece at which each is cut.
-    num_blocks = max(2, int(session.num_workers(device)))
-    share = -(-census.num_images // num_blocks) + int(census.piece_rows.max(initial=0))
+    # With room for the piece at which each is cut.
+    share = -(-census.num_images // num_blocks(session.num_workers(device))) + int(census.piece_rows.max(initial=0))
     return min(BLOCK_ROWS[device], max(MIN_BLOCK_ROWS, share))
 
 

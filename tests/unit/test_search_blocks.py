@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmvp_ray.search.blocks import _even_bounds
+from mmvp_ray.search.exact import num_blocks
 
 
 @given(st.lists(st.integers(1, 50), max_size=60), st.integers(1, 200))
@@ -33,3 +34,8 @@ def test_the_last_block_is_no_crumb() -> None:
     sizes = np.diff(_even_bounds(np.cumsum([2048] * 24 + [848]), 14_548))
 
     assert sizes.tolist() in ([6, 6, 6, 7], [6, 6, 7, 6], [6, 7, 6, 6], [7, 6, 6, 6])
+
+
+def test_few_workers_get_a_block_each_and_many_some_four_tasks() -> None:
+    assert [num_blocks(workers) for workers in (0.5, 1, 2, 3, 4, 8, 16, 512)] == [2, 2, 2, 3, 4, 8, 12, 64]
+    assert 4 <= (64 * 65 / 2) / 512 < 4.1
