@@ -63,15 +63,13 @@ def ours(tars: str, out: str, encoder: str) -> None:
     """Embed the tars into a store, as jobs/mine.py does before it searches."""
     from mmvp_ray.cluster import Session
     from mmvp_ray.embed import EmbedConfig, embed_corpora, plan_work, start_early
-    from mmvp_ray.encoders import resolving
+    from mmvp_ray.encoders import resolve_encoders
     from mmvp_ray.sources import list_shards
     from mmvp_ray.store import open_store
 
     store = open_store(out)
     with Session() as session:
-        with resolving([encoder], device="cpu") as resolved:
-            start_early(session)
-            spec = resolved()[encoder]
+        spec = resolve_encoders([encoder], device="cpu", meanwhile=lambda: start_early(session))[encoder]
         plan = plan_work(store, list_shards("b", tars), [spec.slug])
         config = EmbedConfig(batch_size=BATCH_SIZE, num_threads=NUM_CORES, num_actors=1)
         embed_corpora(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mmvp_ray.encoders.backends import load_encoder, resolve_encoder
 from mmvp_ray.encoders.products import load_for_embedding
 from mmvp_ray.encoders.protocol import Encoder, PatchEncoder, TextEncoder
-from mmvp_ray.encoders.resolving import resolving
+from mmvp_ray.encoders.resolving import resolve_encoders
 from mmvp_ray.encoders.spec import EncoderSpec
 
 __all__ = [
@@ -16,5 +16,5 @@ __all__ = [
     "load_encoder",
     "load_for_embedding",
     "resolve_encoder",
-    "resolving",
+    "resolve_encoders",
 ]

@@ -8,8 +8,9 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from mmvp_ray import errors
 from mmvp_ray.encoders.backends import resolve_encoder
@@ -25,47 +26,50 @@ CHILD = ("-m", "mmvp_ray.encoders.resolving_child")
 Resolved = dict[str, EncoderSpec]
 
 
-@contextlib.contextmanager
-def resolving(
-    names: Sequence[str], *, device: str, dtype: str | None = None, trust_remote_code: bool = False
-) -> Iterator[Callable[[], Resolved]]:
-    """Begin to resolve encoders; the function that this gives waits for them.
+def resolve_encoders(
+    names: Sequence[str],
+    *,
+    device: str,
+    dtype: str | None = None,
+    trust_remote_code: bool = False,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> Resolved:
+    """Resolve encoders, those of large libraries in a child process.
 
     Args:
         names: One or more encoders, each as `resolve_encoder` takes it.
         device: As there.
         dtype: As there.
         trust_remote_code: As there.
+        meanwhile: What to do while the child is waited for; not called where there is nothing to wait for.
 
-    Yields:
-        A function without arguments that gives the specs by name, or raises what `resolve_encoder` raises.
+    Returns:
+        The specs by name, in the order of `names`.
+
+    Raises:
+        ConfigError, ResourceError, TransientError: as `resolve_encoder`. And what `meanwhile` raises.
     """
-    arguments = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
-
-    def here() -> Resolved:
-        return {name: resolve_encoder(name, **arguments) for name in names}  # type: ignore[arg-type]
-
+    arguments: dict[str, Any] = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
     dear = [LIBRARIES[backend] for name in names if (backend := name.partition(":")[0]) in LIBRARIES]
-    if not dear or all(library in sys.modules for library in dear):
-        yield here
-        return
+    found = None
+    if not all(library in sys.modules for library in dear):
+        found = _by_child({"names": list(names), **arguments}, meanwhile)
+    return found or {name: resolve_encoder(name, **arguments) for name in names}
+
+
+def _by_child(asked: dict[str, Any], meanwhile: Callable[[], None]) -> Resolved | None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
-    child = subprocess.Popen(
-        [sys.executable, *CHILD],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=environment,
-    )
-    try:
-        assert child.stdin is not None
-        with contextlib.suppress(BrokenPipeError), child.stdin:
-            child.stdin.write(json.dumps({"names": list(names), **arguments}).encode())
-        yield lambda: _answer(child) or here()
-    finally:
-        child.kill()
-        child.wait()
-        if child.stdout is not None:
-            child.stdout.close()
+    with subprocess.Popen(
+        [sys.executable, *CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    ) as child:
+        try:
+            assert child.stdin is not None
+            with contextlib.suppress(BrokenPipeError), child.stdin:
+                child.stdin.write(json.dumps(asked).encode())
+            meanwhile()
+            return _answer(child)
+        finally:
+            child.kill()
 
 
 def _answer(child: subprocess.Popen[bytes]) -> Resolved | None:

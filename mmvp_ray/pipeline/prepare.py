@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from mmvp_ray import storage
 from mmvp_ray.cluster import Session
 from mmvp_ray.embed import Plan, plan_work, start_early
-from mmvp_ray.encoders import EncoderSpec, resolving
+from mmvp_ray.encoders import EncoderSpec, resolve_encoders
 from mmvp_ray.encoders.folders import expand_names
 from mmvp_ray.errors import ConfigError, MmvpError
 from mmvp_ray.pipeline import preflight
@@ -83,13 +83,19 @@ def prepare(config: MineConfig, session: Session, progress: Progress) -> Preflig
     )
     config.check()
     device = preflight.choose_device(config.device, session, wait_seconds=config.wait_for_gpus)
-    with resolving(
-        (*config.near, *config.far), device=device, dtype=config.dtype, trust_remote_code=config.trust_remote_code
-    ) as resolved_later:
+
+    def meanwhile() -> None:
         if not config.plan and _is_fresh(config.store_url):
             # There will be work for Ray, whose start is as slow as the libraries that describe encoders.
             start_early(session)
-        resolved = resolved_later()
+
+    resolved = resolve_encoders(
+        (*config.near, *config.far),
+        device=device,
+        dtype=config.dtype,
+        trust_remote_code=config.trust_remote_code,
+        meanwhile=meanwhile,
+    )
     nears, fars = (tuple(resolved[name] for name in names) for names in (config.near, config.far))
     for flag, specs in (("--near", nears), ("--far", fars)):
         _check_distinct(flag, specs)

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mmvp_ray.encoders import resolve_encoder, resolving
-from mmvp_ray.encoders import resolving as resolving_function
+from mmvp_ray.encoders import resolve_encoder, resolve_encoders, resolving
 from mmvp_ray.encoders.spec import EncoderSpec
 from mmvp_ray.errors import ConfigError
 from tests.integration.encoders_small_models import save_open_clip
@@ -20,11 +19,10 @@ pytestmark = pytest.mark.integration
 APART = """
 import json, sys
 from dataclasses import asdict
-from mmvp_ray.encoders import resolving
+from mmvp_ray.encoders import resolve_encoders
 from mmvp_ray.errors import MmvpError
 try:
-    with resolving(sys.argv[1:], device="cpu") as later:
-        found = {name: asdict(spec) for name, spec in later().items()}
+    found = {name: asdict(spec) for name, spec in resolve_encoders(sys.argv[1:], device="cpu").items()}
 except MmvpError as error:
     found = {"error": [type(error).__name__, str(error)]}
 print(json.dumps({"found": found, "imported": sorted({"torch", "open_clip", "transformers"} & sys.modules.keys())}))
@@ -64,19 +62,18 @@ def test_an_error_comes_as_it_was_raised() -> None:
 def test_a_child_that_dies_is_made_up_for(
     saved: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    module = sys.modules[resolving_function.__module__]
-    monkeypatch.setattr(module, "LIBRARIES", {"open_clip": "a library that nobody has imported"})
+    monkeypatch.setattr(resolving, "LIBRARIES", {"open_clip": "a library that nobody has imported"})
     # -c reads no module: the child ends at once, with an error.
-    monkeypatch.setattr(module, "CHILD", ("-c", "raise SystemExit(3)"))
+    monkeypatch.setattr(resolving, "CHILD", ("-c", "raise SystemExit(3)"))
 
-    with resolving([f"open_clip:{saved}"], device="cpu") as later:
-        assert later() == {f"open_clip:{saved}": resolve_encoder(f"open_clip:{saved}", device="cpu")}
+    found = resolve_encoders([f"open_clip:{saved}"], device="cpu")
+
+    assert found == {f"open_clip:{saved}": resolve_encoder(f"open_clip:{saved}", device="cpu")}
     assert "described here" in caplog.text
 
 
 def test_the_child_ends_with_a_caller_who_does_not_wait(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = sys.modules[resolving_function.__module__]
-    monkeypatch.setattr(module, "LIBRARIES", {"open_clip": "a library that nobody has imported"})
+    monkeypatch.setattr(resolving, "LIBRARIES", {"open_clip": "a library that nobody has imported"})
     started = []
     real = subprocess.Popen
 
@@ -84,8 +81,19 @@ def test_the_child_ends_with_a_caller_who_does_not_wait(saved: Path, monkeypatch
         started.append(real(*args, **options))  # type: ignore[call-overload]
         return started[-1]
 
-    monkeypatch.setattr(module.subprocess, "Popen", popen)  # type: ignore[attr-defined]
-    with pytest.raises(KeyboardInterrupt), resolving([f"open_clip:{saved}"], device="cpu"):
+    monkeypatch.setattr(resolving.subprocess, "Popen", popen)
+
+    def interrupt() -> None:
         raise KeyboardInterrupt
 
+    with pytest.raises(KeyboardInterrupt):
+        resolve_encoders([f"open_clip:{saved}"], device="cpu", meanwhile=interrupt)
+
     assert [child.poll() is not None for child in started] == [True]
+
+
+def test_nothing_is_done_meanwhile_where_nothing_is_waited_for() -> None:
+    def never() -> None:
+        raise AssertionError("called")
+
+    assert list(resolve_encoders(["miniature:dino"], device="cpu", meanwhile=never)) == ["miniature:dino"]
