@@ -17,6 +17,7 @@ from mmvp_ray.pipeline.corpora import Corpus, open_corpora
 from mmvp_ray.pipeline.progress import Progress
 from mmvp_ray.pipeline.run import open_run
 from mmvp_ray.pipeline.unit_costs import Hardware, measured_costs
+from mmvp_ray.sources import parse_corpus
 from mmvp_ray.store import Store, open_store, read_takedown_list
 
 
@@ -84,7 +85,12 @@ def prepare(config: MineConfig, session: Session, progress: Progress) -> Preflig
     config.check()
     device = preflight.choose_device(config.device, session, wait_seconds=config.wait_for_gpus)
 
+    listed: list[Corpus] = []
+
     def meanwhile() -> None:
+        if not any(parse_corpus(text)[1].startswith("miniature:") for text in config.corpus):
+            # Others are only listed, which writes nothing and knows at once of a misspelt path.
+            listed.extend(open_corpora(config, progress))
         if not config.plan and _is_fresh(config.store_url):
             # There will be work for Ray, whose start is as slow as the libraries that describe encoders.
             start_early(session)
@@ -107,7 +113,7 @@ def prepare(config: MineConfig, session: Session, progress: Progress) -> Preflig
     preflight.check_writable(config.out_url, flag="--out")
     store = open_store(config.store_url)
     preflight.check_writable(config.store_url, flag="--store")
-    corpora = tuple(open_corpora(config, progress))
+    corpora = tuple(listed or open_corpora(config, progress))
     plan = plan_work(
         store,
         [shard for corpus in corpora for shard in corpus.shards],
