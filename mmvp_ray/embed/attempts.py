@@ -14,7 +14,10 @@ FOLDER = "attempts"
 """Below the store's root: empty files <corpus>/<piece>.<number>, there while the piece is in an encoder."""
 
 LOADING = ".loading"
-"""Folder beside the corpora: one file for each encoder actor of a run that is loading its encoders, or died doing so."""
+"""Folder beside the corpora: a file <run>.<id> for each encoder actor of a run that is loading its encoders, or died doing so."""
+
+OPEN = "open"
+"""In place of the id, in the file that is there while the run goes on."""
 
 NUM_CAREFUL = 4
 """Pieces of a process whose attempt is on the disk before they begin. What killed an actor comes back as one of the first pieces of the process
@@ -78,12 +81,19 @@ class Attempts:
         return storage.join(self._store.root, FOLDER, corpus, f"{piece}.{number}")
 
 
+def open_loads(store: Store, run: str) -> None:
+    """Let the actors of a run load their encoders, until `forget_loads`."""
+    storage.write_bytes(_load_uri(store, run, OPEN), b"")
+
+
 def load_noted(store: Store, run: str, load: Callable[[], None], *, num_actors: int, encoders: str) -> None:
     """Call `load`, and refuse to when too many processes of this run died of it: Ray would start another for ever.
 
+    An actor that comes up when its run has ended (Ray Data starts them until the last piece is done) loads nothing and leaves nothing.
+
     Args:
         store: The store.
-        run: Id of the run.
+        run: Id of the run, without dots; `open_loads` was called for it.
         load: Loads the encoders.
         num_actors: Encoder actors of the run, which may load at the same time.
         encoders: Their names, for the message.
@@ -91,23 +101,40 @@ def load_noted(store: Store, run: str, load: Callable[[], None], *, num_actors: 
     Raises:
         ResourceError: more than MAX_LOADS_LOST died in a row.
     """
-    folder = storage.join(store.root, FOLDER, LOADING, run)
-    lost = storage.list_names(folder)
-    if len(lost) >= num_actors + MAX_LOADS_LOST:
+    own = uuid.uuid4().hex
+    storage.write_bytes(_load_uri(store, run, own), b"")
+    noted = _loads(store, run)
+    if OPEN not in noted:
+        storage.remove(_load_uri(store, run, own))
+        return
+    num_lost = len(noted) - 2
+    if num_lost >= num_actors + MAX_LOADS_LOST:
         raise ResourceError(
-            f"expected encoders that can be loaded, found that {len(lost) - num_actors + 1} processes or more died of loading {encoders}; "
+            f"expected encoders that can be loaded, found that {num_lost - num_actors + 1} processes or more died of loading {encoders}; "
             f"see whether the workers have the memory for them, and the workers' logs"
         )
-    storage.write_bytes(storage.join(folder, uuid.uuid4().hex), b"")
     load()
     # Those of others that load just now are forgotten too: it is only deaths in a row that count.
-    for name in storage.list_names(folder):
-        storage.remove(storage.join(folder, name))
+    for name in _loads(store, run):
+        if name != OPEN:
+            storage.remove(_load_uri(store, run, name))
 
 
 def forget_loads(store: Store, run: str) -> None:
-    """Remove what a run noted of its loads."""
-    storage.remove_folder(storage.join(store.root, FOLDER, LOADING, run))
+    """Remove what a run noted of its loads; actors of it that come later load nothing."""
+    storage.remove(_load_uri(store, run, OPEN))
+    for name in _loads(store, run):
+        storage.remove(_load_uri(store, run, name))
+
+
+def _loads(store: Store, run: str) -> list[str]:
+    names = storage.list_names(storage.join(store.root, FOLDER, LOADING))
+    return [note for of, _, note in (name.partition(".") for name in names) if of == run]
+
+
+def _load_uri(store: Store, run: str, note: str) -> str:
+    # One folder for all runs: to remove a run's own would fail where a late actor writes into it just then.
+    return storage.join(store.root, FOLDER, LOADING, f"{run}.{note}")
 
 
 def forget_tries(store: Store, corpora: Iterable[str]) -> None:

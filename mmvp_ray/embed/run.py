@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mmvp_ray.cluster import Resources, Session, own_error
-from mmvp_ray.embed.attempts import forget_loads, forget_tries
+from mmvp_ray.embed.attempts import forget_loads, forget_tries, open_loads
 from mmvp_ray.embed.config import DEFAULT_BATCH_SIZE, EmbedConfig
 from mmvp_ray.embed.plan import Plan
 from mmvp_ray.embed.stages import EmbedActor, EmbedJob, decode_row, read_shard
@@ -111,6 +111,7 @@ def embed_corpora(
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=size, max_tasks_in_flight_per_actor=2),
         )
     )
+    open_loads(store, job.run)
     try:
         for summary in rows.iter_rows():
             on_piece(summary)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mmvp_ray import storage
 from mmvp_ray.embed import attempts as module
-from mmvp_ray.embed.attempts import MAX_LOADS_LOST, Attempts, forget_loads, forget_tries, load_noted
+from mmvp_ray.embed.attempts import MAX_LOADS_LOST, Attempts, forget_loads, forget_tries, load_noted, open_loads
 from mmvp_ray.errors import ResourceError
 from mmvp_ray.store import Store, open_store
 
@@ -99,6 +99,10 @@ def test_a_write_that_fails_is_an_error(store: Store, monkeypatch: pytest.Monkey
 
 
 class TestLoads:
+    @pytest.fixture(autouse=True)
+    def _opened(self, store: Store) -> None:
+        open_loads(store, "r")
+
     def load(self, store: Store, work: object, *, run: str = "r", num_actors: int = 2) -> None:
         load_noted(store, run, work, num_actors=num_actors, encoders="a, b")  # type: ignore[arg-type]
 
@@ -118,14 +122,27 @@ class TestLoads:
                 with pytest.raises(KeyboardInterrupt):
                     self.load(store, self.die)
             self.load(store, lambda: None)
-            assert files(store) == []
+            assert files(store) == [".loading/r.open"]
 
     def test_runs_do_not_mix_and_are_forgotten(self, store: Store) -> None:
+        open_loads(store, "another")
         for _ in range(MAX_LOADS_LOST + 2):
             with pytest.raises(KeyboardInterrupt):
                 self.load(store, self.die)
-        self.load(store, lambda: None, run="another")
+        loaded: list[str] = []
+        self.load(store, lambda: loaded.append("another"), run="another")
         forget_loads(store, "r")
         forget_loads(store, "never-was")
+        assert files(store) == [".loading/another.open"]
+        open_loads(store, "r")
+        self.load(store, lambda: loaded.append("r"))
+        assert loaded == ["another", "r"]
+
+    def test_an_actor_that_comes_when_its_run_has_ended_loads_nothing_and_leaves_nothing(self, store: Store) -> None:
+        forget_loads(store, "r")
+        self.load(store, self.die)
         assert files(store) == []
-        self.load(store, lambda: None)
+
+    def test_a_run_that_ends_while_an_actor_loads(self, store: Store) -> None:
+        self.load(store, lambda: forget_loads(store, "r"))
+        assert files(store) == []
