@@ -196,6 +196,9 @@ def test_probing(place: Place) -> None:
         storage.write_bytes(f"s3://{BUCKET}/coco50/photos/{number}.jpg", jpeg(number))
     storage.write_bytes(f"s3://{BUCKET}/coco50/items.jsonl", (place.folder / "items.jsonl").read_bytes())
     place.run_all(commands.PROBE)
+    report = json.loads((place.folder / "runs/probe-study/report.json").read_text())
+    assert "miniature:clip" in json.dumps(report)
+    assert sorted((place.folder / "runs/probe-study/rows").glob("*.parquet"))
 
 
 def test_preparing_to_train(place: Place) -> None:

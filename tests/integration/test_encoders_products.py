@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from mmvp_ray.encoders import EncoderSpec, load_encoder, load_for_embedding, products, resolve_encoder
-from tests.integration.encoders_small_models import embed_pictures, save_open_clip, worst_cosine
+from mmvp_ray.encoders.protocol import TextEncoder
+from tests.integration.encoders_small_models import embed_pictures, save_hf, save_open_clip, worst_cosine
 
 pytestmark = pytest.mark.integration
 
@@ -120,17 +121,21 @@ def test_probes_are_pictures_and_the_same_everywhere() -> None:
     assert np.corrcoef(rows[:, :-1].ravel(), rows[:, 1:].ravel())[0, 1] > 0.5
 
 
-def test_the_image_tower_alone_embeds_the_same_and_outlives_its_file(tmp_path: Path) -> None:
-    directory = save_open_clip(tmp_path / "model")
-    spec = resolve_encoder(f"open_clip:{directory}", device="cpu")
+@pytest.mark.parametrize("kind", ["open_clip", "clip", "siglip"])
+def test_the_image_tower_alone_embeds_the_same_and_outlives_its_file(tmp_path: Path, kind: str) -> None:
+    backend = "open_clip" if kind == "open_clip" else "hf"
+    directory = save_open_clip(tmp_path / "model") if kind == "open_clip" else save_hf(tmp_path / "model", kind)
+    spec = resolve_encoder(f"{backend}:{directory}", device="cpu")
     whole = load_encoder(spec, device="cpu")
     alone = load_encoder(spec, device="cpu", images_only=True)
+    assert isinstance(whole, TextEncoder)
     for file in directory.iterdir():
         if file.suffix in (".safetensors", ".bin", ".pt"):
             # In place, as a copy over it would: were the weights the file's pages, they would change or end the process.
             file.write_bytes(b"\0" * file.stat().st_size)
 
     assert torch.equal(embed_pictures(alone), embed_pictures(whole))
-    sizes = [sum(tensor.numel() for tensor in one._model.parameters()) for one in (alone, whole)]  # type: ignore[attr-defined]
-    assert sizes[0] == sum(tensor.numel() for tensor in whole._model.visual.parameters()) + 1  # type: ignore[attr-defined]
-    assert sizes[0] < sizes[1]
+    sizes = {name: tensor.numel() for name, tensor in whole._model.named_parameters()}  # type: ignore[attr-defined]
+    of_text = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_")
+    kept = sum(size for name, size in sizes.items() if not name.startswith(of_text))
+    assert sum(tensor.numel() for tensor in alone._model.parameters()) == kept < sum(sizes.values())  # type: ignore[attr-defined]
