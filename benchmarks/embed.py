@@ -2,7 +2,7 @@
 
 Two ratios, both after the first wave of pieces (start-up apart), both on the same cores in the same run:
 
-* encode: images per second of the whole pipeline with a ViT-B/16 on the CPU, over a bare loop of the same encoder on preloaded pixels.
+* encode: images per second of the whole pipeline with a ViT-B/16 on the CPU, over a bare loop of the same encoder, loaded the same way, on preloaded pixels.
 * no-op: the pipeline with an encoder that costs nothing, over a loop in plain processes, one a core, that reads and decodes the same tars.
 
 Without --images it makes photographs-like JPEGs of 500 x 375 px. Two cores for everything; baselines use as many threads or processes.
@@ -125,10 +125,10 @@ def bare_encode_rate(encoder: str, num_images: int) -> float:
     import torch
 
     from mmvp_ray.embed.embed_piece import embed_pixels
-    from mmvp_ray.encoders import load_encoder, resolve_encoder
+    from mmvp_ray.encoders import load_for_embedding, resolve_encoder
 
     torch.set_num_threads(NUM_CORES)
-    loaded = load_encoder(resolve_encoder(encoder, device="cpu"), device="cpu")
+    loaded = load_for_embedding(resolve_encoder(encoder, device="cpu"), device="cpu")
     pixels = np.random.default_rng(0).integers(0, 256, (num_images, 3, 224, 224), dtype=np.uint8)
     embed_pixels(loaded, pixels[:BATCH_SIZE], batch_size=BATCH_SIZE)
     started = time.perf_counter()
