@@ -215,9 +215,7 @@ def _tiles(num: int, way: str) -> Iterator[tuple[slice, slice]]:
             if second < first:
                 continue
             rows, columns = min(block_rows, num - first), min(block_rows, num - second)
-            for tile in kernel._tiles(
-                rows, columns, kernel.TILE_ROWS[way], kernel.TILE_COLUMNS[way], within=first == second
-            ):
+            for tile in kernel.cut_tiles(rows, columns, kernel.TILES[way], within=first == second):
                 yield slice(first + tile.top, first + tile.bottom), slice(second + tile.left, second + tile.right)
 
 
@@ -227,7 +225,7 @@ Multiply = Callable[[slice, slice], None]
 def _numpy_fp32(unit_ND: NDArray[np.float32], num_threads: int) -> Multiply:
     from mmvp_ray.search import kernel
 
-    buffer = np.empty(kernel.TILE_ROWS["cpu"] * max(kernel.TILE_ROWS["cpu"], kernel.TILE_COLUMNS["cpu"]), np.float32)
+    buffer = np.empty(kernel.TILES["cpu"].rows * kernel.TILES["cpu"].columns, np.float32)
 
     def multiply(rows: slice, columns: slice) -> None:
         a_SD, b_TD = unit_ND[rows], unit_ND[columns]
@@ -243,8 +241,7 @@ def _torch_bf16(unit_ND: NDArray[np.float32], num_threads: int) -> Multiply:
 
     torch.set_num_threads(num_threads)
     vectors_ND = torch.from_numpy(unit_ND).bfloat16()
-    size = kernel.TILE_ROWS["bf16"] * max(kernel.TILE_ROWS["bf16"], kernel.TILE_COLUMNS["bf16"])
-    buffer = torch.empty(size, dtype=torch.bfloat16)
+    buffer = torch.empty(kernel.TILES["bf16"].rows * kernel.TILES["bf16"].columns, dtype=torch.bfloat16)
 
     def multiply(rows: slice, columns: slice) -> None:
         a_SD, b_TD = vectors_ND[rows], vectors_ND[columns]

@@ -6,6 +6,7 @@ that no pair above the threshold can be missed; whether a proposed pair counts i
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,13 +23,30 @@ from mmvp_ray.search.decide import exact_cosines
 if TYPE_CHECKING:
     import torch
 
-# Shapes: N, M vectors in the blocks, D numbers in each, P pairs; S, T rows and columns of a tile.
+# Shapes: N, M vectors in the blocks, D numbers in each, P pairs; S, T rows and columns of a tile; G groups of its rows, R products in each,
+# H of them with a hit; Q rows of these, K with a hit.
 
 ROUNDING_SLACK = 1e-3
 """Bound on the error of a product of unit vectors: fp16 results near 1 are 4.9e-4 apart, fp32 sums err by less."""
 
-TILE_ROWS = {"cpu": 1024, "bf16": 2048, "cuda": 16_384}
-TILE_COLUMNS = {"cpu": 2048, "bf16": 2048, "cuda": 16_384}
+
+@dataclass(frozen=True, slots=True)
+class TileShape:
+    """Rows and columns of a whole tile; of a block with itself, tiles at the diagonal end at a multiple of `step` rows, a divisor of `rows`."""
+
+    rows: int
+    columns: int
+    step: int
+
+
+TILES = {
+    "cpu": TileShape(2048, 1024, 1024),
+    # torch lays the columns of each product out anew for AMX: the more rows they meet, the better. Each height costs it a primitive.
+    "bf16": TileShape(8192, 512, 1024),
+    "cuda": TileShape(16_384, 16_384, 16_384),
+}
+SCAN_NUMBERS = 8192
+"""Products looked at together for whether any of them is large enough."""
 CHUNK_ROWS = {"cpu": 128, "cuda": 16_384}
 """Vectors converted together; on a CPU they stay in its cache."""
 MAX_PAIRS = 20_000_000
@@ -55,7 +73,7 @@ class JoinedPairs:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """Rows top to bottom of the first block and left to right of the second; on the diagonal each vector also meets itself."""
+    """Rows top to bottom of the first block and left to right of the second; on the diagonal some vectors also meet themselves."""
 
     top: int
     bottom: int
@@ -128,21 +146,23 @@ def propose_pairs(
         return
     way = _way(a_ND, other_MD, device)
     propose = _PROPOSERS[way](a_ND, other_MD, tau)
-    for tile in _tiles(len(a_ND), len(other_MD), TILE_ROWS[way], TILE_COLUMNS[way], within=b_MD is None):
-        rows_a_P, rows_b_P = propose(tile)
+    for tile in cut_tiles(len(a_ND), len(other_MD), TILES[way], within=b_MD is None):
+        rows_P, columns_P = propose(tile)
+        rows_a_P, rows_b_P = rows_P + tile.top, columns_P + tile.left
         if tile.is_diagonal:
             above = rows_a_P < rows_b_P
             rows_a_P, rows_b_P = rows_a_P[above], rows_b_P[above]
-        yield rows_a_P + tile.top, rows_b_P + tile.left
+        yield rows_a_P, rows_b_P
 
 
-def _tiles(num_a: int, num_b: int, num_rows: int, num_columns: int, *, within: bool) -> Iterator[Tile]:
-    for top in range(0, num_a, num_rows):
-        bottom = min(num_a, top + num_rows)
-        if within:
-            yield Tile(top, bottom, top, bottom, is_diagonal=True)
-        for left in range(bottom if within else 0, num_b, num_columns):
-            yield Tile(top, bottom, left, min(num_b, left + num_columns), is_diagonal=False)
+def cut_tiles(num_a: int, num_b: int, shape: TileShape, *, within: bool) -> Iterator[Tile]:
+    """Tiles that cover two blocks once; or a block with itself, where they leave out what lies below the diagonal, but for its surroundings."""
+    for left in range(0, num_b, shape.columns):
+        right = min(num_b, left + shape.columns)
+        last = min(num_a, -(-right // shape.step) * shape.step) if within else num_a
+        for top in range(0, last, shape.rows):
+            bottom = min(last, top + shape.rows)
+            yield Tile(top, bottom, left, right, is_diagonal=within and bottom > left)
 
 
 def _way(a_ND: NDArray[np.float16], b_MD: NDArray[np.float16], device: str) -> str:
@@ -164,14 +184,29 @@ def _length_slack(slack_a: float, slack_b: float, dim: int) -> float:
 
 
 def _cells_of_a_tile(a_ND: NDArray[np.float16], b_MD: NDArray[np.float16], way: str) -> int:
-    return min(len(a_ND), TILE_ROWS[way]) * min(len(b_MD), max(TILE_ROWS[way], TILE_COLUMNS[way]))
+    return min(len(a_ND), TILES[way].rows) * min(len(b_MD), TILES[way].columns)
+
+
+def _with_itself(products_ST: Any, tile: Tile) -> Any:
+    """The products, as a view of an array or a tensor in one piece, of the vectors that meet themselves in a tile on the diagonal."""
+    first, end = max(tile.top, tile.left), min(tile.bottom, tile.right)
+    num_columns = tile.right - tile.left
+    start = (first - tile.top) * num_columns + first - tile.left
+    step = num_columns + 1
+    return products_ST.reshape(-1)[start : start + (end - first - 1) * step + 1 : step]
 
 
 def _hits(products_ST: NDArray[Any], least: float) -> Hits:
-    # Most rows of a tile have no pair: a look at each row's largest number is cheaper than comparing every number.
-    rows_S = np.flatnonzero(products_ST.max(axis=1) >= least)
-    hits, columns = np.nonzero(products_ST[rows_S] >= least)
-    return rows_S[hits], columns
+    # Most rows of a tile have no pair: to look at the largest number of some rows together, then of each of those, is cheaper than comparing all.
+    num_rows, num_columns = products_ST.shape
+    together = math.gcd(num_rows, 1 << (max(1, SCAN_NUMBERS // num_columns).bit_length() - 1))
+    products_GR = products_ST.reshape(num_rows // together, together * num_columns)
+    groups_H = np.flatnonzero(products_GR.max(axis=1) >= least)
+    near_QT = products_GR[groups_H].reshape(-1, num_columns)
+    rows_Q = (groups_H[:, None] * together + np.arange(together)).reshape(-1)
+    kept_K = np.flatnonzero(near_QT.max(axis=1) >= least)
+    hits_P, columns_P = np.nonzero(near_QT[kept_K] >= least)
+    return rows_Q[kept_K[hits_P]], columns_P
 
 
 def _float32(vectors_ND: NDArray[np.float16]) -> tuple[NDArray[np.float32], float]:
@@ -202,29 +237,30 @@ def _numpy_proposer(a_ND: NDArray[np.float16], b_MD: NDArray[np.float16], tau: f
         product_ST = buffer[: len(rows_SD) * len(columns_TD)].reshape(len(rows_SD), len(columns_TD))
         np.matmul(rows_SD, columns_TD.T, out=product_ST)
         if tile.is_diagonal:
-            np.fill_diagonal(product_ST, -np.inf)
+            _with_itself(product_ST, tile)[:] = -np.inf
         return _hits(product_ST, least)
 
     return propose
 
 
 def _tensor(vectors_ND: NDArray[np.float16], dtype: str, device: str) -> tuple[torch.Tensor, float]:
-    """Like _float32, in another dtype."""
+    """Like _float32, in another dtype of 16 bits."""
     import torch
 
     numbers_ND = torch.empty(vectors_ND.shape, dtype=getattr(torch, dtype), device=device)
     stored_ND = _as_tensor(vectors_ND)
-    farthest = 0.0
+    lengths_N = torch.empty(len(vectors_ND), device=device)
+    buffer_SD = torch.empty(min(CHUNK_ROWS[device], len(vectors_ND)), vectors_ND.shape[1], device=device)
     for chunk in _chunks(len(vectors_ND), CHUNK_ROWS[device]):
-        part_SD = stored_ND[chunk].to(device).float()
-        lengths_S = torch.linalg.vector_norm(part_SD, dim=1)
-        finite_S = torch.isfinite(lengths_S)
-        if not finite_S.all():
-            part_SD[~finite_S] = 0.0
-        from_one_S = torch.where(finite_S & (lengths_S > 0.0), (lengths_S - 1.0).abs(), 0.0)
-        farthest = max(farthest, float(from_one_S.max()))
+        part_SD = buffer_SD[: chunk.stop - chunk.start]
+        part_SD.copy_(stored_ND[chunk].to(device))
+        torch.linalg.vector_norm(part_SD, dim=1, out=lengths_N[chunk])
         numbers_ND[chunk].copy_(part_SD)
-    return numbers_ND, farthest
+    finite_N = torch.isfinite(lengths_N)
+    if not finite_N.all():
+        numbers_ND[~finite_N] = 0.0
+    from_one_N = torch.where(finite_N & (lengths_N > 0.0), (lengths_N - 1.0).abs(), 0.0)
+    return numbers_ND, float(from_one_N.max())
 
 
 def _as_tensor(vectors_ND: NDArray[np.float16]) -> torch.Tensor:
@@ -257,7 +293,7 @@ def _bf16_proposer(a_ND: NDArray[np.float16], b_MD: NDArray[np.float16], tau: fl
         torch.mm(rows_SD, columns_TD.T, out=product_ST)
         bits_ST = product_ST.view(torch.int16).numpy()
         if tile.is_diagonal:
-            np.fill_diagonal(bits_ST, -1)
+            _with_itself(bits_ST, tile)[:] = -1
         return _hits(bits_ST, least)
 
     return propose
@@ -281,7 +317,7 @@ def _cuda_proposer(a_ND: NDArray[np.float16], b_MD: NDArray[np.float16], tau: fl
         with torch.inference_mode():
             product_ST = a16_ND[tile.top : tile.bottom] @ b16_MD[tile.left : tile.right].T
             if tile.is_diagonal:
-                product_ST.fill_diagonal_(-torch.inf)
+                _with_itself(product_ST, tile).fill_(-torch.inf)
             rows_S = torch.nonzero(product_ST.amax(dim=1) > above).flatten()
             hits_P2 = torch.nonzero(product_ST[rows_S] > above)
             return rows_S[hits_P2[:, 0]].cpu().numpy(), hits_P2[:, 1].cpu().numpy()

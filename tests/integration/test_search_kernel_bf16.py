@@ -50,9 +50,9 @@ def test_the_same_pairs_at_every_threshold(monkeypatch: pytest.MonkeyPatch, tau:
     assert_same(found, expected)
 
 
-def test_tiles_of_every_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(kernel.TILE_ROWS, "bf16", 37)
-    monkeypatch.setitem(kernel.TILE_COLUMNS, "bf16", 61)
+@pytest.mark.parametrize(("rows", "columns", "step"), [(74, 61, 37), (60, 61, 60), (96, 16, 8), (64, 2, 64)])
+def test_tiles_of_every_shape(rows: int, columns: int, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(kernel.TILES, "bf16", kernel.TileShape(rows, columns, step))
     found, expected = both_ways(monkeypatch, clustered(2, 300, 64), None, 0.9)
     assert len(expected.cos_P) > 100
     assert_same(found, expected)

@@ -53,11 +53,11 @@ def test_join_block_equals_brute_force(seed: int, num_a: int, num_b: int, dim: i
     assert list(zip(found.rows_a_P, found.rows_b_P, strict=True)) == sorted(expected)
 
 
-def test_tiles_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("rows", "columns", "step"), [(74, 61, 37), (60, 61, 60), (96, 16, 8), (64, 2, 64)])
+def test_tiles_do_not_change_the_result(rows: int, columns: int, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = unit_vectors(3, 500, 24)
     whole = join_block(vectors, None, 0.8)
-    monkeypatch.setitem(kernel.TILE_ROWS, "cpu", 37)
-    monkeypatch.setitem(kernel.TILE_COLUMNS, "cpu", 61)
+    monkeypatch.setitem(kernel.TILES, "cpu", kernel.TileShape(rows, columns, step))
     tiled = join_block(vectors, None, 0.8)
     assert len(whole.cos_P) > 1000
     for name in ("rows_a_P", "rows_b_P", "cos_P"):
@@ -178,9 +178,40 @@ def test_a_number_above_the_threshold_never_rounds_below_its_bits(least: float, 
     assert as_bf16_bits(np.array([np.float32(least) * np.float32(0.99)]))[0] < bits + 1
 
 
-def test_self_join_tiles_cover_each_pair_once() -> None:
-    seen = np.zeros((103, 103), dtype=int)
-    for tile in kernel._tiles(103, 103, 20, 32, within=True):
-        part = seen[tile.top : tile.bottom, tile.left : tile.right]
-        part += np.triu(np.ones(part.shape, dtype=int), 1) if tile.is_diagonal else 1
-    np.testing.assert_array_equal(seen, np.triu(np.ones((103, 103), dtype=int), 1))
+@given(
+    num=st.integers(1, 120),
+    columns=st.integers(1, 50),
+    step=st.integers(1, 30),
+    steps=st.integers(1, 4),
+)
+def test_self_join_tiles_cover_each_pair_once(num: int, columns: int, step: int, steps: int) -> None:
+    seen = np.zeros((num, num), dtype=int)
+    for tile in kernel.cut_tiles(num, num, kernel.TileShape(step * steps, columns, step), within=True):
+        rows, cols = np.arange(tile.top, tile.bottom), np.arange(tile.left, tile.right)
+        is_above = rows[:, None] < cols
+        # Only a tile on the diagonal may hold anything that a join has to leave out.
+        assert tile.is_diagonal or is_above.all()
+        seen[tile.top : tile.bottom, tile.left : tile.right] += is_above
+        marked = np.zeros(is_above.shape, dtype=int)
+        if tile.is_diagonal:
+            kernel._with_itself(marked, tile)[:] = 1
+        np.testing.assert_array_equal(marked, rows[:, None] == cols)
+    np.testing.assert_array_equal(seen, np.triu(np.ones((num, num), dtype=int), 1))
+
+
+@given(num_a=st.integers(0, 60), num_b=st.integers(0, 60), rows=st.integers(1, 70), columns=st.integers(1, 70))
+def test_tiles_of_two_blocks_cover_each_pair_once(num_a: int, num_b: int, rows: int, columns: int) -> None:
+    seen = np.zeros((num_a, num_b), dtype=int)
+    for tile in kernel.cut_tiles(num_a, num_b, kernel.TileShape(rows, columns, rows), within=False):
+        assert not tile.is_diagonal
+        seen[tile.top : tile.bottom, tile.left : tile.right] += 1
+    assert (seen == 1).all()
+
+
+@given(num_rows=st.integers(1, 40), num_columns=st.integers(1, 40), scan=st.integers(1, 2000), seed=st.integers(0, 99))
+def test_hits_are_all_numbers_from_the_least_on(num_rows: int, num_columns: int, scan: int, seed: int) -> None:
+    products = np.random.default_rng(seed).integers(0, 12, (num_rows, num_columns)).astype(np.int16)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernel, "SCAN_NUMBERS", scan)
+        rows, columns = kernel._hits(products, 11)
+    assert list(zip(rows, columns, strict=True)) == list(zip(*np.nonzero(products >= 11), strict=True))
