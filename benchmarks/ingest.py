@@ -131,7 +131,9 @@ def our_command(metadata: Path, out: Path, num_urls: int, num_threads: int) -> l
 
 def measure(command: list[str], out: Path, num_urls: int) -> dict[str, float]:
     """Run a command; its rates and its peak memory."""
-    environment = {**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1", "OMP_NUM_THREADS": "1"}
+    # Ray's workers give way to every other process, which here is the server that both ask; img2dataset's do not.
+    as_others = {"RAY_worker_niceness": "0"}
+    environment = {**os.environ, **as_others, "NO_ALBUMENTATIONS_UPDATE": "1", "OMP_NUM_THREADS": "1"}
     started = time.perf_counter()
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
