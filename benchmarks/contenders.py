@@ -165,7 +165,8 @@ def session_of(workers: int, *, with_torch: bool, bf16: bool) -> Any:
     from mmvp_ray.cluster import Inline, Session, _silent_terminal
 
     if not bf16:
-        without_bf16()
+        # Before Ray starts, so that its workers know it too.
+        os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE"
     load_libraries(int(with_torch))
     if not workers:
         return Inline()
@@ -176,7 +177,6 @@ def session_of(workers: int, *, with_torch: bool, bf16: bool) -> Any:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
-    hook = {} if bf16 else {"runtime_env": {"worker_process_setup_hook": "benchmarks.contenders.without_bf16"}}
     for attempt in range(NUM_START_ATTEMPTS):
         with contextlib.suppress(Exception) if attempt < NUM_START_ATTEMPTS - 1 else contextlib.nullcontext():
             with _silent_terminal():
@@ -186,7 +186,6 @@ def session_of(workers: int, *, with_torch: bool, bf16: bool) -> Any:
                     include_dashboard=False,
                     log_to_driver=False,
                     logging_level="WARNING",
-                    **hook,
                 )
             break
         ray.shutdown()
@@ -212,13 +211,6 @@ def load_libraries(with_torch: int) -> int:
         kernel.join_block(read_embeddings(uri)[1], None, 0.9)
     time.sleep(0.2)
     return os.getpid()
-
-
-def without_bf16() -> None:
-    """Let join_block multiply in float32 on every CPU."""
-    from mmvp_ray.search import kernel
-
-    kernel.multiplies_bf16 = lambda: False  # type: ignore[assignment]
 
 
 def table_codes(table: Any, keys_N: NDArray[np.bytes_]) -> NDArray[np.int64]:
