@@ -89,7 +89,8 @@ def open_loads(store: Store, run: str) -> None:
 def load_noted(store: Store, run: str, load: Callable[[], None], *, num_actors: int, encoders: str) -> None:
     """Call `load`, and refuse to when too many processes of this run died of it: Ray would start another for ever.
 
-    An actor that comes up when its run has ended (Ray Data starts them until the last piece is done) loads nothing and leaves nothing.
+    An actor that comes up when its run has ended (Ray Data starts them until the last piece is done) loads nothing and leaves nothing; what
+    asks for its encoders nevertheless loads them then.
 
     Args:
         store: The store.
@@ -109,6 +110,7 @@ def load_noted(store: Store, run: str, load: Callable[[], None], *, num_actors: 
         return
     num_lost = len(noted) - 2
     if num_lost >= num_actors + MAX_LOADS_LOST:
+        storage.remove(_load_uri(store, run, own))
         raise ResourceError(
             f"expected encoders that can be loaded, found that {num_lost - num_actors + 1} processes or more died of loading {encoders}; "
             f"see whether the workers have the memory for them, and the workers' logs"

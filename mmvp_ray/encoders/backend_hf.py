@@ -91,9 +91,10 @@ def load(spec: EncoderSpec, device: str) -> HfEncoder:
 def load_image_tower(spec: EncoderSpec, device: str) -> HfEncoder:
     """Load a model saved by transformers that embeds images only: what embeds texts is let go before it goes to the device."""
     _, family, model = _checked_model(spec)
-    for name in _TEXT_PARTS:
-        if hasattr(model, name):
-            setattr(model, name, None)
+    if family.family == "clip":
+        for name in _TEXT_PARTS:
+            if hasattr(model, name):
+                setattr(model, name, None)
     return _vision_encoder(spec, family, model.to(device), device=device)
 
 

@@ -236,6 +236,5 @@ def _reconcile(index: int, plan: LaionPlan, stats: dict[str, Any], num_images: i
 def _put(layout: LaionLayout, uri: str, local: Path, num_rows: int) -> FileEntry:
     with local.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        num_bytes = file.tell()
-    storage.write_file(uri, local, move=True)
-    return FileEntry(path=layout.relative(uri), num_rows=num_rows, num_bytes=num_bytes, sha256=digest)
+    storage.write_file(uri, local)
+    return FileEntry(path=layout.relative(uri), num_rows=num_rows, num_bytes=local.stat().st_size, sha256=digest)

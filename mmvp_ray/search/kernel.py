@@ -6,7 +6,6 @@ that no pair above the threshold can be missed; whether a proposed pair counts i
 
 from __future__ import annotations
 
-import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -37,6 +36,9 @@ class TileShape:
     rows: int
     columns: int
     step: int
+
+    def __post_init__(self) -> None:
+        assert self.rows % self.step == 0, "else a tile could begin below the diagonal"
 
 
 TILES = {
@@ -156,7 +158,7 @@ def propose_pairs(
 
 
 def cut_tiles(num_a: int, num_b: int, shape: TileShape, *, within: bool) -> Iterator[Tile]:
-    """Tiles that cover two blocks once; or a block with itself, where they leave out what lies below the diagonal, but for its surroundings."""
+    """Tiles that cover two blocks once; or a block with itself, where they leave out what lies more than `step` rows below the diagonal."""
     for left in range(0, num_b, shape.columns):
         right = min(num_b, left + shape.columns)
         last = min(num_a, -(-right // shape.step) * shape.step) if within else num_a
@@ -197,10 +199,20 @@ def _with_itself(products_ST: Any, tile: Tile) -> Any:
 
 
 def _hits(products_ST: NDArray[Any], least: float) -> Hits:
-    # Most rows of a tile have no pair: to look at the largest number of some rows together, then of each of those, is cheaper than comparing all.
     num_rows, num_columns = products_ST.shape
-    together = math.gcd(num_rows, 1 << (max(1, SCAN_NUMBERS // num_columns).bit_length() - 1))
-    products_GR = products_ST.reshape(num_rows // together, together * num_columns)
+    together = max(1, SCAN_NUMBERS // num_columns)
+    whole = num_rows - num_rows % together
+    rows_P, columns_P = _hits_in_groups(products_ST[:whole], least, together)
+    if whole == num_rows:
+        return rows_P, columns_P
+    rest_P, columns_of_rest_P = _hits_in_groups(products_ST[whole:], least, num_rows - whole)
+    return np.concatenate([rows_P, rest_P + whole]), np.concatenate([columns_P, columns_of_rest_P])
+
+
+def _hits_in_groups(products_ST: NDArray[Any], least: float, together: int) -> Hits:
+    # Most rows of a tile have no pair: to look at the largest number of some rows together, then of each of those, is cheaper than comparing all.
+    num_columns = products_ST.shape[1]
+    products_GR = products_ST.reshape(-1, together * num_columns)
     groups_H = np.flatnonzero(products_GR.max(axis=1) >= least)
     near_QT = products_GR[groups_H].reshape(-1, num_columns)
     rows_Q = (groups_H[:, None] * together + np.arange(together)).reshape(-1)
@@ -249,8 +261,10 @@ def _tensor(vectors_ND: NDArray[np.float16], dtype: str, device: str) -> tuple[t
 
     numbers_ND = torch.empty(vectors_ND.shape, dtype=getattr(torch, dtype), device=device)
     stored_ND = _as_tensor(vectors_ND)
-    lengths_N = torch.empty(len(vectors_ND), device=device)
-    buffer_SD = torch.empty(min(CHUNK_ROWS[device], len(vectors_ND)), vectors_ND.shape[1], device=device)
+    lengths_N = torch.empty(len(vectors_ND), dtype=torch.float32, device=device)
+    buffer_SD = torch.empty(
+        (min(CHUNK_ROWS[device], len(vectors_ND)), vectors_ND.shape[1]), dtype=torch.float32, device=device
+    )
     for chunk in _chunks(len(vectors_ND), CHUNK_ROWS[device]):
         part_SD = buffer_SD[: chunk.stop - chunk.start]
         part_SD.copy_(stored_ND[chunk].to(device))

@@ -88,13 +88,8 @@ def _write_local(path: Path, data: bytes) -> None:
         os.close(directory)
 
 
-def write_file(uri: str, local: Path, *, move: bool = False) -> None:
+def write_file(uri: str, local: Path) -> None:
     """Put a finished local file to `uri`, atomically: for what is too large to be held in memory.
-
-    Args:
-        uri: Where to.
-        local: The file; nobody changes it meanwhile.
-        move: It is not needed afterwards: within one file system it is renamed, which copies nothing.
 
     Raises:
         ResourceError: the disk is full. ConfigError: no permission. TransientError: the store stayed unwell.
@@ -107,24 +102,16 @@ def write_file(uri: str, local: Path, *, move: bool = False) -> None:
     def copy() -> None:
         target = local_path(uri)
         target.parent.mkdir(parents=True, exist_ok=True)
-        if move and local.stat().st_dev == target.parent.stat().st_dev:
-            _sync(local)
-            local.replace(target)
-            return
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
         try:
             shutil.copyfile(local, temporary)
-            _sync(temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
 
     with_retries("writing", uri, copy if is_local(uri) else put)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def create_bytes(uri: str, data: bytes) -> bool:

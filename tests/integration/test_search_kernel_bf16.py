@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from mmvp_ray.search import kernel
 from mmvp_ray.search.kernel import join_block
@@ -13,7 +14,6 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture(autouse=True)
 def _torch_takes_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("torch")
     monkeypatch.setattr(kernel, "BF16_FLOP", 0.0)
 
 
@@ -85,3 +85,15 @@ def test_small_blocks_are_left_to_numpy(monkeypatch: pytest.MonkeyPatch) -> None
     small, large = np.zeros((100, 96), np.float16), np.zeros((4000, 768), np.float16)
     assert kernel._way(small, small, "cpu") == "cpu"
     assert kernel._way(large, large, "cpu") == "bf16"
+
+
+def test_a_library_that_changes_torch_s_default_dtype_does_not_loosen_the_bound() -> None:
+    vectors = clustered(4, 300, 96)
+    expected = kernel._tensor(vectors, "bfloat16", "cpu")
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = kernel._tensor(vectors, "bfloat16", "cpu")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found[1] == expected[1] > 0.0
+    assert torch.equal(found[0], expected[0])

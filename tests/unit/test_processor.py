@@ -63,3 +63,10 @@ def test_what_onednn_may_not_use_counts_as_absent(
 ) -> None:
     monkeypatch.setenv(name, most)
     assert multiplies_bf16() == expected
+
+
+@pytest.mark.usefixtures("with_amx")
+def test_the_newer_name_goes_before_the_older(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "ALL")
+    monkeypatch.setenv("DNNL_MAX_CPU_ISA", "AVX2")
+    assert multiplies_bf16()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -499,31 +498,6 @@ def test_a_local_file_is_put_in_its_place_whole(tmp_path, scheme):
     storage.write_file(target, local)
     assert storage.read_bytes(target) == b"rows"
     assert storage.list_names(f"{scheme or tmp_path}/write-file/out") == ["diff.parquet"]
-
-
-@pytest.mark.parametrize("scheme", ["", "memory://"])
-def test_a_local_file_may_be_moved(tmp_path: Path, scheme: str) -> None:
-    local = tmp_path / "table"
-    local.write_bytes(b"rows")
-    inode = local.stat().st_ino
-    target = f"{scheme or tmp_path}/move-file/out/diff.parquet"
-    storage.write_file(target, local, move=True)
-    assert storage.read_bytes(target) == b"rows"
-    assert storage.list_names(f"{scheme or tmp_path}/move-file/out") == ["diff.parquet"]
-    if not scheme:
-        assert Path(target).stat().st_ino == inode and not local.exists()
-
-
-@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs a second file system")
-def test_from_another_file_system_it_is_copied(tmp_path: Path) -> None:
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        local = Path(folder, "table")
-        local.write_bytes(b"rows")
-        if local.stat().st_dev == tmp_path.stat().st_dev:
-            pytest.skip("needs a second file system")
-        storage.write_file(f"{tmp_path}/out/diff.parquet", local, move=True)
-    assert storage.read_bytes(f"{tmp_path}/out/diff.parquet") == b"rows"
-    assert storage.list_names(f"{tmp_path}/out") == ["diff.parquet"]
 
 
 def test_folders_are_listed_and_removed(tmp_path):
