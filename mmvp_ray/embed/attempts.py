@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import socket
+import time
 import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import psutil
+
 from mmvp_ray import storage
-from mmvp_ray.errors import ResourceError
+from mmvp_ray.errors import DataError, ResourceError
 from mmvp_ray.store import Store
 
 FOLDER = "attempts"
@@ -17,7 +21,10 @@ LOADING = ".loading"
 """Folder beside the corpora: a file <run>.<id> for each encoder actor of a run that is loading its encoders, or died doing so."""
 
 OPEN = "open"
-"""In place of the id, in the file that is there while the run goes on."""
+"""In place of the id, in the file that is there while the run goes on; it tells of the driver."""
+
+OPEN_SECONDS = 7 * 86_400.0
+"""After so long the driver of a run on another machine is taken for dead. Were it not, its actors would load as ever, uncounted."""
 
 NUM_CAREFUL = 4
 """Pieces of a process whose attempt is on the disk before they begin. What killed an actor comes back as one of the first pieces of the process
@@ -82,8 +89,28 @@ class Attempts:
 
 
 def open_loads(store: Store, run: str) -> None:
-    """Let the actors of a run load their encoders, until `forget_loads`."""
-    storage.write_bytes(_load_uri(store, run, OPEN), b"")
+    """Let the actors of a run load their encoders, until `forget_loads`; what runs left whose driver was killed is removed."""
+    folder = storage.join(store.root, FOLDER, LOADING)
+    for other, _, note in (name.partition(".") for name in storage.list_names(folder)):
+        if note == OPEN and _is_dead(_load_uri(store, other, OPEN)):
+            forget_loads(store, other)
+    driver = psutil.Process()
+    facts = {"host": socket.gethostname(), "pid": driver.pid, "started": driver.create_time(), "time": time.time()}
+    storage.write_json(_load_uri(store, run, OPEN), facts)
+
+
+def _is_dead(driver: str) -> bool:
+    try:
+        facts = storage.read_json(driver)
+    except DataError:
+        # It has ended just now.
+        return False
+    if facts["host"] != socket.gethostname():
+        return bool(facts["time"] < time.time() - OPEN_SECONDS)
+    try:
+        return bool(psutil.Process(facts["pid"]).create_time() != facts["started"])
+    except psutil.NoSuchProcess:
+        return True
 
 
 def load_noted(store: Store, run: str, load: Callable[[], None], *, num_actors: int, encoders: str) -> None:

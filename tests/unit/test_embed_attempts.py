@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -150,3 +152,34 @@ class TestLoads:
     def test_a_run_that_ends_while_an_actor_loads(self, store: Store) -> None:
         self.load(store, lambda: forget_loads(store, "r"))
         assert files(store) == []
+
+    def test_what_a_killed_driver_left_goes_with_the_next_run(self, store: Store) -> None:
+        forget_loads(store, "r")
+        code = "import sys; from mmvp_ray.store import open_store; from mmvp_ray.embed.attempts import open_loads; open_loads(open_store(sys.argv[1]), 'dead')"
+        subprocess.run([sys.executable, "-c", code, store.root], check=True)
+        storage.write_bytes(f"{store.root}/attempts/.loading/dead.0123", b"")
+        assert files(store) == [".loading/dead.0123", ".loading/dead.open"]
+        open_loads(store, "r")
+        assert files(store) == [".loading/r.open"]
+
+    def test_what_lives_or_is_elsewhere_stays_for_a_week(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(module.socket, "gethostname", lambda: "elsewhere")
+            open_loads(store, "far")
+        open_loads(store, "another")
+        assert files(store) == [".loading/another.open", ".loading/far.open", ".loading/r.open"]
+        now = module.time.time()
+        monkeypatch.setattr(module.time, "time", lambda: now + module.OPEN_SECONDS + 60.0)
+        open_loads(store, "late")
+        assert files(store) == [".loading/another.open", ".loading/late.open", ".loading/r.open"]
+
+    def test_a_run_that_ends_while_another_begins(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        read = storage.read_json
+
+        def late(uri: str) -> object:
+            forget_loads(store, "r")
+            return read(uri)
+
+        monkeypatch.setattr(storage, "read_json", late)
+        open_loads(store, "another")
+        assert files(store) == [".loading/another.open"]
