@@ -26,6 +26,9 @@ OPEN = "open"
 OPEN_SECONDS = 7 * 86_400.0
 """After so long the driver of a run on another machine is taken for dead. Were it not, its actors would load as ever, uncounted."""
 
+CLOCK_SECONDS = 2.0
+"""When a process started is counted from when the machine did, which moves as its clock is set."""
+
 NUM_CAREFUL = 4
 """Pieces of a process whose attempt is on the disk before they begin. What killed an actor comes back as one of the first pieces of the process
 that replaces it (Ray Data keeps two in an actor's queue); later ones do not wait for the write."""
@@ -108,7 +111,7 @@ def _is_dead(driver: str) -> bool:
     if facts["host"] != socket.gethostname():
         return bool(facts["time"] < time.time() - OPEN_SECONDS)
     try:
-        return bool(psutil.Process(facts["pid"]).create_time() != facts["started"])
+        return bool(abs(psutil.Process(facts["pid"]).create_time() - facts["started"]) > CLOCK_SECONDS)
     except psutil.NoSuchProcess:
         return True
 

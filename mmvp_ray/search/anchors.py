@@ -13,6 +13,7 @@ from mmvp_ray.search.cells import Cells
 from mmvp_ray.search.census import Census, Draw
 from mmvp_ray.search.gather import gather_vectors
 from mmvp_ray.search.kernel import join_block
+from mmvp_ray.search.principal_axes import FITTED_NUMBERS, SAMPLE_ROWS, Axes, fit_axes
 from mmvp_ray.search.space import Space
 from mmvp_ray.store import Store, id_keys
 
@@ -85,7 +86,9 @@ def scan_anchors(
         ScanTask(store=store, space=space, block=block, floor=floor, device=device)
         for block in cut_blocks(census, SCAN_ROWS)
     ]
-    shared = [session.share(anchors.ids_S16), session.share(vectors_SD)]
+    pays = device == "cpu" and float(len(anchors)) * census.num_images * space.dim >= FITTED_NUMBERS
+    axes = fit_axes(vectors_SD[:SAMPLE_ROWS], floor) if pays else None
+    shared = [session.share(anchors.ids_S16), session.share(vectors_SD), session.share(axes)]
     shared += [session.share(cells.centroids_KD)] if cells is not None else []
     gpus = 1.0 if device == "cuda" else 0.0
     parts = list(session.run_tasks(scan_block, tasks, num_gpus=gpus, shared=shared))
@@ -110,11 +113,12 @@ def scan_block(
     task: ScanTask,
     ids_S16: NDArray[np.uint8],
     anchors_SD: NDArray[np.float16],
+    axes: Axes | None,
     centroids_KD: NDArray[np.float32] | None = None,
 ) -> AnchorPairs:
     """The pairs of the anchors with the images of one block."""
     ids_N16, vectors_ND = load_block(task.store, task.space, task.block)
-    found = join_block(anchors_SD, vectors_ND, task.floor, device=task.device, max_pairs=MAX_PAIRS_PER_TASK)
+    found = join_block(anchors_SD, vectors_ND, task.floor, device=task.device, max_pairs=MAX_PAIRS_PER_TASK, axes=axes)
     other = id_keys(ids_S16)[found.rows_a_P] != id_keys(ids_N16)[found.rows_b_P]
     anchor_P, row_P = found.rows_a_P[other], found.rows_b_P[other]
     needed_P = np.empty(0)

@@ -14,7 +14,9 @@ from mmvp_ray.search.census import Census
 from mmvp_ray.search.space import Space, read_vectors
 from mmvp_ray.store import PieceRef, Store, id_keys
 
-# Shapes: N vectors of a block, D numbers in each, P pieces.
+# Shapes: N vectors of a block, D numbers in each, P pieces, S vectors of a sample.
+
+SPREAD_PIECES = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,6 +105,21 @@ def load_block(store: Store, space: Space, block: Block) -> tuple[NDArray[np.uin
         ids_N16[first : first + len(ids)], vectors_ND[first : first + len(ids)] = ids, vectors
         first += len(ids)
     return ids_N16, vectors_ND
+
+
+def spread_vectors(store: Store, space: Space, pieces: Sequence[PieceRef], count: int) -> NDArray[np.float16]:
+    """About `count` vectors, (S, D) float16, evenly spread over a few pieces that are evenly spread: soon read, and from all over a corpus."""
+    chosen = [pieces[index] for index in _spread(len(pieces), SPREAD_PIECES)]
+    found = [np.empty((0, space.dim), dtype=np.float16)]
+    for piece in chosen:
+        vectors_ND = read_vectors(store, space, piece)[1]
+        found.append(vectors_ND[_spread(len(vectors_ND), -(-count // len(chosen)))])
+    return np.concatenate(found)
+
+
+def _spread(num: int, count: int) -> NDArray[np.int64]:
+    """At most `count` of the numbers up to `num`, evenly apart."""
+    return np.unique(np.arange(count if num else 0) * num // count)
 
 
 def pick_vectors(

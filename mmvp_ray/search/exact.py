@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mmvp_ray.cluster import Session
-from mmvp_ray.search.blocks import Block, cut_blocks, load_block
+from mmvp_ray.search.blocks import Block, cut_blocks, load_block, spread_vectors
 from mmvp_ray.search.census import Census
 from mmvp_ray.search.kernel import join_block
+from mmvp_ray.search.principal_axes import FITTED_NUMBERS, SAMPLE_ROWS, Axes, fit_axes
 from mmvp_ray.search.space import Space
 from mmvp_ray.search.table import write_near_part
 from mmvp_ray.store import Store, done_names
@@ -97,7 +98,9 @@ def exact_join(
             -task.first.num_rows * (task.first.num_rows // 2 if task.second is None else task.second.num_rows)
         )
     )
-    for num_compared in session.run_tasks(join_part, tasks, num_gpus=1.0 if device == "cuda" else 0.0):
+    axes = _axes(store, census, space, floor) if tasks and device == "cpu" else None
+    shared = [session.share(axes)] if axes is not None else []
+    for num_compared in session.run_tasks(join_part, tasks, num_gpus=1.0 if device == "cuda" else 0.0, shared=shared):
         on_part(num_compared)
     return [part for part, _, _ in grid]
 
@@ -120,7 +123,13 @@ def _block_rows(census: Census, device: str, session: Session) -> int:
     return min(BLOCK_ROWS[device], max(MIN_BLOCK_ROWS, share))
 
 
-def join_part(task: JoinTask) -> int:
+def _axes(store: Store, census: Census, space: Space, floor: float) -> Axes | None:
+    if float(census.num_images) ** 2 * space.dim / 2 < FITTED_NUMBERS:
+        return None
+    return fit_axes(spread_vectors(store, space, census.pieces, SAMPLE_ROWS), floor)
+
+
+def join_part(task: JoinTask, axes: Axes | None = None) -> int:
     """Write one part of the near pairs; gives the number of pairs compared."""
     ids_first, first_ND = load_block(task.store, task.space, task.first)
     if task.second is None:
@@ -129,7 +138,7 @@ def join_part(task: JoinTask) -> int:
     else:
         ids_second, second_ND = load_block(task.store, task.space, task.second)
         num_compared = len(ids_first) * len(ids_second)
-    pairs = join_block(first_ND, second_ND, task.floor, device=task.device)
+    pairs = join_block(first_ND, second_ND, task.floor, device=task.device, axes=axes)
     write_near_part(
         task.store,
         task.folder,

@@ -1,7 +1,8 @@
 """join_block: all pairs of two blocks of vectors above a cosine, by matrix products tile by tile; float64 decides on the candidates.
 
 The product only proposes. Its error is bounded by the dtype's rounding and by how far the stored vectors are from unit length, both known, so
-that no pair above the threshold can be missed; whether a proposed pair counts is decided by `decide.exact_cosines`.
+that no pair above the threshold can be missed; whether a proposed pair counts is decided by `decide.exact_cosines`. Nor can one be missed where
+the vectors are shortened to their numbers along principal axes and the length of the rest (`principal_axes`).
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from numpy.typing import NDArray
 from mmvp_ray.errors import ResourceError
 from mmvp_ray.processor import multiplies_bf16
 from mmvp_ray.search.decide import exact_cosines
+from mmvp_ray.search.principal_axes import Axes
+from mmvp_ray.search.widen import widen
 
 if TYPE_CHECKING:
     import torch
 
-# Shapes: N, M vectors in the blocks, D numbers in each, P pairs; S, T rows and columns of a tile; G groups of its rows, R products in each,
-# H of them with a hit; Q rows of these, K with a hit.
+# Shapes: N, M vectors in the blocks, D numbers in each, L in a shortened one (D where none is), A axes, P pairs; S, T rows and columns of a
+# tile; G groups of its rows, R products in each, H of them with a hit; Q rows of these, K with a hit.
 
 ROUNDING_SLACK = 1e-3
 """Bound on the error of a product of unit vectors: fp16 results near 1 are 4.9e-4 apart, fp32 sums err by less."""
@@ -51,10 +54,12 @@ SCAN_NUMBERS = 8192
 """Products looked at together for whether any of them is large enough."""
 CHUNK_ROWS = {"cpu": 128, "cuda": 16_384}
 """Vectors converted together; on a CPU they stay in its cache."""
+DECIDED_PAIRS = 8192
+"""Proposed pairs that are decided together, where tiles have fewer."""
 MAX_PAIRS = 20_000_000
 
-BF16_ROUNDING = 2.0**-9
-"""A number that is rounded to bfloat16 moves by at most this share of it: 8 bits of it are kept, and fp16 has no number too small for it."""
+BF16_ROUNDING = 2.0**-8
+"""A number that is rounded to bfloat16 moves by at most this share of it: of 1 + 2^-8, half way between two such numbers. fp16 has none too small."""
 BF16_FLOP = 2e9
 """Work from which products in bfloat16 pay: torch makes a primitive for each new shape, which takes it 2 ms and a megabyte."""
 IMPORT_FLOP = 1e12
@@ -95,6 +100,7 @@ def join_block(
     *,
     device: str = "cpu",
     max_pairs: int = MAX_PAIRS,
+    axes: Axes | None = None,
 ) -> JoinedPairs:
     """Find every pair of vectors with a cosine strictly above `tau`.
 
@@ -106,6 +112,7 @@ def join_block(
         tau: The threshold, in [-1, 1].
         device: "cpu" (numpy, or torch) or "cuda" (torch).
         max_pairs: Limit on the result, which is held in memory.
+        axes: Where these vectors lie, as `principal_axes.fit_axes` found: the same pairs, sooner. A GPU does without.
 
     Returns:
         The pairs with their exact cosines; never an N x M matrix.
@@ -117,7 +124,7 @@ def join_block(
     none = np.empty(0, dtype=np.int64)
     found = [(none, none, np.empty(0))]
     num_found = 0
-    for rows_a_P, rows_b_P in propose_pairs(a_ND, b_MD, tau, device=device):
+    for rows_a_P, rows_b_P in _gathered(propose_pairs(a_ND, b_MD, tau, device=device, axes=axes)):
         cos_P = exact_cosines(a_ND, other_MD, rows_a_P, rows_b_P)
         kept = np.flatnonzero(cos_P > tau)
         num_found += len(kept)
@@ -133,7 +140,12 @@ def join_block(
 
 
 def propose_pairs(
-    a_ND: NDArray[np.float16], b_MD: NDArray[np.float16] | None, tau: float, *, device: str = "cpu"
+    a_ND: NDArray[np.float16],
+    b_MD: NDArray[np.float16] | None,
+    tau: float,
+    *,
+    device: str = "cpu",
+    axes: Axes | None = None,
 ) -> Iterator[Hits]:
     """Tile by tile, rows of a and of b of the pairs that may have a cosine above `tau`: all that have one, and perhaps some others.
 
@@ -142,12 +154,16 @@ def propose_pairs(
         b_MD: Vectors of the second block, or None to join a_ND with itself: then only pairs with row a < row b.
         tau: The threshold, in [-1, 1].
         device: "cpu" or "cuda".
+        axes: As in `join_block`.
     """
     other_MD = a_ND if b_MD is None else b_MD
     if not len(a_ND) or not len(other_MD):
         return
-    way = _way(a_ND, other_MD, device)
-    propose = _PROPOSERS[way](a_ND, other_MD, tau)
+    if axes is not None and not _shortens(axes, a_ND, b_MD, device):
+        axes = None
+    num_numbers = a_ND.shape[1] if axes is None else axes.num_numbers
+    way = _way(2.0 * len(a_ND) * len(other_MD) * num_numbers, device)
+    propose = _PROPOSERS[way](a_ND, other_MD, tau, axes)
     for tile in cut_tiles(len(a_ND), len(other_MD), TILES[way], within=b_MD is None):
         rows_P, columns_P = propose(tile)
         rows_a_P, rows_b_P = rows_P + tile.top, columns_P + tile.left
@@ -155,6 +171,24 @@ def propose_pairs(
             above = rows_a_P < rows_b_P
             rows_a_P, rows_b_P = rows_a_P[above], rows_b_P[above]
         yield rows_a_P, rows_b_P
+
+
+def _gathered(proposed: Iterator[Hits]) -> Iterator[Hits]:
+    """The same in fewer parts, none of them empty."""
+    parts: list[Hits] = []
+    num_pairs = 0
+    for hits in proposed:
+        parts.append(hits)
+        num_pairs += len(hits[0])
+        if num_pairs >= DECIDED_PAIRS:
+            yield _joined(parts)
+            parts, num_pairs = [], 0
+    if num_pairs:
+        yield _joined(parts)
+
+
+def _joined(parts: list[Hits]) -> Hits:
+    return np.concatenate([rows for rows, _ in parts]), np.concatenate([columns for _, columns in parts])
 
 
 def cut_tiles(num_a: int, num_b: int, shape: TileShape, *, within: bool) -> Iterator[Tile]:
@@ -167,11 +201,19 @@ def cut_tiles(num_a: int, num_b: int, shape: TileShape, *, within: bool) -> Iter
             yield Tile(top, bottom, left, right, is_diagonal=within and bottom > left)
 
 
-def _way(a_ND: NDArray[np.float16], b_MD: NDArray[np.float16], device: str) -> str:
-    flop = 2.0 * len(a_ND) * len(b_MD) * a_ND.shape[1]
+def _way(flop: float, device: str) -> str:
     enough = BF16_FLOP if "torch" in sys.modules else IMPORT_FLOP
     bf16 = device == "cpu" and flop >= enough and multiplies_bf16()
     return "bf16" if bf16 else device
+
+
+def _shortens(axes: Axes, a_ND: NDArray[np.float16], b_MD: NDArray[np.float16] | None, device: str) -> bool:
+    """Whether products of shortened vectors are cheaper, shortening included."""
+    dim = a_ND.shape[1]
+    assert axes.directions_DA.shape[0] == dim, "axes of another space"
+    num_vectors = len(a_ND) + (0 if b_MD is None else len(b_MD))
+    num_pairs = len(a_ND) * (len(a_ND) / 2 if b_MD is None else len(b_MD))
+    return device == "cpu" and num_vectors * dim * axes.num_numbers < num_pairs * (dim - axes.num_numbers)
 
 
 def _chunks(num_rows: int, step: int) -> Iterator[slice]:
@@ -183,6 +225,14 @@ def _length_slack(slack_a: float, slack_b: float, dim: int) -> float:
     # Rounding to fp16 moves a unit vector's length a little; the cosine divides by it, the product does not. Lengths are float32 sums.
     slack_a, slack_b = (slack + (1.0 + slack) * dim * 2.0**-24 for slack in (slack_a, slack_b))
     return slack_a + slack_b + slack_a * slack_b
+
+
+def _least(tau: float, slack_a: float, slack_b: float, dim: int, axes: Axes | None, *, rounding: float) -> float:
+    """What the product of two stored vectors is at least where their cosine is above `tau`."""
+    above = tau - ROUNDING_SLACK - _length_slack(slack_a, slack_b, dim)
+    # Cauchy-Schwarz: |a'.b' - a.b| <= |a' - a| |b'| + |a| |b' - b|, and no vector moves by more than what rounding moves a number.
+    moved = 2.0 * rounding + rounding**2 if axes is None else axes.slack(rounding)
+    return above - (1.0 + slack_a) * (1.0 + slack_b) * moved
 
 
 def _cells_of_a_tile(a_ND: NDArray[np.float16], b_MD: NDArray[np.float16], way: str) -> int:
@@ -221,33 +271,41 @@ def _hits_in_groups(products_ST: NDArray[Any], least: float, together: int) -> H
     return rows_Q[kept_K[hits_P]], columns_P
 
 
-def _float32(vectors_ND: NDArray[np.float16]) -> tuple[NDArray[np.float32], float]:
-    """Vectors as float32, those that are not finite as zeros, and how far the length of any other is from 1."""
-    numbers_ND = np.empty(vectors_ND.shape, dtype=np.float32)
+def _float32(vectors_ND: NDArray[np.float16], axes: Axes | None) -> tuple[NDArray[np.float32], float]:
+    """Vectors as float32, shortened if there are axes, those that are not finite as zeros; and how far the length of any other is from 1."""
+    num_rows, dim = vectors_ND.shape
+    numbers_NL = np.empty((num_rows, dim if axes is None else axes.num_numbers), dtype=np.float32)
+    buffer_SD = np.empty((min(CHUNK_ROWS["cpu"], num_rows), dim), dtype=np.float32)
     farthest = 0.0
-    for chunk in _chunks(len(vectors_ND), CHUNK_ROWS["cpu"]):
-        part_SD = numbers_ND[chunk]
-        part_SD[:] = vectors_ND[chunk]
+    for chunk in _chunks(num_rows, CHUNK_ROWS["cpu"]):
+        part_SD = numbers_NL[chunk] if axes is None else buffer_SD[: chunk.stop - chunk.start]
+        widen(vectors_ND[chunk], part_SD)
         lengths_S = np.sqrt(np.vecdot(part_SD, part_SD))
         finite_S = np.isfinite(lengths_S)
         if not finite_S.all():
-            part_SD[~finite_S] = 0.0
-        usable_S = finite_S & (lengths_S > 0.0)
+            part_SD[~finite_S], lengths_S[~finite_S] = 0.0, 0.0
+        usable_S = lengths_S > 0.0
         farthest = max(farthest, float(np.max(np.abs(lengths_S - 1.0), where=usable_S, initial=0.0)))
-    return numbers_ND, farthest
+        if axes is not None:
+            along_SA = numbers_NL[chunk, :-1]
+            along_SA[:] = part_SD @ axes.directions_DA
+            numbers_NL[chunk, -1] = axes.rest(np.square(lengths_S), np.vecdot(along_SA, along_SA), 0.0)
+    return numbers_NL, farthest
 
 
-def _numpy_proposer(a_ND: NDArray[np.float16], b_MD: NDArray[np.float16], tau: float, *, way: str = "cpu") -> Propose:
-    a32_ND, slack_a = _float32(a_ND)
-    b32_MD, slack_b = (a32_ND, slack_a) if b_MD is a_ND else _float32(b_MD)
+def _numpy_proposer(
+    a_ND: NDArray[np.float16], b_MD: NDArray[np.float16], tau: float, axes: Axes | None, *, way: str = "cpu"
+) -> Propose:
+    a32_NL, slack_a = _float32(a_ND, axes)
+    b32_ML, slack_b = (a32_NL, slack_a) if b_MD is a_ND else _float32(b_MD, axes)
     # One buffer for all tiles: its memory is mapped already, and small enough to stay in a cache.
     buffer = np.empty(_cells_of_a_tile(a_ND, b_MD, way), dtype=np.float32)
-    least = tau - ROUNDING_SLACK - _length_slack(slack_a, slack_b, a_ND.shape[1])
+    least = _least(tau, slack_a, slack_b, a_ND.shape[1], axes, rounding=0.0)
 
     def propose(tile: Tile) -> Hits:
-        rows_SD, columns_TD = a32_ND[tile.top : tile.bottom], b32_MD[tile.left : tile.right]
-        product_ST = buffer[: len(rows_SD) * len(columns_TD)].reshape(len(rows_SD), len(columns_TD))
-        np.matmul(rows_SD, columns_TD.T, out=product_ST)
+        rows_SL, columns_TL = a32_NL[tile.top : tile.bottom], b32_ML[tile.left : tile.right]
+        product_ST = buffer[: len(rows_SL) * len(columns_TL)].reshape(len(rows_SL), len(columns_TL))
+        np.matmul(rows_SL, columns_TL.T, out=product_ST)
         if tile.is_diagonal:
             _with_itself(product_ST, tile)[:] = -np.inf
         return _hits(product_ST, least)
@@ -255,29 +313,39 @@ def _numpy_proposer(a_ND: NDArray[np.float16], b_MD: NDArray[np.float16], tau: f
     return propose
 
 
-def _tensor(vectors_ND: NDArray[np.float16], dtype: str, device: str) -> tuple[torch.Tensor, float]:
+def _tensor(
+    vectors_ND: NDArray[np.float16], dtype: str, device: str, axes: Axes | None = None
+) -> tuple[torch.Tensor, float]:
     """Like _float32, in another dtype of 16 bits."""
     import torch
 
-    numbers_ND = torch.empty(vectors_ND.shape, dtype=getattr(torch, dtype), device=device)
-    stored_ND = _as_tensor(vectors_ND)
-    lengths_N = torch.empty(len(vectors_ND), dtype=torch.float32, device=device)
-    buffer_SD = torch.empty(
-        (min(CHUNK_ROWS[device], len(vectors_ND)), vectors_ND.shape[1]), dtype=torch.float32, device=device
+    num_rows, dim = vectors_ND.shape
+    numbers_NL = torch.empty(
+        (num_rows, dim if axes is None else axes.num_numbers), dtype=getattr(torch, dtype), device=device
     )
-    for chunk in _chunks(len(vectors_ND), CHUNK_ROWS[device]):
+    stored_ND = _as_tensor(vectors_ND)
+    directions_DA = None if axes is None else _as_tensor(axes.directions_DA).to(numbers_NL)
+    lengths_N = torch.empty(num_rows, dtype=torch.float32, device=device)
+    buffer_SD = torch.empty((min(CHUNK_ROWS[device], num_rows), dim), dtype=torch.float32, device=device)
+    for chunk in _chunks(num_rows, CHUNK_ROWS[device]):
         part_SD = buffer_SD[: chunk.stop - chunk.start]
         part_SD.copy_(stored_ND[chunk].to(device))
         torch.linalg.vector_norm(part_SD, dim=1, out=lengths_N[chunk])
-        numbers_ND[chunk].copy_(part_SD)
+        if axes is None or directions_DA is None:
+            numbers_NL[chunk].copy_(part_SD)
+            continue
+        along_SA = numbers_NL[chunk, :-1]
+        along_SA.copy_(part_SD.to(numbers_NL.dtype) @ directions_DA)
+        along_SA = along_SA.float()
+        numbers_NL[chunk, -1] = axes.rest(lengths_N[chunk] ** 2, (along_SA**2).sum(dim=1), BF16_ROUNDING)
     finite_N = torch.isfinite(lengths_N)
     if not finite_N.all():
-        numbers_ND[~finite_N] = 0.0
+        numbers_NL[~finite_N] = 0.0
     from_one_N = torch.where(finite_N & (lengths_N > 0.0), (lengths_N - 1.0).abs(), 0.0)
-    return numbers_ND, float(from_one_N.max())
+    return numbers_NL, float(from_one_N.max())
 
 
-def _as_tensor(vectors_ND: NDArray[np.float16]) -> torch.Tensor:
+def _as_tensor(vectors_ND: NDArray[Any]) -> torch.Tensor:
     import torch
 
     with warnings.catch_warnings():
@@ -286,25 +354,22 @@ def _as_tensor(vectors_ND: NDArray[np.float16]) -> torch.Tensor:
         return torch.from_numpy(vectors_ND)
 
 
-def _bf16_proposer(a_ND: NDArray[np.float16], b_MD: NDArray[np.float16], tau: float) -> Propose:
+def _bf16_proposer(a_ND: NDArray[np.float16], b_MD: NDArray[np.float16], tau: float, axes: Axes | None) -> Propose:
     import torch
 
-    a_bf16_ND, slack_a = _tensor(a_ND, "bfloat16", "cpu")
-    b_bf16_MD, slack_b = (a_bf16_ND, slack_a) if b_MD is a_ND else _tensor(b_MD, "bfloat16", "cpu")
-    # Cauchy-Schwarz: |a'.b' - a.b| <= |a' - a| |b'| + |a| |b' - b|, and no vector is longer than 1 + slack, nor moved by more than that times
-    # what rounding moves a number.
-    moved = (1.0 + slack_a) * (1.0 + slack_b) * (2.0 * BF16_ROUNDING + BF16_ROUNDING**2)
-    above = tau - ROUNDING_SLACK - _length_slack(slack_a, slack_b, a_ND.shape[1]) - moved
+    a_bf16_NL, slack_a = _tensor(a_ND, "bfloat16", "cpu", axes)
+    b_bf16_ML, slack_b = (a_bf16_NL, slack_a) if b_MD is a_ND else _tensor(b_MD, "bfloat16", "cpu", axes)
+    above = _least(tau, slack_a, slack_b, a_ND.shape[1], axes, rounding=BF16_ROUNDING)
     if above <= 0.0:
         # Bits are in the order of their numbers only if these are positive.
-        return _numpy_proposer(a_ND, b_MD, tau, way="bf16")
+        return _numpy_proposer(a_ND, b_MD, tau, axes, way="bf16")
     least = bf16_bits_below(above)
     buffer = torch.empty(_cells_of_a_tile(a_ND, b_MD, "bf16"), dtype=torch.bfloat16)
 
     def propose(tile: Tile) -> Hits:
-        rows_SD, columns_TD = a_bf16_ND[tile.top : tile.bottom], b_bf16_MD[tile.left : tile.right]
-        product_ST = buffer[: len(rows_SD) * len(columns_TD)].view(len(rows_SD), len(columns_TD))
-        torch.mm(rows_SD, columns_TD.T, out=product_ST)
+        rows_SL, columns_TL = a_bf16_NL[tile.top : tile.bottom], b_bf16_ML[tile.left : tile.right]
+        product_ST = buffer[: len(rows_SL) * len(columns_TL)].view(len(rows_SL), len(columns_TL))
+        torch.mm(rows_SL, columns_TL.T, out=product_ST)
         bits_ST = product_ST.view(torch.int16).numpy()
         if tile.is_diagonal:
             _with_itself(bits_ST, tile)[:] = -1
@@ -318,12 +383,13 @@ def bf16_bits_below(number: float) -> int:
     return int(np.float32(number).view(np.uint32)) >> 16
 
 
-def _cuda_proposer(a_ND: NDArray[np.float16], b_MD: NDArray[np.float16], tau: float) -> Propose:
+def _cuda_proposer(a_ND: NDArray[np.float16], b_MD: NDArray[np.float16], tau: float, axes: Axes | None) -> Propose:
     import torch
 
+    assert axes is None, "where short products would wait for the memory that takes them"
     a16_ND, slack_a = _tensor(a_ND, "float16", "cuda")
     b16_MD, slack_b = (a16_ND, slack_a) if b_MD is a_ND else _tensor(b_MD, "float16", "cuda")
-    above = tau - ROUNDING_SLACK - _length_slack(slack_a, slack_b, a_ND.shape[1])
+    above = _least(tau, slack_a, slack_b, a_ND.shape[1], None, rounding=0.0)
     # Else cuBLAS may add parts of a sum in fp16, each rounded by as much as the slack has room for one.
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
 
@@ -339,7 +405,7 @@ def _cuda_proposer(a_ND: NDArray[np.float16], b_MD: NDArray[np.float16], tau: fl
     return propose
 
 
-_PROPOSERS: dict[str, Callable[[NDArray[np.float16], NDArray[np.float16], float], Propose]] = {
+_PROPOSERS: dict[str, Callable[[NDArray[np.float16], NDArray[np.float16], float, Axes | None], Propose]] = {
     "cpu": _numpy_proposer,
     "bf16": _bf16_proposer,
     "cuda": _cuda_proposer,

@@ -8,6 +8,7 @@ import torch
 
 from mmvp_ray.search import kernel
 from mmvp_ray.search.kernel import join_block
+from mmvp_ray.search.principal_axes import Axes, _principal, axes_along
 
 pytestmark = pytest.mark.integration
 
@@ -18,13 +19,13 @@ def _torch_takes_everything(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def both_ways(
-    monkeypatch: pytest.MonkeyPatch, a: np.ndarray, b: np.ndarray | None, tau: float
+    monkeypatch: pytest.MonkeyPatch, a: np.ndarray, b: np.ndarray | None, tau: float, axes: Axes | None = None
 ) -> tuple[kernel.JoinedPairs, kernel.JoinedPairs]:
     found = []
     for bf16 in (True, False):
         monkeypatch.setattr(kernel, "multiplies_bf16", lambda bf16=bf16: bf16)
-        assert kernel._way(a, a if b is None else b, "cpu") == ("bf16" if bf16 else "cpu")
-        found.append(join_block(a, b, tau))
+        assert kernel._way(2.0, "cpu") == ("bf16" if bf16 else "cpu")
+        found.append(join_block(a, b, tau, axes=axes if bf16 else None))
     return found[0], found[1]
 
 
@@ -50,6 +51,25 @@ def test_the_same_pairs_at_every_threshold(monkeypatch: pytest.MonkeyPatch, tau:
     assert_same(found, expected)
 
 
+@pytest.mark.parametrize("tau", [-0.5, 0.004, 0.9, 0.95])
+@pytest.mark.parametrize("within", [True, False])
+@pytest.mark.parametrize("fitted", [True, False])
+def test_the_same_pairs_with_shortened_vectors(
+    monkeypatch: pytest.MonkeyPatch, tau: float, within: bool, fitted: bool
+) -> None:
+    monkeypatch.setattr(kernel, "_shortens", lambda *_: True)
+    a, b = clustered(1, 700, 96), clustered(1, 1300, 96)
+    a[5], a[6] = np.nan, 0.0
+    a[7] *= np.float16(2.0)
+    directions = (
+        _principal(b.astype(np.float32), 24) if fitted else np.random.default_rng(4).normal(size=(96, 7)) / 10.0
+    )
+    axes = axes_along(directions)
+    found, expected = both_ways(monkeypatch, a, None if within else b, tau, axes)
+    assert len(expected.cos_P) > 100
+    assert_same(found, expected)
+
+
 @pytest.mark.parametrize(("rows", "columns", "step"), [(74, 61, 37), (60, 61, 60), (96, 16, 8), (64, 2, 64)])
 def test_tiles_of_every_shape(rows: int, columns: int, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(kernel.TILES, "bf16", kernel.TileShape(rows, columns, step))
@@ -61,14 +81,16 @@ def test_tiles_of_every_shape(rows: int, columns: int, step: int, monkeypatch: p
 def test_rounding_that_moves_every_number_the_same_way_hides_no_pair(monkeypatch: pytest.MonkeyPatch) -> None:
     # 1 + 4/1024 lies half way between two bfloat16 numbers and goes down to 1: a product of 1,016 of them loses 0.8 %.
     dim, number = 1016, (1.0 + 4.0 / 1024.0) / 32.0
-    signs = np.ones((30, dim))
-    for row in range(30):
-        signs[row, : 2 * row] = -1.0
+    signs = np.ones((60, dim))
+    for row in range(60):
+        signs[row, :row] = -1.0
     vectors = (signs * number).astype(np.float16)
-    # Rows i < j differ in 2(j - i) signs: their cosine is 1 - 4(j - i)/1016, just above the threshold at a distance of 12.
-    found, expected = both_ways(monkeypatch, vectors, None, 1.0 - 48.0 / 1016.0 - 1e-5)
-    assert len(expected.cos_P) == sum(30 - apart for apart in range(1, 13))
-    assert_same(found, expected)
+    # Rows i < j differ in j - i signs: their cosine is 1 - 2(j - i)/1016, just above the threshold at some distance. Of several, since the
+    # product is rounded too, which may make up for what was lost.
+    for distance in range(20, 28):
+        found, expected = both_ways(monkeypatch, vectors, None, 1.0 - 2.0 * distance / 1016.0 - 1e-7)
+        assert len(expected.cos_P) == sum(60 - apart for apart in range(1, distance + 1))
+        assert_same(found, expected)
 
 
 def test_a_read_only_block_is_taken(monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder) -> None:
@@ -82,9 +104,8 @@ def test_a_read_only_block_is_taken(monkeypatch: pytest.MonkeyPatch, recwarn: py
 def test_small_blocks_are_left_to_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     monkeypatch.setattr(kernel, "multiplies_bf16", lambda: True)
-    small, large = np.zeros((100, 96), np.float16), np.zeros((4000, 768), np.float16)
-    assert kernel._way(small, small, "cpu") == "cpu"
-    assert kernel._way(large, large, "cpu") == "bf16"
+    assert kernel._way(2.0 * 100 * 100 * 96, "cpu") == "cpu"
+    assert kernel._way(2.0 * 4000 * 4000 * 768, "cpu") == "bf16"
 
 
 def test_a_library_that_changes_torch_s_default_dtype_does_not_loosen_the_bound() -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -161,6 +162,15 @@ class TestLoads:
         assert files(store) == [".loading/dead.0123", ".loading/dead.open"]
         open_loads(store, "r")
         assert files(store) == [".loading/r.open"]
+
+    def test_a_clock_that_is_set_kills_nobody(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        started = psutil.Process().create_time()
+        for moved, files_left in ((1.0, [".loading/next.open", ".loading/r.open"]), (10.0, [".loading/next.open"])):
+            with monkeypatch.context() as patch:
+                patch.setattr(psutil.Process, "create_time", lambda process, moved=moved: started + moved)
+                open_loads(store, "next")
+            assert files(store) == files_left
+            forget_loads(store, "next")
 
     def test_what_lives_or_is_elsewhere_stays_for_a_week(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         with monkeypatch.context() as patch:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmvp_ray.search.blocks import _even_bounds
+from mmvp_ray.search.blocks import _even_bounds, spread_vectors
 from mmvp_ray.search.exact import num_blocks
+from mmvp_ray.store import open_store
+from tests.unit.search_worlds import NEAR, clustered, fill
 
 
 @given(st.lists(st.integers(1, 50), max_size=60), st.integers(1, 200))
@@ -27,6 +30,19 @@ def test_bounds_cover_all_pieces_within_the_limit_in_as_few_blocks_as_can_be(siz
             num_blocks, filled = num_blocks + 1, 0
         filled += size
     assert len(bounds) - 1 == num_blocks
+
+
+def test_a_spread_of_vectors_comes_from_all_over(tmp_path: Path) -> None:
+    ids, near, far = clustered(1000)
+    store = open_store(str(tmp_path))
+    pieces = fill(store, [np.array([], dtype=int), *np.array_split(np.arange(1000), 20)], ids, near, far)
+    found = spread_vectors(store, NEAR, pieces, 200)
+    rows = [np.flatnonzero((near == vector).all(axis=1))[0] for vector in found]
+    # Seven pieces of fifty with 25 each, and one that is empty.
+    assert len(rows) == len(set(rows)) == 175
+    assert min(rows) < 200 and max(rows) > 800
+    assert spread_vectors(store, NEAR, pieces[1:2], 10_000).shape == (50, NEAR.dim)
+    assert spread_vectors(store, NEAR, [], 10).shape == (0, NEAR.dim)
 
 
 def test_the_last_block_is_no_crumb() -> None:

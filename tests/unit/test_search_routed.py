@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from mmvp_ray import storage
 from mmvp_ray.cluster import Inline
-from mmvp_ray.search import SearchConfig, choose_method, find_near_pairs, routed, routing
+from mmvp_ray.search import SearchConfig, choose_method, exact, find_near_pairs, kernel, routed, routing
 from mmvp_ray.search.cells import Cells
 from mmvp_ray.search.meet import meet
+from mmvp_ray.search.principal_axes import axes_along
 from mmvp_ray.search.route import RoutedRows
 from mmvp_ray.search.table import record_batches
 from mmvp_ray.store import Store, id_matrix, open_store
@@ -71,6 +72,38 @@ def test_provable_equals_exact_to_the_last_pair(
         pieces = fill(store, np.array_split(np.arange(90), num_pieces), ids, near, far)
         pairs.append(near_pairs(store, pieces, config, floor=floor))
     assert pairs[0] == pairs[1]
+
+
+@pytest.mark.parametrize("config", [EXACT, PROVABLE], ids=["exact", "routed"])
+def test_vectors_shortened_along_axes_have_the_same_pairs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: SearchConfig
+) -> None:
+    ids, near, far = clustered(160)
+    store = open_store(str(tmp_path))
+    pieces = fill(store, np.array_split(np.arange(160), 3), ids, near, far)
+    used = []
+    shortens = kernel._shortens
+    for module in (exact, routed):
+        monkeypatch.setattr(module, "fit_axes", lambda sample, tau: axes_along(np.eye(NEAR.dim)[:, :5]))
+    monkeypatch.setattr(exact, "FITTED_NUMBERS", 0.0)
+    monkeypatch.setattr(kernel, "_shortens", lambda *asked: used.append(shortens(*asked)) or True)
+    assert_same(near_pairs(store, pieces, config, floor=0.8), brute_force(ids, near, 0.8))
+    assert used
+
+
+def test_the_exact_engine_looks_for_axes_where_they_pay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids, near, far = clustered(160)
+    pieces = fill(open_store(str(tmp_path)), np.array_split(np.arange(160), 3), ids, near, far)
+    seen = []
+    monkeypatch.setattr(exact, "fit_axes", lambda sample, tau: seen.append((sample.shape, tau)))
+    near_pairs(open_store(str(tmp_path)), pieces, EXACT, floor=0.8)
+    assert not seen
+    monkeypatch.setattr(exact, "FITTED_NUMBERS", 1.0)
+    near_pairs(open_store(str(tmp_path)), pieces, EXACT, floor=0.7)
+    assert seen == [((160, NEAR.dim), 0.7)]
+    # Nothing is left to do: nothing is read.
+    near_pairs(open_store(str(tmp_path)), pieces, EXACT, floor=0.7)
+    assert len(seen) == 1
 
 
 @pytest.mark.parametrize("num", [0, 1, 2, 5])
