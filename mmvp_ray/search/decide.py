@@ -50,12 +50,12 @@ def exact_cosines(
         rows_b_P: Rows of b_MD.
     """
     dot_P, squares_P = np.empty(len(rows_a_P)), np.empty(len(rows_a_P))
-    for first, last in _chunks(len(rows_a_P), CHUNK_PAIRS):
-        chunk = slice(first, last)
-        dot_P[chunk], squares_P[chunk] = _of_distinct(a_ND, b_MD, rows_a_P[chunk], rows_b_P[chunk]) or _one_by_one(
-            a_ND, b_MD, rows_a_P[chunk], rows_b_P[chunk]
-        )
     with np.errstate(invalid="ignore", divide="ignore"):
+        for first, last in _chunks(len(rows_a_P), CHUNK_PAIRS):
+            chunk = slice(first, last)
+            dot_P[chunk], squares_P[chunk] = _of_distinct(a_ND, b_MD, rows_a_P[chunk], rows_b_P[chunk]) or _one_by_one(
+                a_ND, b_MD, rows_a_P[chunk], rows_b_P[chunk]
+            )
         return np.clip(dot_P / np.sqrt(squares_P), -1.0, 1.0)
 
 

@@ -93,12 +93,11 @@ def exact_join(
         if part not in done
     ]
     # The largest first, for the same reason.
-    tasks.sort(
-        key=lambda task: (
-            -task.first.num_rows * (task.first.num_rows // 2 if task.second is None else task.second.num_rows)
-        )
-    )
-    axes = _axes(store, census, space, floor) if tasks and device == "cpu" else None
+    tasks.sort(key=_num_compared, reverse=True)
+    numbers = space.dim * sum(map(_num_compared, tasks))
+    axes = None
+    if device == "cpu" and numbers >= FITTED_NUMBERS:
+        axes = fit_axes(spread_vectors(store, space, census.pieces, SAMPLE_ROWS), floor)
     shared = [session.share(axes)] if axes is not None else []
     for num_compared in session.run_tasks(join_part, tasks, num_gpus=1.0 if device == "cuda" else 0.0, shared=shared):
         on_part(num_compared)
@@ -123,10 +122,8 @@ def _block_rows(census: Census, device: str, session: Session) -> int:
     return min(BLOCK_ROWS[device], max(MIN_BLOCK_ROWS, share))
 
 
-def _axes(store: Store, census: Census, space: Space, floor: float) -> Axes | None:
-    if float(census.num_images) ** 2 * space.dim / 2 < FITTED_NUMBERS:
-        return None
-    return fit_axes(spread_vectors(store, space, census.pieces, SAMPLE_ROWS), floor)
+def _num_compared(task: JoinTask) -> float:
+    return task.first.num_rows * (task.first.num_rows / 2 if task.second is None else task.second.num_rows)
 
 
 def join_part(task: JoinTask, axes: Axes | None = None) -> int:

@@ -21,6 +21,7 @@ from mmvp_ray.search.index_build import IndexPlan, train_index
 from mmvp_ray.search.index_holders import Call, Holders, IndexHolder
 from mmvp_ray.search.index_shards import CODEC_FILE, IndexPlace
 from mmvp_ray.search.kernel import join_block
+from mmvp_ray.search.principal_axes import FITTED_NUMBERS, SAMPLE_ROWS, Axes, fit_axes
 from mmvp_ray.search.space import Space
 from mmvp_ray.store import Store, id_keys
 
@@ -122,12 +123,15 @@ def settle_search(
     order_A = np.argsort(keys_A)
     keys_A = keys_A[order_A]
     (anchors_AD,) = session.run_tasks(_lay_out, [(keys_A, work.space.dim)], shared=chunks)
+    pays = float(len(anchors_AD)) * work.census.num_images * work.space.dim >= FITTED_NUMBERS
+    axes = fit_axes(anchors_AD[:SAMPLE_ROWS], work.floor) if pays else None
     shared = (session.share(keys_A), session.share(anchors_AD))
+    axes_shared = session.share(axes)
     scans = [
         Call(
             work=scan_block,
             item=ScanTask(store=work.store, space=work.space, block=block, floor=work.floor),
-            shared=shared,
+            shared=(*shared, axes_shared),
         )
         for block in plan.blocks
     ]
@@ -153,11 +157,15 @@ def _lay_out(wanted: tuple[NDArray[np.bytes_], int], *chunks: Chunk) -> NDArray[
 
 
 def scan_block(
-    holder: IndexHolder, task: ScanTask, keys_A: NDArray[np.bytes_], anchors_AD: NDArray[np.float16]
+    holder: IndexHolder,
+    task: ScanTask,
+    keys_A: NDArray[np.bytes_],
+    anchors_AD: NDArray[np.float16],
+    axes: Axes | None,
 ) -> TruePairs:
     """The pairs of the anchors with the images of a block; of many that one anchor has, those with the smallest ids."""
     ids_N16, vectors_ND = load_block(task.store, task.space, task.block)
-    met = join_block(anchors_AD, vectors_ND, task.floor, max_pairs=MAX_SCANNED_PAIRS)
+    met = join_block(anchors_AD, vectors_ND, task.floor, max_pairs=MAX_SCANNED_PAIRS, axes=axes)
     keys_C = id_keys(ids_N16)[met.rows_b_P]
     order = np.lexsort((keys_C, met.rows_a_P))
     order = order[keys_A[met.rows_a_P[order]] != keys_C[order]]

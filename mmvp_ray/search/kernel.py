@@ -63,7 +63,8 @@ BF16_ROUNDING = 2.0**-8
 BF16_FLOP = 2e9
 """Work from which products in bfloat16 pay: torch makes a primitive for each new shape, which takes it 2 ms and a megabyte."""
 IMPORT_FLOP = 1e12
-"""Work that pays for torch's import (2.5 s, 0.4 GB) where nobody has imported it yet: a block of 25,000 L/14 vectors."""
+"""Work, of vectors as they are, that pays for torch's import (2.5 s, 0.4 GB) where nobody has imported it yet: a block of 25,000 L/14 vectors. Of
+shortened ones too, since such a block is one of many."""
 
 Hits = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Rows and columns, counted in their tile."""
@@ -161,8 +162,8 @@ def propose_pairs(
         return
     if axes is not None and not _shortens(axes, a_ND, b_MD, device):
         axes = None
-    num_numbers = a_ND.shape[1] if axes is None else axes.num_numbers
-    way = _way(2.0 * len(a_ND) * len(other_MD) * num_numbers, device)
+    flop = 2.0 * len(a_ND) * len(other_MD) * a_ND.shape[1]
+    way = _way(flop, flop if axes is None else flop * axes.num_numbers / a_ND.shape[1], device)
     propose = _PROPOSERS[way](a_ND, other_MD, tau, axes)
     for tile in cut_tiles(len(a_ND), len(other_MD), TILES[way], within=b_MD is None):
         rows_P, columns_P = propose(tile)
@@ -201,10 +202,9 @@ def cut_tiles(num_a: int, num_b: int, shape: TileShape, *, within: bool) -> Iter
             yield Tile(top, bottom, left, right, is_diagonal=within and bottom > left)
 
 
-def _way(flop: float, device: str) -> str:
-    enough = BF16_FLOP if "torch" in sys.modules else IMPORT_FLOP
-    bf16 = device == "cpu" and flop >= enough and multiplies_bf16()
-    return "bf16" if bf16 else device
+def _way(flop: float, short_flop: float, device: str) -> str:
+    pays = short_flop >= BF16_FLOP and ("torch" in sys.modules or flop >= IMPORT_FLOP)
+    return "bf16" if pays and device == "cpu" and multiplies_bf16() else device
 
 
 def _shortens(axes: Axes, a_ND: NDArray[np.float16], b_MD: NDArray[np.float16] | None, device: str) -> bool:

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmvp_ray.search.kernel import join_block
-from mmvp_ray.search.principal_axes import Axes
 from mmvp_ray.search.route import RoutedRows
 
 # Shapes: R routed rows, P pairs.
@@ -29,9 +28,7 @@ class Met:
     num_compared: int
 
 
-def meet(
-    first: RoutedRows, second: RoutedRows | None, floor: float, *, device: str = "cpu", axes: Axes | None = None
-) -> Met:
+def meet(first: RoutedRows, second: RoutedRows | None, floor: float, *, device: str = "cpu") -> Met:
     """Every pair with cosine > floor of which one is at home in a cell and the other at home or a visitor there, and one is new.
 
     Args:
@@ -39,7 +36,6 @@ def meet(
         second: Other rows of the same cells, compared with `first` but not with each other; None to compare `first` with itself.
         floor: Pairs at or below it are left out.
         device: "cpu" or "cuda".
-        axes: As in `kernel.join_block`.
     """
     other = first if second is None else second
     listed = _visit_keys(first)
@@ -50,7 +46,7 @@ def meet(
     for cell, a_X, b_Y in cell_blocks(first, second):
         b_vectors = None if b_Y is None else other.vectors_RD[b_Y]
         num_compared += len(a_X) * (len(a_X) - 1) // 2 if b_Y is None else len(a_X) * len(b_Y)
-        found = join_block(first.vectors_RD[a_X], b_vectors, floor, device=device, axes=axes)
+        found = join_block(first.vectors_RD[a_X], b_vectors, floor, device=device)
         a_P, b_P = a_X[found.rows_a_P], (a_X if b_Y is None else b_Y)[found.rows_b_P]
         mine_P = _reported_here(cell, (first.home_R[a_P], listed, a_P), (other.home_R[b_P], other_listed, b_P))
         rows_a.append(a_P[mine_P])

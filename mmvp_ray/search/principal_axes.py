@@ -1,8 +1,9 @@
 """Principal axes: with what vectors are along few of them, and the length of the rest, a short product bounds the long one from above.
 
-Let Q hold A axes, p = Q'x what a vector x is along them, and r the length of x - Qp. By Cauchy and Schwarz a.b <= p_a.p_b + r_a r_b, which is the
-product of two vectors of A + 1 numbers. Embeddings of images lie near few axes: of 768 numbers 128 leave hardly a pair to look at twice.
-No axes are wrong ones: worse axes propose more pairs, of which `decide.exact_cosines` keeps the same.
+Let Q hold A orthonormal axes, p = Q'x what a vector x is along them, and r the length of x - Qp. By Cauchy and Schwarz a.b <= p_a.p_b + r_a r_b,
+which is the product of two vectors of A + 1 numbers. Embeddings of images lie near few axes: at a cosine of 0.95 some 64 to 128 numbers of 768 leave
+hardly a pair to look at twice. Axes that are not quite orthonormal, and rounding, are what `slack` and `rest_slack` make room for. No axes are wrong
+ones: worse axes propose more pairs, of which `decide.exact_cosines` keeps the same.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmvp_ray.processor import multiplies_bf16
+
 # Shapes: S vectors of a sample, D numbers in each, A axes.
 
 SAMPLE_ROWS = 2048
@@ -22,12 +25,14 @@ FITTED_NUMBERS = 1e11
 """Numbers to be multiplied from which it pays to look for principal axes: 16,000 L/14 vectors, a second of a core."""
 MIN_SAMPLE_ROWS = 512
 """Fewer say too little of how many pairs will be proposed."""
-LENGTHS = (64, 128, 192, 256, 384)
+LENGTHS = (64, 96, 128, 192, 256, 384)
 """Numbers that a vector may be shortened to: whole registers of every product's kernel."""
 PROPOSED_NUMBERS = 500_000
 """What a proposed pair costs, as numbers multiplied in a product: 150,000 measured in float32, some 1,000,000 with AMX."""
-JUDGED_SLACK = 0.02
-"""Bounds are looser than rounding-free ones would be: by 0.01 in float32, 0.03 in bfloat16."""
+FLOAT32_SLACK, BF16_SLACK = 0.02, 0.05
+"""By so much bounds are looser than they would be without rounding, both slacks together: measured at 768 numbers."""
+MAX_GAP = 1e3
+"""Beyond, products might overflow; of unit vectors in one direction it is their number less one."""
 NUM_ITERATIONS = 2
 UNIT_ROUNDING = 2.0**-24
 """A sum of D products in float32 errs by at most about D times this share of the two vectors' lengths."""
@@ -89,6 +94,7 @@ def axes_along(directions_DA: NDArray[np.floating]) -> Axes:
     rounded_DA = ((bits_DA + np.uint32(0x8000)) & np.uint32(0xFFFF0000)).view(np.float32)
     exact_DA = rounded_DA.astype(np.float64)
     gap = float(np.abs(np.linalg.eigvalsh(exact_DA.T @ exact_DA - np.eye(exact_DA.shape[1]))).max(initial=0.0))
+    assert gap < MAX_GAP, "numbers that are no directions"
     return Axes(rounded_DA, gap * (1.0 + 1e-6) + 1e-9)
 
 
@@ -108,6 +114,7 @@ def fit_axes(sample_SD: NDArray[np.float16], tau: float, *, lengths: Sequence[in
     tried = [length for length in lengths if length <= min(dim // 2, len(fitted_SD) // 2)]
     if len(unit_SD) < MIN_SAMPLE_ROWS or not tried:
         return None
+    slack = BF16_SLACK if multiplies_bf16() else FLOAT32_SLACK
     pays_at_all = PROPOSED_NUMBERS * _share_above(judged_SD, tau)
     least, best = dim + pays_at_all, None
     for length in tried:
@@ -117,7 +124,7 @@ def fit_axes(sample_SD: NDArray[np.float16], tau: float, *, lengths: Sequence[in
         directions_DA = _principal(fitted_SD, length - 1)
         along_SA = judged_SD @ directions_DA
         rest_S = np.sqrt(np.maximum(0.0, 1.0 - np.vecdot(along_SA, along_SA)))
-        cost = length + PROPOSED_NUMBERS * _share_above(np.column_stack([along_SA, rest_S]), tau - JUDGED_SLACK)
+        cost = length + PROPOSED_NUMBERS * _share_above(np.column_stack([along_SA, rest_S]), tau - slack)
         if cost < least:
             least, best = cost, directions_DA
     return None if best is None else axes_along(best)

@@ -19,7 +19,6 @@ from mmvp_ray.search.census import Census
 from mmvp_ray.search.config import SearchConfig
 from mmvp_ray.search.fitting import has_cells, settle_cells
 from mmvp_ray.search.meet import meet
-from mmvp_ray.search.principal_axes import SAMPLE_ROWS, Axes, fit_axes
 from mmvp_ray.search.route import read_group
 from mmvp_ray.search.space import Space
 from mmvp_ray.search.table import write_near_part
@@ -126,19 +125,17 @@ def routed_join(
     storage.write_json(plan_uri, {"parts": names, "facts": facts})
     done = set(done_names(folder))
     left = [task for task in tasks if task.part not in done]
-    axes = fit_axes(fitted.sample_SD[:SAMPLE_ROWS], floor) if left and device == "cpu" else None
-    shared = [session.share(axes)] if axes is not None else []
-    for num_compared in session.run_tasks(meet_part, left, num_gpus=1.0 if device == "cuda" else 0.0, shared=shared):
+    for num_compared in session.run_tasks(meet_part, left, num_gpus=1.0 if device == "cuda" else 0.0):
         on_part(num_compared)
     storage.remove_folder(routed)
     return names, facts
 
 
-def meet_part(task: MeetTask, axes: Axes | None = None) -> int:
+def meet_part(task: MeetTask) -> int:
     """Write the pairs that meet in one group of cells; gives the number of pairs compared."""
     first = read_group(task.routed, task.first)
     second = None if task.second is None else read_group(task.routed, task.second)
-    met = meet(first, second, task.floor, device=task.device, axes=axes)
+    met = meet(first, second, task.floor, device=task.device)
     other = first if second is None else second
     write_near_part(
         task.store,

@@ -24,7 +24,7 @@ def both_ways(
     found = []
     for bf16 in (True, False):
         monkeypatch.setattr(kernel, "multiplies_bf16", lambda bf16=bf16: bf16)
-        assert kernel._way(2.0, "cpu") == ("bf16" if bf16 else "cpu")
+        assert kernel._way(2.0, 2.0, "cpu") == ("bf16" if bf16 else "cpu")
         found.append(join_block(a, b, tau, axes=axes if bf16 else None))
     return found[0], found[1]
 
@@ -70,6 +70,34 @@ def test_the_same_pairs_with_shortened_vectors(
     assert_same(found, expected)
 
 
+@pytest.mark.parametrize("dim", [24, 768])
+@pytest.mark.parametrize("kind", ["orthonormal", "halves", "any"])
+def test_what_is_stored_of_shortened_vectors_is_as_near_as_the_slack_says(dim: int, kind: str) -> None:
+    rng = np.random.default_rng(dim)
+    directions = rng.normal(size=(dim, dim // 3)) / np.sqrt(dim)
+    axes = axes_along(np.linalg.qr(directions)[0] if kind == "orthonormal" else directions)
+    vectors = rng.normal(size=(300, dim))
+    vectors[100:200] = vectors[100:200] @ axes.directions_DA @ axes.directions_DA.T + 1e-4 * vectors[100:200]
+    if kind == "halves":
+        # Every number half way between two of bfloat16.
+        vectors = np.sign(vectors) * (1.0 + 4.0 / 1024.0) * 2.0 ** -np.round(np.log2(dim) / 2.0)
+    else:
+        vectors *= rng.uniform(0.8, 1.2, 300)[:, None] / np.linalg.norm(vectors, axis=1, keepdims=True)
+    stored = vectors.astype(np.float16)
+    found = kernel._tensor(stored, "bfloat16", "cpu", axes)[0].double().numpy()
+    exact, directions = stored.astype(np.float64), axes.directions_DA.astype(np.float64)
+    lengths = np.linalg.norm(exact, axis=1)
+    off = np.linalg.norm(found[:, :-1] - exact @ directions, axis=1)
+    assert (off <= axes.error(kernel.BF16_ROUNDING) * lengths).all()
+    if kind == "halves":
+        assert (off > 0.2 * axes.error(kernel.BF16_ROUNDING) * lengths).any()
+    rest = np.linalg.norm(exact - exact @ directions @ directions.T, axis=1)
+    assert (found[:, -1] >= rest).all()
+    assert (
+        found[:, -1] ** 2 <= rest**2 + 2.5 * axes.rest_slack(kernel.BF16_ROUNDING) * lengths**2 + 0.02 * rest**2
+    ).all()
+
+
 @pytest.mark.parametrize(("rows", "columns", "step"), [(74, 61, 37), (60, 61, 60), (96, 16, 8), (64, 2, 64)])
 def test_tiles_of_every_shape(rows: int, columns: int, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(kernel.TILES, "bf16", kernel.TileShape(rows, columns, step))
@@ -104,8 +132,10 @@ def test_a_read_only_block_is_taken(monkeypatch: pytest.MonkeyPatch, recwarn: py
 def test_small_blocks_are_left_to_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     monkeypatch.setattr(kernel, "multiplies_bf16", lambda: True)
-    assert kernel._way(2.0 * 100 * 100 * 96, "cpu") == "cpu"
-    assert kernel._way(2.0 * 4000 * 4000 * 768, "cpu") == "bf16"
+    small, large = 2.0 * 100 * 100 * 96, 2.0 * 4000 * 4000 * 768
+    assert kernel._way(small, small, "cpu") == "cpu"
+    assert kernel._way(large, large, "cpu") == "bf16"
+    assert kernel._way(large, small, "cpu") == "cpu"
 
 
 def test_a_library_that_changes_torch_s_default_dtype_does_not_loosen_the_bound() -> None:

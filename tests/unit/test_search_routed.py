@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mmvp_ray import storage
 from mmvp_ray.cluster import Inline
-from mmvp_ray.search import SearchConfig, choose_method, exact, find_near_pairs, kernel, routed, routing
+from mmvp_ray.search import SearchConfig, anchors, choose_method, exact, find_near_pairs, kernel, routed, routing
 from mmvp_ray.search.cells import Cells
 from mmvp_ray.search.meet import meet
 from mmvp_ray.search.principal_axes import axes_along
@@ -74,21 +74,27 @@ def test_provable_equals_exact_to_the_last_pair(
     assert pairs[0] == pairs[1]
 
 
-@pytest.mark.parametrize("config", [EXACT, PROVABLE], ids=["exact", "routed"])
+@pytest.mark.parametrize("config", [EXACT, SearchConfig(engine="routed", num_cells=12)], ids=["exact", "calibrated"])
 def test_vectors_shortened_along_axes_have_the_same_pairs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: SearchConfig
 ) -> None:
     ids, near, far = clustered(160)
-    store = open_store(str(tmp_path))
-    pieces = fill(store, np.array_split(np.arange(160), 3), ids, near, far)
+    found = []
     used = []
     shortens = kernel._shortens
-    for module in (exact, routed):
-        monkeypatch.setattr(module, "fit_axes", lambda sample, tau: axes_along(np.eye(NEAR.dim)[:, :5]))
-    monkeypatch.setattr(exact, "FITTED_NUMBERS", 0.0)
-    monkeypatch.setattr(kernel, "_shortens", lambda *asked: used.append(shortens(*asked)) or True)
-    assert_same(near_pairs(store, pieces, config, floor=0.8), brute_force(ids, near, 0.8))
-    assert used
+    for fitted in (False, True):
+        if fitted:
+            for module in (exact, anchors):
+                monkeypatch.setattr(module, "fit_axes", lambda sample, tau: axes_along(np.eye(NEAR.dim)[:, :5]))
+                monkeypatch.setattr(module, "FITTED_NUMBERS", 0.0)
+            monkeypatch.setattr(kernel, "_shortens", lambda *asked: used.append(shortens(*asked)) or True)
+        store = open_store(str(tmp_path / str(fitted)))
+        pieces = fill(store, np.array_split(np.arange(160), 3), ids, near, far)
+        found.append(near_pairs(store, pieces, config, floor=0.8))
+    assert found[0] == found[1]
+    assert found[0] and used
+    if config is EXACT:
+        assert_same(found[1], brute_force(ids, near, 0.8))
 
 
 def test_the_exact_engine_looks_for_axes_where_they_pay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
