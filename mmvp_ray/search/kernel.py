@@ -45,7 +45,7 @@ class TileShape:
 
 
 TILES = {
-    "cpu": TileShape(2048, 1024, 1024),
+    "cpu": TileShape(2048, 512, 512),
     # torch lays the columns of each product out anew for AMX: the more rows they meet, the better. Each height costs it a primitive.
     "bf16": TileShape(8192, 512, 1024),
     "cuda": TileShape(16_384, 16_384, 16_384),
