@@ -184,7 +184,7 @@ def bare_products(
     num_threads: int,
     budget_seconds: float,
 ) -> Found:
-    """The products of the exact engine's tiles into one buffer, and nothing else: no reading, conversion, threshold or result."""
+    """The products of all numbers of the vectors, in the exact engine's tiles, into one buffer: no reading, conversion, threshold or result."""
     multiply = (_torch_bf16 if bfloat16 else _numpy_fp32)(unit_ND, num_threads)
     tiles = list(_tiles(len(unit_ND), "bf16" if bfloat16 else "cpu"))
     sizes = [(a.stop - a.start) * (b.stop - b.start) for a, b in tiles]

@@ -5,7 +5,8 @@ fresh folder for its tables over the same embeddings, and as many cores (--worke
 What starts Ray, imports libraries or reads a peer's vectors is not timed; what the engines read and write is. With several sizes it prints growth exponents.
 
 The truth is what the exact engine found, or, where it does not run, an exact scan of random anchors. `exact-fp32` is the exact engine without the
-bfloat16 products that it takes from a CPU with AMX; `bare-fp32` and `bare-bf16` are the products of its tiles and nothing else.
+bfloat16 products that it takes from a CPU with AMX; `bare-fp32` and `bare-bf16` are the products of all numbers of the vectors in its tiles and
+nothing else, where the engine multiplies vectors that are shortened along principal axes.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def _said(outcome: Outcome) -> str:
 
 
 def ratios(found: dict[str, Figures]) -> dict[str, float]:
-    """Speed of the exact engine over the bare products of its tiles and over FAISS' range search: medians over rounds of the same number."""
+    """Speed of the exact engine over the bare products of the vectors and over FAISS' range search: medians over rounds of the same number."""
     wanted = [(ours, theirs) for ours in ("exact", "exact-fp32") for theirs in ("bare-fp32", "bare-bf16", FLAT)]
     return {
         f"{ours} / {theirs}": statistics.median(

@@ -89,21 +89,22 @@ def _at_size(figures: Figures, num_images: int, *path: str) -> Any:
     return None
 
 
-def _ratio(num_images: int, name: str, goal: float, said: str) -> Claim:
-    return Claim(
-        what=f"{said}, N = {num_images:,}",
-        of=lambda figures: _at_size(figures, num_images, "ratios", name),
-        at_least=goal,
-    )
+def _ratio(num_images: int, name: str, goal: float, said: str, unless: str = "") -> Claim:
+    def of(figures: Figures) -> Any:
+        found = _at_size(figures, num_images, "ratios") or {}
+        return None if unless in found else found.get(name)
+
+    return Claim(what=f"{said}, N = {num_images:,}", of=of, at_least=goal)
 
 
 SEARCH = Section(
     claims=(
         *(
-            _ratio(size, f"{ours} / {bare}", 0.75, f"speed of the {said} over the bare products of its tiles")
-            for ours, bare, said in (
-                ("exact", "bare-bf16", "exact engine"),
-                ("exact-fp32", "bare-fp32", "exact engine without AMX"),
+            _ratio(size, name, 0.75, f"speed of the {said} over bare products of all vectors", unless)
+            for name, said, unless in (
+                ("exact / bare-bf16", "exact engine", ""),
+                ("exact / bare-fp32", "exact engine, on a CPU without AMX,", "exact / bare-bf16"),
+                ("exact-fp32 / bare-fp32", "exact engine without AMX", ""),
             )
             for size in (50_000, 100_000)
         ),

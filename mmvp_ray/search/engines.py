@@ -16,7 +16,7 @@ from mmvp_ray.search.space import Space
 from mmvp_ray.search.table import COMPLETE
 from mmvp_ray.store import Store
 
-EXACT_IMAGES = {"cpu": 35_000, "cpu with AMX": 100_000, "cuda": 20_000_000}
+EXACT_IMAGES = {"cpu": 70_000, "cpu with AMX": 100_000, "cuda": 20_000_000}
 """Up to so many images one core, or one GPU, compares all pairs within a minute or so, before cells and routing pay; four times the workers
 allow twice the images (docs/performance_notes.md: measured on a CPU, arithmetic for GPUs)."""
 ROUTED_COPIES = 12

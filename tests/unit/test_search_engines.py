@@ -14,8 +14,8 @@ from mmvp_ray.search.table import COMPLETE
     ("num_images", "device", "num_workers", "free_bytes", "engine", "says"),
     [
         (10, "cpu", 2, None, "exact", "2 cores"),
-        (40_000, "cpu", 1, None, "routed", "beyond 35,000 on 1 core "),
-        (60_000, "cpu", 4, None, "exact", "up to 70,000"),
+        (80_000, "cpu", 1, None, "routed", "beyond 70,000 on 1 core "),
+        (120_000, "cpu", 4, None, "exact", "up to 140,000"),
         (10_000_000, "cuda", 1, None, "exact", "on 1 GPU all"),
         (10**9, "cuda", 64, None, "routed", "faster"),
         (10**9, "cuda", 64, 10**12, "ivfpq", "1,000.0 GB are free"),
