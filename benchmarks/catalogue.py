@@ -153,7 +153,8 @@ BENCHMARKS = (
         title="The exact join and peers",
         about="Engines and peers on the same synthetic vectors (768 numbers, fp16 in a store), every contender in a "
         "process of its own with as many cores. `bare` is the products of the vectors as they are, tile by tile, "
-        "and nothing else; the engines multiply vectors shortened along principal axes. `exact-fp32` is the exact engine without the bfloat16 products of a CPU with AMX.",
+        "and nothing else, where the exact engine multiplies vectors shortened along principal axes. `exact-fp32` is "
+        "that engine without the bfloat16 products of a CPU with AMX.",
         arguments="--num-images 50000 100000 --engines exact exact-fp32 --peers bare-bf16 bare-fp32 "
         "faiss-flat-range one-cell-of-800 "
         "--peer-seconds 60 --rounds 3",
