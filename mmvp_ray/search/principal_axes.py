@@ -27,10 +27,24 @@ MIN_SAMPLE_ROWS = 512
 """Fewer say too little of how many pairs will be proposed."""
 LENGTHS = (64, 96, 128, 192, 256, 384)
 """Numbers that a vector may be shortened to: whole registers of every product's kernel."""
-PROPOSED_NUMBERS = 500_000
-"""What a proposed pair costs, as numbers multiplied in a product: 150,000 measured in float32, some 1,000,000 with AMX."""
-FLOAT32_SLACK, BF16_SLACK = 0.02, 0.05
-"""By so much bounds are looser than they would be without rounding, both slacks together: measured at 768 numbers."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Costs:
+    """What a choice of axes rests on.
+
+    Attributes:
+        proposed: What deciding a proposed pair costs (6 microseconds), as numbers multiplied in a product.
+        slack: By how much bounds are looser than they would be without rounding, both slacks together; measured at 768 numbers.
+    """
+
+    proposed: float
+    slack: float
+
+
+FLOAT32 = Costs(proposed=300_000.0, slack=0.02)
+BF16 = Costs(proposed=3_000_000.0, slack=0.05)
+"""With AMX: by its speed on whole vectors, not measured on shortened ones."""
 MAX_GAP = 1e3
 """Beyond, products might overflow; of unit vectors in one direction it is their number less one."""
 NUM_ITERATIONS = 2
@@ -114,8 +128,8 @@ def fit_axes(sample_SD: NDArray[np.float16], tau: float, *, lengths: Sequence[in
     tried = [length for length in lengths if length <= min(dim // 2, len(fitted_SD) // 2)]
     if len(unit_SD) < MIN_SAMPLE_ROWS or not tried:
         return None
-    slack = BF16_SLACK if multiplies_bf16() else FLOAT32_SLACK
-    pays_at_all = PROPOSED_NUMBERS * _share_above(judged_SD, tau)
+    costs = BF16 if multiplies_bf16() else FLOAT32
+    pays_at_all = costs.proposed * _share_above(judged_SD, tau)
     least, best = dim + pays_at_all, None
     for length in tried:
         if length + pays_at_all >= least:
@@ -124,7 +138,7 @@ def fit_axes(sample_SD: NDArray[np.float16], tau: float, *, lengths: Sequence[in
         directions_DA = _principal(fitted_SD, length - 1)
         along_SA = judged_SD @ directions_DA
         rest_S = np.sqrt(np.maximum(0.0, 1.0 - np.vecdot(along_SA, along_SA)))
-        cost = length + PROPOSED_NUMBERS * _share_above(np.column_stack([along_SA, rest_S]), tau - slack)
+        cost = length + costs.proposed * _share_above(np.column_stack([along_SA, rest_S]), tau - costs.slack)
         if cost < least:
             least, best = cost, directions_DA
     return None if best is None else axes_along(best)
