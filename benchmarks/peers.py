@@ -206,7 +206,8 @@ def bare_products(
 
 
 def _tiles(num: int, way: str) -> Iterator[tuple[slice, slice]]:
-    from mmvp_ray.search import exact, kernel
+    from mmvp_ray.search import exact
+    from mmvp_ray.search.tiles import TILES, cut_tiles
 
     block_rows = exact.BLOCK_ROWS["cpu"]
     starts = range(0, num, block_rows)
@@ -215,7 +216,7 @@ def _tiles(num: int, way: str) -> Iterator[tuple[slice, slice]]:
             if second < first:
                 continue
             rows, columns = min(block_rows, num - first), min(block_rows, num - second)
-            for tile in kernel.cut_tiles(rows, columns, kernel.TILES[way], within=first == second):
+            for tile in cut_tiles(rows, columns, TILES[way], within=first == second):
                 yield slice(first + tile.top, first + tile.bottom), slice(second + tile.left, second + tile.right)
 
 
@@ -223,9 +224,9 @@ Multiply = Callable[[slice, slice], None]
 
 
 def _numpy_fp32(unit_ND: NDArray[np.float32], num_threads: int) -> Multiply:
-    from mmvp_ray.search import kernel
+    from mmvp_ray.search.tiles import TILES
 
-    buffer = np.empty(kernel.TILES["cpu"].rows * kernel.TILES["cpu"].columns, np.float32)
+    buffer = np.empty(TILES["cpu"].rows * TILES["cpu"].columns, np.float32)
 
     def multiply(rows: slice, columns: slice) -> None:
         a_SD, b_TD = unit_ND[rows], unit_ND[columns]
@@ -237,11 +238,11 @@ def _numpy_fp32(unit_ND: NDArray[np.float32], num_threads: int) -> Multiply:
 def _torch_bf16(unit_ND: NDArray[np.float32], num_threads: int) -> Multiply:
     import torch
 
-    from mmvp_ray.search import kernel
+    from mmvp_ray.search.tiles import TILES
 
     torch.set_num_threads(num_threads)
     vectors_ND = torch.from_numpy(unit_ND).bfloat16()
-    buffer = torch.empty(kernel.TILES["bf16"].rows * kernel.TILES["bf16"].columns, dtype=torch.bfloat16)
+    buffer = torch.empty(TILES["bf16"].rows * TILES["bf16"].columns, dtype=torch.bfloat16)
 
     def multiply(rows: slice, columns: slice) -> None:
         a_SD, b_TD = vectors_ND[rows], vectors_ND[columns]

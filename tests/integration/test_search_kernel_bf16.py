@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from mmvp_ray.search import kernel
+from mmvp_ray.search import kernel, proposers
 from mmvp_ray.search.kernel import join_block
 from mmvp_ray.search.principal_axes import Axes, _principal, axes_along
+from mmvp_ray.search.tiles import TILES, TileShape
 
 pytestmark = pytest.mark.integration
 
@@ -84,23 +85,23 @@ def test_what_is_stored_of_shortened_vectors_is_as_near_as_the_slack_says(dim: i
     else:
         vectors *= rng.uniform(0.8, 1.2, 300)[:, None] / np.linalg.norm(vectors, axis=1, keepdims=True)
     stored = vectors.astype(np.float16)
-    found = kernel._tensor(stored, "bfloat16", "cpu", axes)[0].double().numpy()
+    found = proposers._tensor(stored, "bfloat16", "cpu", axes)[0].double().numpy()
     exact, directions = stored.astype(np.float64), axes.directions_DA.astype(np.float64)
     lengths = np.linalg.norm(exact, axis=1)
     off = np.linalg.norm(found[:, :-1] - exact @ directions, axis=1)
-    assert (off <= axes.error(kernel.BF16_ROUNDING) * lengths).all()
+    assert (off <= axes.error(proposers.BF16_ROUNDING) * lengths).all()
     if kind == "halves":
-        assert (off > 0.2 * axes.error(kernel.BF16_ROUNDING) * lengths).any()
+        assert (off > 0.2 * axes.error(proposers.BF16_ROUNDING) * lengths).any()
     rest = np.linalg.norm(exact - exact @ directions @ directions.T, axis=1)
     assert (found[:, -1] >= rest).all()
     assert (
-        found[:, -1] ** 2 <= rest**2 + 2.5 * axes.rest_slack(kernel.BF16_ROUNDING) * lengths**2 + 0.02 * rest**2
+        found[:, -1] ** 2 <= rest**2 + 2.5 * axes.rest_slack(proposers.BF16_ROUNDING) * lengths**2 + 0.02 * rest**2
     ).all()
 
 
 @pytest.mark.parametrize(("rows", "columns", "step"), [(74, 61, 37), (60, 61, 60), (96, 16, 8), (64, 2, 64)])
 def test_tiles_of_every_shape(rows: int, columns: int, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(kernel.TILES, "bf16", kernel.TileShape(rows, columns, step))
+    monkeypatch.setitem(TILES, "bf16", TileShape(rows, columns, step))
     found, expected = both_ways(monkeypatch, clustered(2, 300, 64), None, 0.9)
     assert len(expected.cos_P) > 100
     assert_same(found, expected)
@@ -140,10 +141,10 @@ def test_small_blocks_are_left_to_numpy(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_library_that_changes_torch_s_default_dtype_does_not_loosen_the_bound() -> None:
     vectors = clustered(4, 300, 96)
-    expected = kernel._tensor(vectors, "bfloat16", "cpu")
+    expected = proposers._tensor(vectors, "bfloat16", "cpu")
     torch.set_default_dtype(torch.bfloat16)
     try:
-        found = kernel._tensor(vectors, "bfloat16", "cpu")
+        found = proposers._tensor(vectors, "bfloat16", "cpu")
     finally:
         torch.set_default_dtype(torch.float32)
     assert found[1] == expected[1] > 0.0

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmvp_ray.errors import ResourceError
-from mmvp_ray.search import decide, kernel
+from mmvp_ray.search import decide, proposers
 from mmvp_ray.search.decide import exact_cosines, squared_lengths
 from mmvp_ray.search.kernel import join_block
+from mmvp_ray.search.tiles import TILES, TileShape, cut_tiles
 
 
 def unit_vectors(seed: int, num: int, dim: int, *, num_centres: int = 5, spread: float = 0.4) -> np.ndarray:
@@ -57,7 +58,7 @@ def test_join_block_equals_brute_force(seed: int, num_a: int, num_b: int, dim: i
 def test_tiles_do_not_change_the_result(rows: int, columns: int, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = unit_vectors(3, 500, 24)
     whole = join_block(vectors, None, 0.8)
-    monkeypatch.setitem(kernel.TILES, "cpu", kernel.TileShape(rows, columns, step))
+    monkeypatch.setitem(TILES, "cpu", TileShape(rows, columns, step))
     tiled = join_block(vectors, None, 0.8)
     assert len(whole.cos_P) > 1000
     for name in ("rows_a_P", "rows_b_P", "cos_P"):
@@ -172,7 +173,7 @@ def as_bf16_bits(numbers: np.ndarray) -> np.ndarray:
 @given(least=st.floats(2.0**-20, 2.0, width=32), more=st.floats(0.0, 0.125, width=32))
 def test_a_number_above_the_threshold_never_rounds_below_its_bits(least: float, more: float) -> None:
     number = np.float32(least) + np.float32(more)
-    bits = kernel.bf16_bits_below(least)
+    bits = proposers.bf16_bits_below(least)
     assert as_bf16_bits(np.array([number]))[0] >= bits
     assert np.array([bits << 16], dtype=np.uint32).view(np.float32)[0] <= np.float32(least)
     assert as_bf16_bits(np.array([np.float32(least) * np.float32(0.99)]))[0] < bits + 1
@@ -186,7 +187,7 @@ def test_a_number_above_the_threshold_never_rounds_below_its_bits(least: float, 
 )
 def test_self_join_tiles_cover_each_pair_once(num: int, columns: int, step: int, steps: int) -> None:
     seen = np.zeros((num, num), dtype=int)
-    for tile in kernel.cut_tiles(num, num, kernel.TileShape(step * steps, columns, step), within=True):
+    for tile in cut_tiles(num, num, TileShape(step * steps, columns, step), within=True):
         rows, cols = np.arange(tile.top, tile.bottom), np.arange(tile.left, tile.right)
         is_above = rows[:, None] < cols
         # Only a tile on the diagonal may hold anything that a join has to leave out.
@@ -194,7 +195,7 @@ def test_self_join_tiles_cover_each_pair_once(num: int, columns: int, step: int,
         seen[tile.top : tile.bottom, tile.left : tile.right] += is_above
         marked = np.zeros(is_above.shape, dtype=int)
         if tile.is_diagonal:
-            kernel._with_itself(marked, tile)[:] = 1
+            proposers._with_itself(marked, tile)[:] = 1
         np.testing.assert_array_equal(marked, rows[:, None] == cols)
     np.testing.assert_array_equal(seen, np.triu(np.ones((num, num), dtype=int), 1))
 
@@ -202,7 +203,7 @@ def test_self_join_tiles_cover_each_pair_once(num: int, columns: int, step: int,
 @given(num_a=st.integers(0, 60), num_b=st.integers(0, 60), rows=st.integers(1, 70), columns=st.integers(1, 70))
 def test_tiles_of_two_blocks_cover_each_pair_once(num_a: int, num_b: int, rows: int, columns: int) -> None:
     seen = np.zeros((num_a, num_b), dtype=int)
-    for tile in kernel.cut_tiles(num_a, num_b, kernel.TileShape(rows, columns, rows), within=False):
+    for tile in cut_tiles(num_a, num_b, TileShape(rows, columns, rows), within=False):
         assert not tile.is_diagonal
         seen[tile.top : tile.bottom, tile.left : tile.right] += 1
     assert (seen == 1).all()
@@ -212,6 +213,6 @@ def test_tiles_of_two_blocks_cover_each_pair_once(num_a: int, num_b: int, rows: 
 def test_hits_are_all_numbers_from_the_least_on(num_rows: int, num_columns: int, scan: int, seed: int) -> None:
     products = np.random.default_rng(seed).integers(0, 12, (num_rows, num_columns)).astype(np.int16)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernel, "SCAN_NUMBERS", scan)
-        rows, columns = kernel._hits(products, 11)
+        patch.setattr(proposers, "SCAN_NUMBERS", scan)
+        rows, columns = proposers._hits(products, 11)
     assert list(zip(rows, columns, strict=True)) == list(zip(*np.nonzero(products >= 11), strict=True))

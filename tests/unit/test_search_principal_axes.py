@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmvp_ray.search import kernel
+from mmvp_ray.search import kernel, proposers
 from mmvp_ray.search import principal_axes as module
 from mmvp_ray.search.kernel import join_block
 from mmvp_ray.search.principal_axes import Axes, axes_along, fit_axes
@@ -81,7 +81,7 @@ def test_products_of_shortened_vectors_are_bounds(seed: int, dim: int, kind: str
     stored = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
     exact = stored.astype(np.float64)
     lengths = np.linalg.norm(exact, axis=1)
-    short, _ = kernel._float32(stored, axes)
+    short, _ = proposers._float32(stored, axes)
     assert short.shape == (40, axes.num_numbers)
     bounds = short.astype(np.float64) @ short.astype(np.float64).T
     # Of what the last product may lose itself nothing is needed here, in float64.
