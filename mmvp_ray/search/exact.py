@@ -92,7 +92,7 @@ def exact_join(
         for part, first, second in grid
         if part not in done
     ]
-    # The largest first, for the same reason.
+    # The largest first: small ones fill what is left at the end.
     tasks.sort(key=_num_compared, reverse=True)
     numbers = space.dim * sum(map(_num_compared, tasks))
     axes = None
