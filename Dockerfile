@@ -22,12 +22,13 @@ WORKDIR /home/ray/mmvp-ray
 # Dependencies first: they are gigabytes, and change less often than the code. Ray stays the base's, to the patch release; boto3, which the
 # base has for its cluster launcher, follows the botocore that s3fs wants.
 COPY --chown=1000:100 pyproject.toml ./
+# Compiled here, once: else every worker of every new pod compiles PyTorch before its first task.
 RUN pip install --no-cache-dir uv \
-    && uv pip install --system --no-cache -r pyproject.toml "ray==${RAY_VERSION}" boto3
+    && uv pip install --system --no-cache --compile-bytecode -r pyproject.toml "ray==${RAY_VERSION}" boto3
 
 COPY --chown=1000:100 README.md LICENSE ./
 COPY --chown=1000:100 mmvp_ray ./mmvp_ray
 COPY --chown=1000:100 configs ./configs
 COPY --chown=1000:100 jobs ./jobs
-RUN uv pip install --system --no-cache --no-deps . \
+RUN uv pip install --system --no-cache --compile-bytecode --no-deps . \
     && python -c "import faiss, mmvp_ray, ray, torch; assert ray.__version__ == '${RAY_VERSION}', ray.__version__; assert torch.version.cuda.startswith('13.'), torch.version.cuda"

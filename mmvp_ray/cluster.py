@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import os
 import signal
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -119,6 +121,11 @@ class Session:
         }
         if not self.joins_cluster:
             options |= {"include_dashboard": False}
+            if _compiles_in_every_process():
+                log.warning(
+                    "PYTHONDONTWRITEBYTECODE is set and PyTorch here is not compiled: every process compiles what it imports,"
+                    " which takes most of a short run; `uv sync --compile-bytecode` does it once"
+                )
         for attempt in range(NUM_START_ATTEMPTS):
             try:
                 with _own_sigterm(), _silent_terminal() if is_quiet else contextlib.nullcontext():
@@ -301,6 +308,14 @@ def _silent_terminal() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+def _compiles_in_every_process() -> bool:
+    """True when imports find no bytecode and may keep none; PyTorch, the largest, stands for all packages."""
+    if not sys.dont_write_bytecode:
+        return False
+    torch = importlib.util.find_spec("torch")
+    return torch is not None and torch.cached is not None and not Path(torch.cached).exists()
 
 
 @contextlib.contextmanager

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import py_compile
 import signal
 import sys
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -209,3 +211,17 @@ def test_rays_handler_of_sigterm_does_not_replace_the_jobs() -> None:
         assert signal.getsignal(signal.SIGTERM) is rays, "a process without a handler is not left without one"
     finally:
         signal.signal(signal.SIGTERM, first)
+
+
+def test_packages_that_every_process_compiles_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "torch/__init__.py"
+    source.parent.mkdir()
+    source.touch()
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    assert not cluster._compiles_in_every_process(), "the first import keeps what it compiled"
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    assert cluster._compiles_in_every_process()
+    py_compile.compile(str(source))
+    assert not cluster._compiles_in_every_process()

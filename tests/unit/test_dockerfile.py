@@ -112,6 +112,12 @@ def test_what_stays_here(name: str) -> None:
     assert ignored(name)
 
 
+def test_what_is_installed_is_compiled() -> None:
+    installs = [command for run in arguments("RUN") for command in run.split("&&") if "uv pip install" in command]
+    assert len(installs) == 2
+    assert all("--compile-bytecode" in command for command in installs)
+
+
 def test_no_index_and_no_secret() -> None:
     text = (REPOSITORY / "Dockerfile").read_text()
     assert "latest" not in text
