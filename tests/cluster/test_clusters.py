@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -92,13 +93,21 @@ def started_head(folder: Path, **environment: str) -> Iterator[tuple[str, dict[s
         TOOLS / "ray", "start", "--head", "--block", "--num-cpus=2", f"--port={port}", f"--dashboard-port={dashboard}",
         f"--dashboard-agent-listen-port={free_port()}", "--object-store-memory=300000000",
     ]  # fmt: skip
-    head = subprocess.Popen(command, env=environment, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    head = subprocess.Popen(
+        command,
+        env=environment,
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     address = f"http://127.0.0.1:{dashboard}"
     try:
         wait_for_http(f"{address}/", head)
         yield address, environment
     finally:
-        head.terminate()
+        # Asked politely, it waits half a minute for processes that are gone.
+        os.killpg(head.pid, signal.SIGKILL)
         head.wait(60)
         shutil.rmtree(environment["RAY_TMPDIR"], ignore_errors=True)
 
