@@ -1,1 +1,8 @@
 """Repeatable measurements: ratios against a baseline in the same run, never asserted in tests; __main__.py runs all."""
+
+import os
+import sys
+
+# Where nobody may keep bytecode, whole commands measure the compiler, theirs as ours: what is measured is the second of many runs.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
