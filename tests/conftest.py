@@ -24,6 +24,8 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "90")
+# A tiny model's training would wait for Ray Train to look at each checkpoint, which it does every two seconds.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Hundreds of processes import the same modules: where nobody may keep what was compiled, they compile torch and transformers each time.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

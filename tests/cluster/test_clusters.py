@@ -136,6 +136,7 @@ def test_ray_job_submit(world: Path, tmp_path: Path) -> None:
         assert "ConfigError: " in bad.stdout
 
 
+@pytest.mark.long
 def test_ray_job_submit_with_a_token(world: Path, tmp_path: Path) -> None:
     right, wrong = tmp_path / "token", tmp_path / "other"
     for path in (right, wrong):

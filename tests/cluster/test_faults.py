@@ -25,6 +25,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 POISON = "python:tests.integration.poison_encoder:factory"
 
 
+@pytest.mark.long
 def test_a_node_that_joins_late_works_and_its_loss_during_the_join_costs_only_time(tmp_path: Path) -> None:
     for shard in range(40):
         members = []
@@ -48,6 +49,7 @@ def test_a_node_that_joins_late_works_and_its_loss_during_the_join_costs_only_ti
     assert found["pairs_sha256"] == search.pairs_sha256(alone)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
 def test_two_nodes_a_bucket_and_a_killing_image_give_the_pairs_of_one_node_without_it(
     s3_bucket: str, tmp_path: Path
@@ -86,6 +88,7 @@ def test_two_nodes_a_bucket_and_a_killing_image_give_the_pairs_of_one_node_witho
     assert not [uri for uri in files if "/attempts/" in uri]
 
 
+@pytest.mark.long
 def test_encoders_whose_loading_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_shards(tmp_path / "world", WorldConfig(num_images=8, seed=1, images_per_shard=8))
     monkeypatch.setenv(LOADS, str(tmp_path / "loads"))

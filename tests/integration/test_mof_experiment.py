@@ -128,6 +128,7 @@ def test_other_settings_do_not_take_its_models_for_theirs(finished: Path, quiet:
             run_experiment(dataclasses.replace(smallest(finished), **change), progress=quiet)
 
 
+@pytest.mark.long
 def test_one_process_gives_what_ray_train_gives(finished: Path, tmp_path: Path, ray_session: None) -> None:
     from safetensors.numpy import load_file
 

@@ -179,6 +179,7 @@ class TestAFifthOfAllRequestsFails:
         assert proxy.num_seen("PUT", "/store/embeddings/") == before > 0
         check(out, f"{out}/store", undisturbed)
 
+    @pytest.mark.long
     def test_two_runs_at_once_on_one_store(
         self, root: str, undisturbed: pa.Table, proxy: FaultyProxy, environment: dict[str, str], tmp_path: Path
     ) -> None:
