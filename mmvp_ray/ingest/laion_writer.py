@@ -116,7 +116,8 @@ def writer_class() -> type[Any]:
             super().__init__(shard_id, output_folder, *rest, **named)
             self._path = Path(self.tar_fd.name)
             self._places: dict[str, tuple[int, int]] = {}
-            self.tarwriter = wds.TarWriter(self.tar_fd, mtime=0.0)
+            # A whole number: for a fraction, tarfile puts a header of a kilobyte before each member.
+            self.tarwriter = wds.TarWriter(self.tar_fd, mtime=0)
 
         def write(self, img_str: bytes | None, key: str, caption: str | None, meta: dict[str, Any]) -> None:
             """img2dataset's interface."""

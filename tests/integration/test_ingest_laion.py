@@ -275,6 +275,7 @@ def members_of(out: Path) -> dict[str, bytes]:
     for path in sorted((out / "shards").iterdir()):
         with tarfile.open(path) as tar:
             for info in tar:
+                assert not info.pax_headers, "a header of a kilobyte before each member, for nothing"
                 file = tar.extractfile(info)
                 assert file is not None
                 found[info.name] = file.read()
