@@ -3,6 +3,6 @@
 import os
 import sys
 
-# Where nobody may keep bytecode, whole commands measure the compiler, theirs as ours: what is measured is the second of many runs.
+# Where nobody may keep bytecode, whole commands measure Python's compiler, the peers' as ours.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
