@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from mmvp_ray.errors import ConfigError
 
 
-def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson_interval(successes: float, trials: float, z: float = 1.959964) -> tuple[float, float]:
     """Bounds of a binomial fraction by Wilson's score method (Wilson 1927); 95 % at the default ``z``.
 
     Args:
-        successes: how often it happened, 0..trials.
+        successes: how often it happened, 0..trials; a part of one where trials are `effective_trials`.
         trials: how often it could have happened; 0 is allowed and says nothing, so the answer is (0, 1).
         z: two-sided quantile of the standard normal distribution, > 0.
 
@@ -39,6 +39,16 @@ def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[f
     low = 0.0 if successes == 0 else max(0.0, centre - half_width)
     high = 1.0 if successes == trials else min(1.0, centre + half_width)
     return low, high
+
+
+def effective_trials(trials_U: NDArray[np.int64]) -> float:
+    """How many independent trials those of units that hit or miss as a whole are worth (the effective size of Kish 1965): as many as units, if these are alike.
+
+    Args:
+        trials_U: Trials of each unit.
+    """
+    total = float(trials_U.sum())
+    return total**2 / float(np.square(trials_U, dtype=np.float64).sum()) if total else 0.0
 
 
 def trials_needed(fraction: float, z: float = 1.959964) -> int:

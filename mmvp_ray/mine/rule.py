@@ -97,7 +97,7 @@ def settle_rule(config: RuleConfig, sample: RandomSample) -> Rule:
     return Rule(
         near_above=near_above,
         far_below=far_below,
-        floor=round(floor, 6),
+        floor=min(round(floor, 6), near_above),
         near_source=near_source,
         far_source=far_source,
     )

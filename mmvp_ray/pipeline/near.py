@@ -22,6 +22,7 @@ from mmvp_ray.search import (
     Space,
     choose_method,
     find_near_pairs,
+    keep_method,
     score_pairs,
     take_census,
 )
@@ -127,6 +128,7 @@ def search_near(
         dim=near.dim,
         free_bytes=storage.free_bytes(store.root),
     )
+    method = keep_method(store, space, pieces, method, floor=floor, collapse=collapse.name, config=config.search)
     with progress.stage(f"join{label}", total=None, unit="pairs") as stage:
         stage.note = f"pairs compared by the {method.engine} engine ({method.reason})"
         table, census = find_near_pairs(

@@ -31,7 +31,9 @@ class AuditCard:
 
     They have ``num_true_pairs`` pairs above the cosine ``floor``, and the engine had found ``num_found`` of them.
     ``recall`` is None when there is no true pair. ``low`` and ``high`` bound it at 95 %; ``interval`` says by which
-    method. ``is_supported`` tells whether there were true pairs enough to support ``target_recall`` at all.
+    method. ``num_effective`` is how many independent pairs they are worth, and ``is_supported`` tells whether these are
+    enough to support ``target_recall`` at all. With ``by_construction`` the engine finds every pair, and the audit only
+    checks that it did.
     """
 
     num_anchors: int
@@ -43,8 +45,10 @@ class AuditCard:
     high: float
     interval: str
     floor: float
+    num_effective: float
     is_supported: bool
     target_recall: float
+    by_construction: bool = False
     note: str = ""
 
     def __post_init__(self) -> None:

@@ -40,6 +40,8 @@ def _verdict(audit: AuditCard) -> str:
         return "no pairs"
     if audit.high < audit.target_recall:
         return "low"
+    if audit.by_construction and audit.num_found == audit.num_true_pairs:
+        return "complete"
     if not audit.is_supported:
         return "few pairs"
     return "borne out" if audit.low >= audit.target_recall else "open"

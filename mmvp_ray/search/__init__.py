@@ -6,7 +6,7 @@ from mmvp_ray.search.blocks import load_vectors
 from mmvp_ray.search.census import Census, Draw, read_ids, take_census
 from mmvp_ray.search.config import SearchConfig
 from mmvp_ray.search.engines import Method, choose_method
-from mmvp_ray.search.join import Collapse, find_near_pairs
+from mmvp_ray.search.join import Collapse, find_near_pairs, keep_method
 from mmvp_ray.search.kernel import JoinedPairs, join_block
 from mmvp_ray.search.score import score_pairs
 from mmvp_ray.search.space import Space
@@ -28,6 +28,7 @@ __all__ = [
     "choose_method",
     "find_near_pairs",
     "join_block",
+    "keep_method",
     "load_vectors",
     "read_ids",
     "score_pairs",

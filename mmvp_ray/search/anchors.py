@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmvp_ray.cluster import Session
+from mmvp_ray.intervals import effective_trials
 from mmvp_ray.search.blocks import Block, cut_blocks, load_block
 from mmvp_ray.search.cells import Cells
 from mmvp_ray.search.census import Census, Draw
@@ -44,6 +45,11 @@ class AnchorPairs:
 
     def __len__(self) -> int:
         return len(self.anchor_P)
+
+    @property
+    def num_effective(self) -> float:
+        """Independent pairs that they are worth if an anchor's are found or missed together."""
+        return effective_trials(np.bincount(self.anchor_P))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,6 +145,7 @@ def scan_until(
     device: str,
     session: Session,
     cells: Cells | None = None,
+    independent: bool = False,
 ) -> tuple[Draw, AnchorPairs]:
     """Scan so many anchors that they have `num_pairs` pairs, as far as the budget goes: first a thousand, then what these say is needed.
 
@@ -153,6 +160,7 @@ def scan_until(
         device: "cuda" or "cpu".
         session: Where tasks run.
         cells: Cells to measure `needed_P` in.
+        independent: Count pairs as the independent ones that they are worth.
 
     Returns:
         The anchors and their pairs.
@@ -176,8 +184,9 @@ def scan_until(
 
     num_anchors = min(most, FIRST_ANCHORS)
     pairs = scan(0, num_anchors)
-    if len(pairs) < num_pairs and num_anchors < most:
-        wanted = int(1.2 * num_anchors * num_pairs / max(1, len(pairs)))
+    num_found = pairs.num_effective if independent else len(pairs)
+    if num_found < num_pairs and num_anchors < most:
+        wanted = int(1.2 * num_anchors * num_pairs / max(1, num_found))
         last = min(most, max(num_anchors, wanted))
         more = scan(num_anchors, last)
         more = AnchorPairs(

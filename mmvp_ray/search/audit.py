@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmvp_ray.cluster import Session
-from mmvp_ray.intervals import bootstrap_ratio, trials_needed, wilson_interval
-from mmvp_ray.search.anchors import AnchorPairs, scan_until
+from mmvp_ray.intervals import bootstrap_ratio, effective_trials, trials_needed, wilson_interval
+from mmvp_ray.search.anchors import scan_until
 from mmvp_ray.search.census import Census
 from mmvp_ray.search.config import SearchConfig
 from mmvp_ray.search.table import NearTable, record_batches
@@ -25,14 +25,15 @@ class Audit:
     Attributes:
         num_anchors: Random images that were compared with all others.
         num_images: Images of the join.
-        num_true_pairs: Pairs above the floor that they have, each counted once for every anchor in it.
+        num_true_pairs: Pairs above the floor that they have, each counted once.
         num_found: How many of them the table holds.
         recall: Their share; None without a pair.
-        low: Lower end of its 95 % interval: bootstrap over anchors, but never above Wilson's for independent pairs.
+        low: Lower end of its 95 % interval: bootstrap over anchors, but never above Wilson's for `num_effective` pairs.
         high: Upper end.
         floor: The cosine above which this holds.
         target_recall: The recall that the run claims.
-        num_needed: True pairs that support it if none is missed.
+        num_effective: Independent pairs that the true pairs are worth: an anchor's may all be found or missed together, so at most one an anchor.
+        num_needed: Effective pairs that support it if none is missed.
         by_construction: The method compares all pairs, or proves that it need not: the audit then only checks that it did.
     """
 
@@ -45,13 +46,14 @@ class Audit:
     high: float
     floor: float
     target_recall: float
+    num_effective: float
     num_needed: int
     by_construction: bool = False
 
     @property
     def is_supported(self) -> bool:
         """Whether there were pairs enough to support the claim at all."""
-        return self.num_true_pairs >= self.num_needed
+        return self.num_effective >= self.num_needed
 
     def warning(self) -> str:
         """One line where the audit does not bear the claim out; empty where it does."""
@@ -63,15 +65,15 @@ class Audit:
                 if missed
                 else ""
             )
-        if not self.is_supported:
-            return (
-                f"the recall of the search rests on {self.num_true_pairs:,} true pairs of {self.num_anchors:,} images; "
-                f"a recall of {self.target_recall:g} needs {self.num_needed:,} without a miss: raise --audit-share, or take the interval for what it is"
-            )
         if self.high < self.target_recall:
             return (
                 f"the search found {self.recall:.4f} of the near pairs ({self.low:.4f} to {self.high:.4f}), fewer than {self.target_recall:g}: "
-                f"use --provable, or --refit-cells"
+                f"use --provable, or --engine routed with a higher --target-recall"
+            )
+        if not self.is_supported:
+            return (
+                f"the recall of the search rests on {self.num_true_pairs:,} true pairs of {self.num_anchors:,} images, worth "
+                f"{int(self.num_effective):,} independent ones; a recall of {self.target_recall:g} needs {self.num_needed:,} without a miss: raise --audit-share, or take the interval for what it is"
             )
         return ""
 
@@ -104,48 +106,60 @@ def audit_table(
         from_end=True,
         num_pairs=config.audit_pairs,
         share=config.audit_share,
+        independent=True,
         floor=table.floor,
         device=device,
         session=session,
     )
-    held_P = _held(table, anchors.ids_S16, pairs, session=session)
-    true_S = np.bincount(pairs.anchor_P, minlength=len(anchors))
-    found_S = np.bincount(pairs.anchor_P[held_P], minlength=len(anchors))
-    num_true, num_found = len(pairs), int(held_P.sum())
-    low, high = bootstrap_ratio(found_S, true_S)
+    # A pair of two anchors was met from both sides.
+    keys_P, first_P = np.unique(
+        _pair_keys(id_keys(anchors.ids_S16)[pairs.anchor_P], id_keys(pairs.ids_P16)), return_index=True
+    )
+    anchor_P = pairs.anchor_P[first_P]
+    held_P = _held(table, anchors.ids_S16, keys_P, session=session)
+    true_S = np.bincount(anchor_P, minlength=len(anchors))
+    found_S = np.bincount(anchor_P[held_P], minlength=len(anchors))
+    num_true, num_found = len(keys_P), int(held_P.sum())
+    low, high = recall_interval(found_S, true_S)
     return Audit(
         num_anchors=len(anchors),
         num_images=census.num_images,
         num_true_pairs=num_true,
         num_found=num_found,
         recall=num_found / num_true if num_true else None,
-        low=min(low, wilson_interval(num_found, num_true)[0]),
+        low=low,
         high=high,
         floor=table.floor,
         target_recall=target_recall,
+        num_effective=effective_trials(true_S),
         num_needed=trials_needed(target_recall),
         by_construction=by_construction,
     )
 
 
-def _held(table: NearTable, ids_S16: NDArray[np.uint8], pairs: AnchorPairs, *, session: Session) -> NDArray[np.bool_]:
-    """Which of the anchors' true pairs the table holds."""
-    order = np.argsort(id_keys(ids_S16), kind="stable")
-    anchor_keys_S = id_keys(ids_S16)[order]
+def recall_interval(found_S: NDArray[np.int64], true_S: NDArray[np.int64]) -> tuple[float, float]:
+    """Bounds (95 %) of the recall where an anchor's pairs, those of one dense neighbourhood, may be found or missed together.
+
+    Args:
+        found_S: Pairs of each anchor that were found.
+        true_S: Pairs that it has.
+    """
+    low, high = bootstrap_ratio(found_S, true_S)
+    # Without a miss the bootstrap knows no doubt.
+    trials = effective_trials(true_S)
+    recall = float(found_S.sum() / true_S.sum()) if trials else 0.0
+    return min(low, wilson_interval(recall * trials, trials)[0]), high
+
+
+def _held(
+    table: NearTable, ids_S16: NDArray[np.uint8], keys_P: NDArray[np.bytes_], *, session: Session
+) -> NDArray[np.bool_]:
+    """Which of the anchors' true pairs, sorted keys of `_pair_keys`, the table holds."""
     uris = [table.near_uri(part) for part in table.parts]
-    shared = [session.share(anchor_keys_S)]
-    wanted_P = _pair_keys(id_keys(ids_S16)[pairs.anchor_P], id_keys(pairs.ids_P16))
-    held_P = np.zeros(len(pairs), dtype=bool)
-    by_key = np.argsort(wanted_P, kind="stable")
-    sorted_P = wanted_P[by_key]
+    shared = [session.share(np.sort(id_keys(ids_S16)))]
+    held_P = np.zeros(len(keys_P), dtype=bool)
     for found in session.run_tasks(pairs_of_anchors, uris, shared=shared):
-        if not len(found) or not len(sorted_P):
-            continue
-        # A pair of two anchors is wanted twice, once from each side.
-        first, last = np.searchsorted(sorted_P, found, "left"), np.searchsorted(sorted_P, found, "right")
-        for offset in range(2):
-            at = first + offset
-            held_P[by_key[at[at < last]]] = True
+        held_P |= among(keys_P, found)
     return held_P
 
 

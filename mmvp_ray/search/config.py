@@ -23,7 +23,7 @@ class SearchConfig:
     num_cells: int | None = None
     """Cells of the routed engine; about one for 96 images unless given."""
     refit_cells: bool = False
-    """Fit the cells anew instead of keeping those of the earlier run that this one builds on."""
+    """Fit the cells anew instead of keeping those of the earlier run that this one builds on; the pairs that it found are kept."""
     num_neighbours: int = 32
     """Neighbours of each image that the ivfpq engine asks for at first; more where they are all near."""
     num_probes: int | None = None
@@ -31,7 +31,7 @@ class SearchConfig:
     bytes_per_vector: int = 64
     """Size of a compressed vector of the ivfpq engine."""
     audit_pairs: int = 3840
-    """True pairs that the audit tries to rest on: enough to support a recall of 0.999 if none is missed."""
+    """Independent true pairs that the audit tries to rest on: enough to support a recall of 0.999 if none is missed."""
     audit_share: float = 0.05
     """Share of the comparisons of an exact join that the audit may take; at least 1,000 images are looked at."""
 

@@ -157,4 +157,4 @@ def _routed(work: JoinWork, method: Method, session: Session, on_part: OnPart) -
     )
 
 
-ENGINES: dict[str, Engine] = {"exact": _exact, "routed": _routed, "ivfpq": ivfpq.ivfpq_join}
+ENGINES: dict[EngineName, Engine] = {"exact": _exact, "routed": _routed, "ivfpq": ivfpq.ivfpq_join}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from mmvp_ray.cluster import Session
 from mmvp_ray.config import fingerprint
 from mmvp_ray.search.census import Census, content_key, take_census
-from mmvp_ray.search.engines import ENGINES, JoinWork, Method
+from mmvp_ray.search.config import SearchConfig
+from mmvp_ray.search.engines import ENGINES, JoinWork, Method, choose_method
 from mmvp_ray.search.space import Space
 from mmvp_ray.search.table import COMPLETE, NearTable, Part, TableFacts, pieces_of, whole_tables, write_facts
 from mmvp_ray.store import PieceRef, Store
@@ -82,6 +83,48 @@ def find_lineage(
             if wanted.issuperset(earlier):
                 return Lineage(table=None, parent=found, parent_pieces=tuple(earlier))
     return Lineage(table=None, parent=None, parent_pieces=())
+
+
+def keep_method(
+    store: Store,
+    space: Space,
+    pieces: Sequence[PieceRef],
+    chosen: Method,
+    *,
+    floor: float,
+    collapse: str,
+    config: SearchConfig,
+) -> Method:
+    """The method that `auto` chose, or the one that most of the pieces were joined by before and whose pairs the chosen one could not take.
+
+    Cores and free disk differ from run to run; what lies in the store shall serve all the same.
+
+    Args:
+        store: Holds near pairs.
+        space: Where near is measured.
+        pieces: The pieces to be joined.
+        chosen: By `choose_method`.
+        floor: The floor of the join.
+        collapse: How copies are collapsed (Collapse.name).
+        config: What `chosen` was chosen by; only `auto` is free to choose.
+    """
+    if config.engine != "auto" or config.provable:
+        return chosen
+
+    def num_served(method: Method) -> int:
+        lineage = find_lineage(store, space, pieces, floor=floor, collapse=collapse, method=method.key)
+        found = lineage.table or lineage.parent
+        return found.num_pieces if found else 0
+
+    others = [
+        choose_method(replace(config, engine=engine), num_images=0, device="cpu")
+        for engine in ENGINES
+        if engine != chosen.engine
+    ]
+    best = max([chosen, *others], key=num_served)
+    if best is chosen or 2 * num_served(best) < len(pieces):
+        return chosen
+    return replace(best, reason=f"{num_served(best):,} of {len(pieces):,} pieces were joined so before")
 
 
 def find_near_pairs(

@@ -68,6 +68,8 @@ def test_both_thresholds_are_strict() -> None:
 def test_floor_follows_the_threshold() -> None:
     assert settle_rule(RuleConfig(), sample([], [])).floor == 0.93
     assert settle_rule(RuleConfig(near_above=0.5, floor=0.4), sample([], [])).floor == 0.4
+    # Rounding does not lift it above the threshold: pairs between the two would never be kept.
+    assert settle_rule(RuleConfig(near_above=0.9731546, floor=0.9731546), sample([], [])).floor == 0.9731546
 
 
 def test_a_quantile_becomes_an_absolute_threshold() -> None:

@@ -235,6 +235,7 @@ def example_audit(*, num_missed: int = 1, num_true_pairs: int = 6_204) -> AuditC
         high=high,
         interval="bootstrap over anchors, 10,000 resamples; the lower end never above Wilson's",
         floor=0.93,
+        num_effective=float(num_true_pairs),
         is_supported=num_true_pairs >= 3_838,
         target_recall=0.999,
         note="Anchors were drawn by hashed ids.",

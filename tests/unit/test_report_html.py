@@ -144,7 +144,11 @@ def test_the_search_section_says_what_was_compared_and_how_much_of_it_was_found(
     ("num_missed", "num_true_pairs", "warning"),
     [
         (0, 0, "The recall is not known."),
-        (0, 812, "812 true pairs do not support a recall of 99.9 %: without a miss, at least 3,838 would be needed."),
+        (
+            0,
+            812,
+            "812 true pairs, worth 812 independent ones, do not support a recall of 99.9 %: without a miss, at least 3,838 would be needed.",
+        ),
         (40, 4_812, "The whole interval lies below the target of 99.9 %."),
     ],
 )

@@ -9,9 +9,9 @@ import pytest
 
 from mmvp_ray import storage
 from mmvp_ray.cluster import Inline
-from mmvp_ray.intervals import bootstrap_ratio, trials_needed, wilson_interval
+from mmvp_ray.intervals import bootstrap_ratio, effective_trials, trials_needed, wilson_interval
 from mmvp_ray.search import SearchConfig, Space, anchors, choose_method, find_near_pairs
-from mmvp_ray.search.audit import audit_table
+from mmvp_ray.search.audit import audit_table, recall_interval
 from mmvp_ray.search.space import read_vectors
 from mmvp_ray.search.table import NearTable, record_batches, write_near_part
 from mmvp_ray.store import id_matrix, open_store
@@ -41,13 +41,14 @@ def table_of(tmp_path: Path, num: int, *, share: float) -> tuple[NearTable, obje
 def test_counts_equal_brute_force(tmp_path: Path, share: float) -> None:
     table, census, expected, left = table_of(tmp_path, 240, share=share)
     audit = audit_table(table, census, config=SearchConfig(), target_recall=0.999, device="cpu", session=Inline())
-    # All images are anchors: each pair is seen from both sides.
+    # All images are anchors: each pair is seen from both sides, and counts once.
     assert (audit.num_anchors, audit.num_images) == (240, 240)
-    assert (audit.num_true_pairs, audit.num_found) == (2 * expected, 2 * left)
+    assert (audit.num_true_pairs, audit.num_found) == (expected, left)
     assert audit.recall == left / expected
     assert audit.low <= audit.recall <= audit.high
-    assert audit.is_supported
-    assert ("fewer than 0.999" in audit.warning()) == (share < 1.0)
+    # So few images cannot support 0.999, but misses can refute it.
+    assert 100 < audit.num_effective < 240
+    assert ("fewer than 0.999" if share < 1.0 else "needs 3,838") in audit.warning()
 
 
 def test_few_anchors_and_few_pairs_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,6 +86,30 @@ def test_a_corpus_without_pairs(tmp_path: Path) -> None:
     audit = audit_table(table, census, config=SearchConfig(), target_recall=0.999, device="cpu", session=Inline())
     assert (audit.num_true_pairs, audit.recall, audit.low, audit.high) == (0, None, 0.0, 1.0)
     assert not audit.is_supported
+
+
+@pytest.mark.parametrize(("num_groups", "size", "lost"), [(300, 10, 0.02), (20, 100, 0.05), (30, 150, 0.07)])
+def test_neighbourhoods_that_are_found_or_missed_whole_are_within_the_interval(
+    num_groups: int, size: int, lost: float
+) -> None:
+    rng = np.random.default_rng(0)
+    is_lost = rng.random(num_groups) < lost
+    group_N = np.concatenate([np.repeat(np.arange(num_groups), size), np.full(50_000, -1)])
+    covered = 0
+    for _ in range(100):
+        group_S = rng.choice(group_N, 1_000, replace=False)
+        true_S = np.where(group_S >= 0, size - 1, 0)
+        low, high = recall_interval(np.where(is_lost[group_S], 0, true_S), true_S)
+        covered += low <= 1.0 - is_lost.mean() <= high
+    assert covered >= 90
+
+
+def test_pairs_of_few_neighbourhoods_support_little() -> None:
+    assert effective_trials(np.array([0, 7, 7, 7])) == pytest.approx(3.0)
+    assert effective_trials(np.array([1000, 1, 1])) < 1.01
+    assert effective_trials(np.zeros(3, int)) == 0.0
+    low, high = recall_interval(np.array([5_000, 1]), np.array([5_000, 1]))
+    assert low < 0.3 and high == 1.0
 
 
 class TestBootstrap:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
 import pytest
 
+from mmvp_ray.cluster import Inline
 from mmvp_ray.errors import ConfigError
-from mmvp_ray.search import SearchConfig, choose_method, engines
+from mmvp_ray.search import Method, SearchConfig, choose_method, engines, find_near_pairs, keep_method
 from mmvp_ray.search.engines import ENGINES
 from mmvp_ray.search.table import COMPLETE
+from mmvp_ray.store import open_store
+from tests.unit.search_worlds import NEAR, clustered, fill
 
 
 @pytest.mark.parametrize(
@@ -74,3 +81,39 @@ def test_what_finds_every_pair_is_complete_and_other_settings_are_not_mixed() ->
 def test_mistakes_are_one_line(settings: dict[str, object], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         SearchConfig(**settings).check()  # type: ignore[arg-type]
+
+
+def test_auto_stays_with_the_engine_that_joined_these_images(tmp_path: Path) -> None:
+    ids, near, far = clustered(600, seed=3)
+    store = open_store(str(tmp_path))
+    pieces = fill(store, np.array_split(np.arange(600), 8), ids, near, far)
+    routed = choose_method(SearchConfig(engine="routed", num_cells=8), num_images=0, device="cpu")
+    config = SearchConfig(num_cells=8)
+    chosen = choose_method(config, num_images=600, device="cpu")
+    assert chosen.engine == "exact"
+
+    def kept(upto: int, **settings: object) -> Method:
+        return keep_method(
+            store,
+            NEAR,
+            pieces[:upto],
+            chosen,
+            floor=0.9,
+            collapse="none",
+            config=replace(config, **settings),  # type: ignore[arg-type]
+        )
+
+    def join(upto: int, method: Method) -> None:
+        find_near_pairs(store, NEAR, pieces[:upto], floor=0.9, method=method, device="cpu", session=Inline())
+
+    assert kept(3) == chosen
+    join(3, routed)
+    for upto in (3, 6):
+        found = kept(upto)
+        assert (found.engine, found.key) == ("routed", routed.key)
+        assert found.reason == f"3 of {upto} pieces were joined so before"
+    assert kept(6, engine="exact") == kept(6, provable=True) == kept(6, num_cells=9) == chosen
+    assert kept(8) == chosen, "less than half of them is no reason"
+    # A complete join serves every method.
+    join(6, chosen)
+    assert kept(6) == chosen

@@ -28,19 +28,14 @@ def next_to_write(request: Request, workspace: CurrentWorkspace, user: CurrentUs
     held = take_next(workspace, user, STATE)
     if held is None:
         return page(request, "done.html.j2", task=STATE)
+    # Of a pair that waits to be written, only returned statements can be pending.
+    returned = pending(workspace, held.pair_id)
+    if returned is not None:
+        texts = {"a": returned.text_a, "b": returned.text_b}
+        return _form(request, workspace, held.pair_id, texts, ahead=held.ahead, comment=returned.comment)
     annotation, options = _annotation(workspace, held.pair_id)
-    earlier = workspace.row(
-        "SELECT text_a, text_b, comment FROM statements WHERE annotation_id = ? AND state = 'returned' ORDER BY statement_id DESC LIMIT 1",
-        annotation["annotation_id"],
-    )
-    texts = (
-        {side: propose(annotation["question"], options[annotation[f"answer_{side}"]]) for side in "ab"}
-        if earlier is None
-        else {side: earlier[f"text_{side}"] for side in "ab"}
-    )
-    return _form(
-        request, workspace, held.pair_id, texts, ahead=held.ahead, comment="" if earlier is None else earlier["comment"]
-    )
+    texts = {side: propose(annotation["question"], options[annotation[f"answer_{side}"]]) for side in "ab"}
+    return _form(request, workspace, held.pair_id, texts, ahead=held.ahead)
 
 
 @router.post("/state/{pair_id}")
