@@ -20,8 +20,8 @@ from mmvp_ray.store import Store, id_keys
 
 # Shapes: S anchors, D numbers in a vector, P pairs.
 
-SCAN_ROWS = 32_768
-"""Images that one task compares with the anchors."""
+SCAN_ROWS = {"cpu": 32_768, "cuda": 1_048_576}
+"""Images that one task compares with the anchors; many on a GPU, where every task starts a process (exact.BLOCK_ROWS)."""
 FIRST_ANCHORS = 1_000
 MAX_ANCHORS = 100_000
 MAX_PAIRS_PER_TASK = 5_000_000
@@ -90,7 +90,7 @@ def scan_anchors(
     vectors_SD = gather_vectors(store, space, pieces, anchors.ids_S16, session=session)
     tasks = [
         ScanTask(store=store, space=space, block=block, floor=floor, device=device)
-        for block in cut_blocks(census, SCAN_ROWS)
+        for block in cut_blocks(census, SCAN_ROWS[device])
     ]
     pays = device == "cpu" and float(len(anchors)) * census.num_images * space.dim >= FITTED_NUMBERS
     axes = fit_axes(vectors_SD[:SAMPLE_ROWS], floor) if pays else None

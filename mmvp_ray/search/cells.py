@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -68,14 +69,20 @@ class Cells:
 
     def __init__(self, centroids_KD: NDArray[np.float32]) -> None:
         self.centroids_KD = np.ascontiguousarray(centroids_KD, dtype=np.float32)
+
+    @cached_property
+    def _bounds(self) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None]:
+        # How far apart a cell and its farthest are, and any two. K * K products, minutes of a core for 65,536 cells, that only `visits` needs:
+        # what is computed once travels with the object.
         num_cells = len(self.centroids_KD)
-        self._widest_K = np.empty(num_cells, dtype=np.float32)
-        self._at_most_apart_KK = np.empty((num_cells, num_cells), dtype=np.uint8) if num_cells <= MATRIX_CELLS else None
+        widest_K = np.empty(num_cells, dtype=np.float32)
+        at_most_apart_KK = np.empty((num_cells, num_cells), dtype=np.uint8) if num_cells <= MATRIX_CELLS else None
         for first, apart_SK in self._all_apart():
             rows = slice(first, first + len(apart_SK))
-            self._widest_K[rows] = apart_SK.max(axis=1)
-            if self._at_most_apart_KK is not None:
-                np.ceil(apart_SK / BYTE_DISTANCE, out=self._at_most_apart_KK[rows], casting="unsafe")
+            widest_K[rows] = apart_SK.max(axis=1)
+            if at_most_apart_KK is not None:
+                np.ceil(apart_SK / BYTE_DISTANCE, out=at_most_apart_KK[rows], casting="unsafe")
+        return widest_K, at_most_apart_KK
 
     def __len__(self) -> int:
         return len(self.centroids_KD)
@@ -89,6 +96,7 @@ class Cells:
             device: Where the products are computed, "cpu" or "cuda".
         """
         limit = delta + FLOAT_SLACK
+        widest_K, at_most_apart_KK = self._bounds
         homes, rows, cells = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int32)]
         for first, products_SK in self._products(unit_vectors(vectors_ND), device):
             home_S = np.argmax(products_SK, axis=1).astype(np.int32)
@@ -96,13 +104,13 @@ class Cells:
             home_S[~usable_S] = -1
             own_S = products_SK[np.arange(len(home_S)), home_S]
             # No bisector of a home is farther apart than its farthest cell: what this lets through is looked at exactly.
-            bound_S = np.where(usable_S, own_S - limit * self._widest_K[home_S] - PRODUCT_SLACK, np.inf)
+            bound_S = np.where(usable_S, own_S - limit * widest_K[home_S] - PRODUCT_SLACK, np.inf)
             row_V, cell_V = np.nonzero(products_SK >= bound_S[:, None])
             other = cell_V != home_S[row_V]
             row_V, cell_V = row_V[other], cell_V[other]
             gap_V = own_S[row_V] - products_SK[row_V, cell_V]
-            if self._at_most_apart_KK is not None:
-                steps_V = self._at_most_apart_KK[home_S[row_V], cell_V]
+            if at_most_apart_KK is not None:
+                steps_V = at_most_apart_KK[home_S[row_V], cell_V]
                 maybe = gap_V <= limit * BYTE_DISTANCE * steps_V + PRODUCT_SLACK
                 row_V, cell_V, gap_V = row_V[maybe], cell_V[maybe], gap_V[maybe]
             near = gap_V <= limit * self._apart(home_S[row_V], cell_V) + PRODUCT_SLACK

@@ -15,8 +15,9 @@ from mmvp_ray.search.space import Space
 from mmvp_ray.search.table import write_near_part
 from mmvp_ray.store import Store, done_names
 
-BLOCK_ROWS = {"cpu": 32_768, "cuda": 524_288}
-"""Vectors of a block: two blocks of L/14 vectors, fp16 and fp32, are 0.4 GB on a CPU; fp16 alone 1.6 GB on a GPU."""
+BLOCK_ROWS = {"cpu": 32_768, "cuda": 2_097_152}
+"""Vectors of a block: two blocks of L/14 vectors, fp16 and fp32, are 0.4 GB on a CPU; fp16 alone 6.4 GB on a GPU. Ray gives every GPU task a new
+process, which takes seconds to import torch and to open the GPU: blocks that are multiplied in a second would spend most of it on that."""
 MIN_BLOCK_ROWS = 8192
 
 

@@ -64,17 +64,17 @@ class RoutedRows:
     also_RE: NDArray[np.float16] | None = None
 
 
-def route_block(task: RouteTask, centroids_KD: NDArray[np.float32], group_K: NDArray[np.int32]) -> None:
+def route_block(task: RouteTask, cells: Cells, group_K: NDArray[np.int32]) -> None:
     """Write the routed rows of one block, one row group for each group of cells.
 
     Args:
         task: The block.
-        centroids_KD: The cells.
+        cells: Who visits whom.
         group_K: For each cell its group.
     """
     ids_N16, vectors_ND = load_block(task.store, task.space, task.block)
     also_NE = None if task.also is None else load_vectors(task.store, task.also, task.block.pieces, ids_N16)
-    visits = Cells(centroids_KD).visits(vectors_ND, task.delta, device=task.device)
+    visits = cells.visits(vectors_ND, task.delta, device=task.device)
     at_home = np.flatnonzero(visits.home_N >= 0)
     row_R = np.concatenate([at_home, visits.row_V])
     cell_R = np.concatenate([visits.home_N[at_home], visits.cell_V])

@@ -74,7 +74,7 @@ def route_census(
         for name, block, _ in named
         if name not in done
     ]
-    shared = [session.share(cells.centroids_KD), session.share(group_K)] if tasks else []
+    shared = [session.share(cells), session.share(group_K)] if tasks else []
     for _ in session.run_tasks(route_block, tasks, num_gpus=1.0 if device == "cuda" else 0.0, shared=shared):
         pass
     return [read_routed_marker(folder, name, is_new=is_new) for name, _, is_new in named]

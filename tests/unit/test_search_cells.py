@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from unittest import mock
 
 import numpy as np
@@ -99,6 +100,22 @@ def test_bounds_of_distances_change_no_visit(seed: int, num_cells: int, delta: f
             visits = Cells(centroids).visits(x, delta)
             found.append((visits.home_N.tolist(), visits.row_V.tolist(), visits.cell_V.tolist()))
     assert found[0] == found[1]
+
+
+def test_distances_of_all_cells_are_computed_once_and_by_visits_alone() -> None:
+    rng = np.random.default_rng(0)
+    centroids, x = unit(rng.normal(size=(20, 6))).astype(np.float32), unit(rng.normal(size=(30, 6)))
+    cells, rows = Cells(centroids), np.arange(30)
+    with mock.patch.object(Cells, "_all_apart", autospec=True, side_effect=Cells._all_apart) as looked:
+        cells.needed_delta(x, x[::-1], rows, rows)
+        cells.home_cosines(x)
+        assert looked.call_count == 0
+        found = cells.visits(x, 0.2)
+        # As it goes to tasks.
+        again = pickle.loads(pickle.dumps(cells)).visits(x, 0.2)
+        assert looked.call_count == 1
+    assert len(found.cell_V)
+    np.testing.assert_array_equal(again.cell_V, found.cell_V)
 
 
 def test_vectors_that_are_not_finite_go_nowhere() -> None:
