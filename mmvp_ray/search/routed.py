@@ -11,7 +11,6 @@ from typing import Any
 
 from mmvp_ray import storage
 from mmvp_ray.cluster import Session
-from mmvp_ray.config import fingerprint
 from mmvp_ray.search import routing
 from mmvp_ray.search.calibration import settle_delta
 from mmvp_ray.search.cells import provable_delta
@@ -93,16 +92,16 @@ def routed_join(
         device=device,
         session=session,
     )
-    routed = storage.join(
-        store.routed(space.name), fingerprint([folder.rsplit("/", 1)[-1], fitted.facts["cells"], delta.delta])
-    )
+    scratch = storage.join(store.routed(space.name), folder.rsplit("/", 1)[-1])
+    key = routing.routing_key(fitted, delta.delta, device)
+    routed = storage.join(scratch, key)
     files = routing.route_census(store, census, space, fitted, delta.delta, routed, device=device, session=session)
     tasks = [
         MeetTask(
             store=store,
             folder=folder,
             routed=routed,
-            part=name,
+            part=f"{key}-{name}",
             first=first,
             second=second,
             floor=floor,
@@ -127,7 +126,7 @@ def routed_join(
     left = [task for task in tasks if task.part not in done]
     for num_compared in session.run_tasks(meet_part, left, num_gpus=1.0 if device == "cuda" else 0.0):
         on_part(num_compared)
-    storage.remove_folder(routed)
+    storage.remove_folder(scratch)
     return names, facts
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmvp_ray.cluster import Session
+from mmvp_ray.config import fingerprint
 from mmvp_ray.search.blocks import cut_blocks
 from mmvp_ray.search.census import Census
 from mmvp_ray.search.fitting import Fitted
@@ -26,6 +28,17 @@ GROUP_COMPARISONS = {"cpu": 2e9, "cuda": 4e12}
 
 Slice = tuple[str, int, bool]
 """A group in one routed file: the file's name, its row group, whether its images are new."""
+
+
+def routing_key(fitted: Fitted, delta: float, device: str) -> str:
+    """16 hex digits that change with what decides which rows a file, a group and a part of a census hold.
+
+    Files and parts carry them in their paths, so that an attempt with other settings takes none of them for its own.
+    """
+    sizes = [ROUTED_BYTES[device], GROUP_BYTES[device], GROUP_COMPARISONS[device]]
+    # The cells themselves: those of a key may be removed between runs, and fitted again on another machine.
+    cells = hashlib.sha256(np.ascontiguousarray(fitted.cells.centroids_KD)).hexdigest()
+    return fingerprint([cells, delta, device, sizes])
 
 
 def route_census(
@@ -48,7 +61,7 @@ def route_census(
         space: Decides who visits whom.
         fitted: The cells, with a sample that tells what groups will hold.
         delta: How far visitors come from.
-        folder: Takes the files; its name says cells and delta, for files that are there are taken as they are.
+        folder: Takes the files; its path holds `routing_key`, for files that are there are taken as they are.
         device: "cuda" or "cpu".
         session: Where tasks run.
         also: A space whose vectors travel with the others.

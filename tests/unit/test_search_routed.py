@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ def test_a_giant_group_is_joined_in_bundles(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(routing, "cut_blocks", lambda census, rows, which: _cut(census, 40, which))
     method = choose_method(PROVABLE, num_images=0, device="cpu")
     table, _ = find_near_pairs(store, NEAR, pieces, floor=0.6, method=method, device="cpu", session=Inline())
-    assert sum(part.name.count("-") == 2 for part in table.parts) > 3
+    assert sum(part.name.count("-") == 3 for part in table.parts) > 3
     assert_same(near_pairs(store, pieces, PROVABLE, floor=0.6), brute_force(ids, near, 0.6))
 
 
@@ -163,6 +164,18 @@ def test_calibrated_finds_nearly_all_and_says_what_it_rests_on(tmp_path: Path) -
     assert facts["calibration_pairs"] > 3000
     assert facts["delta"] < facts["provable_delta"]
     assert facts["calibration_missed"] <= 0.001 * facts["calibration_pairs"]
+
+
+def killed_after(count: int, real: Callable[..., Any]) -> Callable[..., Any]:
+    """A stand-in for a task that ends the run at its next call after so many."""
+    calls = iter(range(count))
+
+    def task(*arguments: Any) -> Any:
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    return task
 
 
 class TestResume:
@@ -195,6 +208,38 @@ class TestResume:
             break
         assert left > 5
         assert found == expected
+        assert storage.list_folders(store.routed(NEAR.name)) == []
+
+    @pytest.mark.parametrize("what", ["route_block", "meet_part"])
+    @pytest.mark.parametrize(
+        ("then", "grown", "sizes"),
+        [
+            (SearchConfig(engine="routed", provable=True, num_cells=40), False, 1),
+            (SearchConfig(engine="routed", provable=True, num_cells=12, refit_cells=True), True, 1),
+            (PROVABLE, False, 8),
+        ],
+        ids=["other cells", "cells fitted anew", "larger files and groups, as on a GPU"],
+    )
+    def test_a_killed_join_goes_on_with_other_settings(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, then: SearchConfig, grown: bool, sizes: int
+    ) -> None:
+        ids, near, far = clustered(400, seed=21, num_clusters=30)
+        store = open_store(str(tmp_path))
+        monkeypatch.setattr(routing, "cut_blocks", lambda census, rows, which: _cut(census, rows // 16, which))
+        old = fill(store, np.array_split(np.arange(150), 5), ids, near, far, name="old")
+        pieces = [*old, *fill(store, np.array_split(np.arange(150, 400), 9), ids, near, far, name="new")]
+        if grown:
+            near_pairs(store, old, PROVABLE, floor=0.9)
+        for name, num_bytes in (("GROUP_BYTES", 24 * 100), ("ROUTED_BYTES", 1)):
+            monkeypatch.setattr(routing, name, {"cpu": num_bytes})
+        with monkeypatch.context() as patch:
+            module = routing if what == "route_block" else routed
+            patch.setattr(module, what, killed_after(2, getattr(module, what)))
+            with pytest.raises(KeyboardInterrupt):
+                near_pairs(store, pieces, PROVABLE, floor=0.9)
+        for name, num_bytes in (("GROUP_BYTES", 24 * 100), ("ROUTED_BYTES", 24 * 2048)):
+            monkeypatch.setattr(routing, name, {"cpu": sizes * num_bytes})
+        assert_same(near_pairs(store, pieces, then, floor=0.9), brute_force(ids, near, 0.9))
         assert storage.list_folders(store.routed(NEAR.name)) == []
 
     def test_a_whole_table_is_taken_as_it_is(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
