@@ -83,9 +83,11 @@ def find_copy_edges(
     """
     fitted = settle_cells(store, census, near, SearchConfig(), {}, device=device, session=session)
     delta = provable_delta(np.nextafter(near_at_least, -1.0))
-    routed = storage.join(folder, "routed", fitted.facts["cells"])
+    key = routing.routing_key(fitted, delta, device)
+    routed = storage.join(folder, "routed", key)
     files = routing.route_census(store, census, near, fitted, delta, routed, device=device, session=session, also=also)
-    parts = list(routing.cut_parts(files, max_rows=routing.max_part_rows(device, 2 * (near.dim + also.dim))))
+    max_rows = routing.max_part_rows(device, 2 * (near.dim + also.dim))
+    parts = [(f"{key}-{name}", *bundles) for name, *bundles in routing.cut_parts(files, max_rows=max_rows)]
     done = set(done_names(folder))
     tasks = [
         CopyTask(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -142,6 +144,35 @@ def test_a_killed_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert attempts >= 3
     assert storage.list_folders(storage.join(store.copies(""), storage.list_folders(store.copies(""))[0])) == []
     assert found == groups_by_brute_force(ids, near, far)
+
+
+@pytest.mark.parametrize(("module", "what"), [(routing, "route_block"), (copy_edges, "search_part")])
+def test_a_killed_search_goes_on_with_files_and_groups_of_other_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, what: str
+) -> None:
+    ids, near, far = with_copies(400, 8)
+    store = open_store(str(tmp_path))
+    pieces = fill(store, np.array_split(np.arange(400), 12), ids, near, far)
+    real_cut, real, calls = routing.cut_blocks, getattr(module, what), iter(range(2))
+    monkeypatch.setattr(routing, "cut_blocks", lambda census, rows, which: real_cut(census, rows // 16, which))
+
+    def killed(*arguments: Any) -> Any:
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    # On a CPU, then with a GPU: sizes are what differs.
+    monkeypatch.setattr(routing, "GROUP_BYTES", {"cpu": 64 * 60})
+    monkeypatch.setattr(routing, "ROUTED_BYTES", {"cpu": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(module, what, killed)
+        with pytest.raises(KeyboardInterrupt):
+            collapsed(store, pieces)
+    monkeypatch.setattr(routing, "GROUP_BYTES", {"cpu": 64 * 500})
+    monkeypatch.setattr(routing, "ROUTED_BYTES", {"cpu": 64 * 8192})
+    assert collapsed(store, pieces) == groups_by_brute_force(ids, near, far)
+    (key,) = storage.list_folders(store.copies(""))
+    assert storage.list_folders(store.copies(key)) == []
 
 
 def test_a_killed_search_and_one_that_builds_on_other_groups_do_not_share_files(
