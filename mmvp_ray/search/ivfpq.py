@@ -21,6 +21,7 @@ from mmvp_ray.search.index_build import build_index, index_facts, plan_index
 from mmvp_ray.search.index_calibration import settle_search
 from mmvp_ray.search.index_candidates import ask_for_all
 from mmvp_ray.search.index_holders import Holders
+from mmvp_ray.search.index_shards import INDEXES
 from mmvp_ray.search.rerank import rerank
 from mmvp_ray.store import done_names, read_marker
 
@@ -64,7 +65,9 @@ def ivfpq_join(work: JoinWork, method: Method, session: Session, on_part: OnPart
         device=work.device,
         parent={} if config.refit_cells else work.parent,
     )
-    scratch = storage.join(work.store.root, "indexes", work.space.name, "candidates", work.folder.rsplit("/", 1)[-1])
+    own = storage.join(work.store.root, INDEXES, work.space.name, "candidates", work.folder.rsplit("/", 1)[-1])
+    # What an attempt with another codec or index measured and found means nothing to this one.
+    scratch = storage.join(own, f"{plan.place.codec_key}-{plan.place.content_key}")
     # Compressing is work for CPUs; a GPU looks for neighbours.
     with Holders(session, "cpu") as holders:
         search = settle_search(work, plan, config, scratch, holders, session)
@@ -93,7 +96,7 @@ def ivfpq_join(work: JoinWork, method: Method, session: Session, on_part: OnPart
         "num_saturated": sum(marker["num_saturated"] for marker in markers),
     }
     storage.write_json(plan_uri, {"parts": names, "facts": facts})
-    storage.remove_folder(scratch)
+    storage.remove_folder(own)
     return names, facts
 
 

@@ -213,6 +213,35 @@ def test_resumes_after_a_stop_at_any_block(corpus: Any, tmp_path: Path, monkeypa
     )
 
 
+def test_a_killed_join_goes_on_with_another_codec(
+    corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, vectors, ids = corpus
+    monkeypatch.setattr(index_build, "SHARD_ROWS", 1500)
+    monkeypatch.setattr(index_candidates, "block_rows", lambda census: 700)
+    # Fewer probes than cells: those of one codec mean nothing to another.
+    config = SearchConfig(num_probes=8)
+    store, old = fill(tmp_path, vectors[:3500], ids[:3500], corpus="old")
+    with monkeypatch.context() as patch:
+        patch.setattr("mmvp_ray.search.ivfpq.MIN_IMAGES", 100)
+        _, parent = asked(store, old, folder="old", config=config)
+    pieces = [*old, *fill(tmp_path, vectors[3500:], ids[3500:], corpus="new")[1]]
+
+    def stop(num: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        asked(store, pieces, earlier=old, parent=parent, config=config, on_part=stop)
+    refit = replace(config, refit_cells=True)
+    found, facts = asked(store, pieces, earlier=old, parent=parent, config=refit)
+    assert facts["codec"] != parent["codec"]
+    other, pieces_there = fill(tmp_path / "other", vectors[:3500], ids[:3500], corpus="old")
+    pieces_there = [*pieces_there, *fill(tmp_path / "other", vectors[3500:], ids[3500:], corpus="new")[1]]
+    undisturbed, _ = asked(other, pieces_there, earlier=pieces_there[: len(old)], config=refit)
+    assert found == undisturbed
+    assert storage.list_folders(storage.join(store.root, "indexes", SPACE.name, "candidates")) == []
+
+
 def test_parts_that_are_done_are_kept(corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, _, vectors, ids = corpus
     store, pieces = fill(tmp_path, vectors, ids)
