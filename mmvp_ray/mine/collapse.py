@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from mmvp_ray import storage
 from mmvp_ray.cluster import Session
 from mmvp_ray.config import fingerprint
+from mmvp_ray.errors import DataError
 from mmvp_ray.mine.copies import COPY_FAR_AT_LEAST, COPY_NEAR_AT_LEAST, CopyFinder, CopyGroups
 from mmvp_ray.schema import COPIES, PIECES
 from mmvp_ray.search import Collapse, PieceRef, Space, take_census
@@ -64,28 +65,52 @@ def collapse_copies(
     key = fingerprint({"pieces": content_key(pieces), "rule": name})
     folder = store.copies(key)
     if TABLE not in done_names(folder):
-        parent = _largest_part(store, pieces, name)
-        earlier = [] if parent is None else _pieces_of(store, parent)
-        census = take_census(store, near.slug, pieces, earlier=earlier)
-        finder = CopyFinder(floor=-1.0, earlier=None if parent is None else read_groups(store, parent))
-        for ids_a, ids_b in find_copy_edges(
-            store,
-            census,
-            near,
-            also,
-            # Parts of a search that builds on other groups look at other pairs.
-            storage.join(folder, "parts", parent or "from-scratch"),
-            near_at_least=COPY_NEAR_AT_LEAST,
-            also_at_least=COPY_FAR_AT_LEAST,
-            device=device,
-            session=session,
-            on_part=on_part,
-        ):
-            finder.add_edges(ids_a, ids_b)
-        _write_groups(store, key, finder.groups(), pieces, name)
-        storage.remove_folder(storage.join(folder, "parts"))
+        scratch = storage.join(folder, "parts")
+        try:
+            groups = _find_groups(
+                store, near, also, pieces, name, scratch, device=device, session=session, on_part=on_part
+            )
+            _write_groups(store, key, groups, pieces, name)
+        except DataError:
+            # Another run beside this one may have written the table, and then removed the working files of both.
+            if TABLE not in done_names(folder):
+                raise
+        storage.remove_folder(scratch)
     groups = read_groups(store, key)
     return groups, Collapse(name=name, key=key, without=groups.represented())
+
+
+def _find_groups(
+    store: Store,
+    near: Space,
+    also: Space,
+    pieces: Sequence[PieceRef],
+    name: str,
+    scratch: str,
+    *,
+    device: str,
+    session: Session,
+    on_part: Callable[[int], None],
+) -> CopyGroups:
+    parent = _largest_part(store, pieces, name)
+    earlier = [] if parent is None else _pieces_of(store, parent)
+    census = take_census(store, near.slug, pieces, earlier=earlier)
+    finder = CopyFinder(floor=-1.0, earlier=None if parent is None else read_groups(store, parent))
+    for ids_a, ids_b in find_copy_edges(
+        store,
+        census,
+        near,
+        also,
+        # Parts of a search that builds on other groups look at other pairs.
+        storage.join(scratch, parent or "from-scratch"),
+        near_at_least=COPY_NEAR_AT_LEAST,
+        also_at_least=COPY_FAR_AT_LEAST,
+        device=device,
+        session=session,
+        on_part=on_part,
+    ):
+        finder.add_edges(ids_a, ids_b)
+    return finder.groups()
 
 
 def copy_rule(near: Space, also: Space) -> str:
@@ -114,8 +139,10 @@ def _write_groups(store: Store, key: str, groups: CopyGroups, pieces: Sequence[P
     members = pa.Table.from_arrays(
         [ids(groups.keys_M), ids(groups.group_M), pa.array(groups.sizes(), type=pa.int64())], schema=COPIES
     )
+    # Sorted: runs beside each other write the same bytes, whatever order they were given.
     listed = pa.table(
-        {"corpus": [piece.corpus for piece in pieces], "piece": [piece.name for piece in pieces]}, schema=PIECES
+        {"corpus": [piece.corpus for piece in sorted(pieces)], "piece": [piece.name for piece in sorted(pieces)]},
+        schema=PIECES,
     )
     files = [
         write_table(store, storage.join(folder, f"{TABLE}.parquet"), members),

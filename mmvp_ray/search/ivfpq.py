@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mmvp_ray import storage
 from mmvp_ray.cluster import Session
@@ -23,7 +23,8 @@ from mmvp_ray.search.index_candidates import ask_for_all
 from mmvp_ray.search.index_holders import Holders
 from mmvp_ray.search.index_shards import INDEXES
 from mmvp_ray.search.rerank import rerank
-from mmvp_ray.store import done_names, read_marker
+from mmvp_ray.search.table import Joined, join_once
+from mmvp_ray.store import read_marker
 
 if TYPE_CHECKING:
     from mmvp_ray.search.engines import JoinWork, Method, OnPart
@@ -31,11 +32,8 @@ if TYPE_CHECKING:
 MIN_IMAGES = 4096
 """Fewer are compared exactly, which takes seconds: an index would have too little to learn from."""
 
-PLAN_FILE = "ivfpq.json"
-"""Beside the parts of a finished join: their names and the facts, in case the driver died before the table was whole."""
 
-
-def ivfpq_join(work: JoinWork, method: Method, session: Session, on_part: OnPart) -> tuple[list[str], dict[str, Any]]:
+def ivfpq_join(work: JoinWork, method: Method, session: Session, on_part: OnPart) -> Joined:
     """Write the near pairs that the index finds, each once, but for pairs of two images joined earlier; parts that are done are kept.
 
     Args:
@@ -50,10 +48,11 @@ def ivfpq_join(work: JoinWork, method: Method, session: Session, on_part: OnPart
     Raises:
         ResourceError: more candidates than memory holds. DataError: a table is missing or broken.
     """
-    plan_uri = storage.join(work.folder, PLAN_FILE)
-    found = storage.read_json(plan_uri) if storage.exists(plan_uri) else None
-    if found is not None and set(found["parts"]) <= set(done_names(work.folder)):
-        return found["parts"], found["facts"]
+    own = storage.join(work.store.root, INDEXES, work.space.name, "candidates", work.folder.rsplit("/", 1)[-1])
+    return join_once(work.folder, own, lambda: _join(work, method, own, session, on_part))
+
+
+def _join(work: JoinWork, method: Method, own: str, session: Session, on_part: OnPart) -> Joined:
     if work.census.num_images < MIN_IMAGES:
         return _compare_all(work, session, on_part, f"fewer than {MIN_IMAGES:,} images")
     config = method.config
@@ -65,7 +64,6 @@ def ivfpq_join(work: JoinWork, method: Method, session: Session, on_part: OnPart
         device=work.device,
         parent={} if config.refit_cells else work.parent,
     )
-    own = storage.join(work.store.root, INDEXES, work.space.name, "candidates", work.folder.rsplit("/", 1)[-1])
     # What an attempt with another codec or index measured and found means nothing to this one.
     scratch = storage.join(own, f"{plan.place.codec_key}-{plan.place.content_key}")
     # Compressing is work for CPUs; a GPU looks for neighbours.
@@ -95,12 +93,10 @@ def ivfpq_join(work: JoinWork, method: Method, session: Session, on_part: OnPart
         "num_candidates": sum(marker["num_candidates"] for marker in markers),
         "num_saturated": sum(marker["num_saturated"] for marker in markers),
     }
-    storage.write_json(plan_uri, {"parts": names, "facts": facts})
-    storage.remove_folder(own)
     return names, facts
 
 
-def _compare_all(work: JoinWork, session: Session, on_part: OnPart, reason: str) -> tuple[list[str], dict[str, Any]]:
+def _compare_all(work: JoinWork, session: Session, on_part: OnPart, reason: str) -> Joined:
     names = exact_join(
         work.store,
         work.census,

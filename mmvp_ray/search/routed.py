@@ -20,11 +20,8 @@ from mmvp_ray.search.fitting import has_cells, settle_cells
 from mmvp_ray.search.meet import meet
 from mmvp_ray.search.route import read_group
 from mmvp_ray.search.space import Space
-from mmvp_ray.search.table import write_near_part
+from mmvp_ray.search.table import Joined, join_once, write_near_part
 from mmvp_ray.store import Store, done_names
-
-PLAN = "plan.json"
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MeetTask:
@@ -52,7 +49,7 @@ def routed_join(
     session: Session,
     parent: dict[str, Any],
     on_part: Callable[[int], None] = lambda num_compared: None,
-) -> tuple[list[str], dict[str, Any]]:
+) -> Joined:
     """Write the near pairs of the census, but for pairs of two images joined earlier; what is finished is kept.
 
     Args:
@@ -73,12 +70,40 @@ def routed_join(
     Raises:
         ResourceError: more pairs than memory holds. DataError: a table is missing or broken.
     """
-    plan_uri = storage.join(folder, PLAN)
-    plan = storage.read_json(plan_uri) if storage.exists(plan_uri) else None
-    if plan is not None and set(plan["parts"]) <= set(done_names(folder)):
-        return plan["parts"], plan["facts"]
-    if not has_cells(store, space, parent):
-        parent = {}
+    scratch = storage.join(store.routed(space.name), folder.rsplit("/", 1)[-1])
+
+    def join() -> Joined:
+        return _join(
+            store,
+            census,
+            space,
+            folder,
+            scratch,
+            floor=floor,
+            config=config,
+            device=device,
+            session=session,
+            parent=parent if has_cells(store, space, parent) else {},
+            on_part=on_part,
+        )
+
+    return join_once(folder, scratch, join)
+
+
+def _join(
+    store: Store,
+    census: Census,
+    space: Space,
+    folder: str,
+    scratch: str,
+    *,
+    floor: float,
+    config: SearchConfig,
+    device: str,
+    session: Session,
+    parent: dict[str, Any],
+    on_part: Callable[[int], None],
+) -> Joined:
     fitted = settle_cells(store, census, space, config, parent, device=device, session=session)
     delta = settle_delta(
         store,
@@ -92,7 +117,6 @@ def routed_join(
         device=device,
         session=session,
     )
-    scratch = storage.join(store.routed(space.name), folder.rsplit("/", 1)[-1])
     key = routing.routing_key(fitted, delta.delta, device)
     routed = storage.join(scratch, key)
     files = routing.route_census(store, census, space, fitted, delta.delta, routed, device=device, session=session)
@@ -120,14 +144,11 @@ def routed_join(
         "provable_delta": provable_delta(floor),
         "visits_per_image": round(num_visits / max(1, num_homes), 4),
     }
-    names = [task.part for task in tasks]
-    storage.write_json(plan_uri, {"parts": names, "facts": facts})
     done = set(done_names(folder))
     left = [task for task in tasks if task.part not in done]
     for num_compared in session.run_tasks(meet_part, left, num_gpus=1.0 if device == "cuda" else 0.0):
         on_part(num_compared)
-    storage.remove_folder(scratch)
-    return names, facts
+    return [task.part for task in tasks], facts
 
 
 def meet_part(task: MeetTask) -> int:

@@ -1,6 +1,7 @@
 """The table of near pairs: files of parts in the store, what each table is complete for, and reading it as one stream of pairs.
 
 near_pairs/<space>/<key>/<part>.parquet     pairs above the floor that one task found, marker beside it
+near_pairs/<space>/<key>/parts.json         names of the parts and facts of an engine that came to its end
 near_pairs/<space>/<key>/pieces.parquet     the pieces whose images it joins
 near_pairs/<space>/<key>/table.json         floor, method, earlier tables that it builds on; written last: present means whole
 scores/<far>/<space>/<key>/<part>.parquet   cosines of the same pairs in another space, row for row
@@ -10,7 +11,7 @@ Beside each part lies its marker.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +29,7 @@ from mmvp_ray.store import (
     PieceRef,
     Store,
     among,
+    done_names,
     id_array,
     id_keys,
     id_matrix,
@@ -40,10 +42,14 @@ from mmvp_ray.store import (
 # Shapes: P pairs.
 
 TABLE_JSON = "table.json"
+PARTS_JSON = "parts.json"
 PIECES_FILE = "pieces.parquet"
 BATCH_PAIRS = 1 << 20
 COMPLETE = "complete"
 """Method of a table that holds every pair above its floor: exact and provable engines, which agree to the last pair."""
+
+Joined = tuple[list[str], dict[str, Any]]
+"""Names of an engine's parts, finished ones of an earlier attempt included, and its facts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +184,41 @@ def write_near_part(
     )
     entry = write_table(store, storage.join(folder, f"{name}.parquet"), table)
     write_marker(storage.join(folder, name + DONE), files=[entry], num_compared=num_compared)
+
+
+def join_once(folder: str, scratch: str, join: Callable[[], Joined]) -> Joined:
+    """What `join` gives: names of parts and facts; or what it gave before, here or in another run on this store, if it came to its end.
+
+    Runs beside each other that want the same join share its working files. Who ends first keeps what it found, then removes these files; the
+    others miss them and take what was kept.
+
+    Args:
+        folder: Of the parts.
+        scratch: Folder of working files, to be removed at the end.
+        join: Writes the parts that are not there yet.
+
+    Raises:
+        DataError: a table is missing or broken.
+    """
+    found = _ended(folder)
+    if found is None:
+        try:
+            found = join()
+            storage.write_json(storage.join(folder, PARTS_JSON), {"parts": found[0], "facts": found[1]})
+        except DataError:
+            found = _ended(folder)
+            if found is None:
+                raise
+    storage.remove_folder(scratch)
+    return found
+
+
+def _ended(folder: str) -> Joined | None:
+    uri = storage.join(folder, PARTS_JSON)
+    kept = storage.read_json(uri) if storage.exists(uri) else None
+    if kept is None or not set(kept["parts"]) <= set(done_names(folder)):
+        return None
+    return kept["parts"], kept["facts"]
 
 
 def num_compared(table_folder: str, names: Sequence[str]) -> int:

@@ -7,6 +7,7 @@ docs/storage.md says what is retried, and what two runs at once may rely on.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -250,14 +251,22 @@ def remove(uri: str) -> None:
 
 
 def remove_folder(uri: str) -> None:
-    """Remove the folder at `uri` with everything in it; none there is no error."""
+    """Remove the folder at `uri` with everything in it; none there is no error.
+
+    Raises:
+        TransientError: others went on writing into it, or the store stayed unwell.
+    """
 
     def delete() -> None:
         system, path = file_system(uri)
         system.invalidate_cache()
         try:
             system.rm(path, recursive=True)
-        except FileNotFoundError:
-            return
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError) and error.errno != errno.ENOTEMPTY:
+                raise
+            # A local folder out of which another run removes files, or into which it writes, stays half removed.
+            if look_at(system, path) is not None:
+                raise TransientError(f"others were at work in {uri} while it was removed") from error
 
     with_retries("removing", uri, delete)

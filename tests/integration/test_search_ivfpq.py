@@ -242,6 +242,32 @@ def test_a_killed_join_goes_on_with_another_codec(
     assert storage.list_folders(storage.join(store.root, "indexes", SPACE.name, "candidates")) == []
 
 
+@pytest.mark.parametrize(
+    ("module", "what"), [(index_candidates, "find_candidates"), (rerank, "rerank_part")], ids=["asking", "comparing"]
+)
+def test_two_runs_of_one_join_beside_each_other_end_alike(
+    corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, what: str
+) -> None:
+    _, _, vectors, ids = corpus
+    monkeypatch.setattr(index_candidates, "block_rows", lambda census: 1400)
+    monkeypatch.setattr(rerank, "PART_CANDIDATES", 300)
+    store, pieces = fill(tmp_path, vectors, ids)
+    real, calls, ended = getattr(module, what), iter(range(2)), []
+
+    def task(*arguments: Any) -> Any:
+        if next(calls, None) is None and not ended:
+            ended.append(True)
+            ended.append(asked(store, pieces))
+        return real(*arguments)
+
+    monkeypatch.setattr(module, what, task)
+    found, facts = asked(store, pieces)
+    assert len(ended) == 2
+    assert (found, facts) == ended[1]
+    assert_found(found, brute_force(vectors, ids), 0.99)
+    assert storage.list_folders(storage.join(store.root, "indexes", SPACE.name, "candidates")) == []
+
+
 def test_parts_that_are_done_are_kept(corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, _, vectors, ids = corpus
     store, pieces = fill(tmp_path, vectors, ids)

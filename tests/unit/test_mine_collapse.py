@@ -175,6 +175,31 @@ def test_a_killed_search_goes_on_with_files_and_groups_of_other_sizes(
     assert storage.list_folders(store.copies(key)) == []
 
 
+@pytest.mark.parametrize(("module", "what"), [(routing, "route_block"), (copy_edges, "search_part")])
+def test_two_searches_beside_each_other_end_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, what: str
+) -> None:
+    ids, near, far = with_copies(240, 9)
+    store = open_store(str(tmp_path))
+    pieces = fill(store, np.array_split(np.arange(240), 6), ids, near, far)
+    real_cut, real, calls, ended = routing.cut_blocks, getattr(module, what), iter(range(2)), []
+    monkeypatch.setattr(routing, "GROUP_BYTES", {"cpu": 64 * 60})
+    monkeypatch.setattr(routing, "cut_blocks", lambda census, rows, which: real_cut(census, 60, which))
+
+    def task(*arguments: Any) -> Any:
+        if next(calls, None) is None and not ended:
+            ended.append(True)
+            ended.append(collapsed(store, pieces))
+        return real(*arguments)
+
+    monkeypatch.setattr(module, what, task)
+    found = collapsed(store, pieces)
+    assert len(ended) == 2
+    assert found == ended[1] == groups_by_brute_force(ids, near, far)
+    (key,) = storage.list_folders(store.copies(""))
+    assert storage.list_folders(store.copies(key)) == []
+
+
 def test_a_killed_search_and_one_that_builds_on_other_groups_do_not_share_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

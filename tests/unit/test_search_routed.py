@@ -242,6 +242,33 @@ class TestResume:
         assert_same(near_pairs(store, pieces, then, floor=0.9), brute_force(ids, near, 0.9))
         assert storage.list_folders(store.routed(NEAR.name)) == []
 
+    @pytest.mark.parametrize("num_cells", [12, 40])
+    @pytest.mark.parametrize("what", ["route_block", "meet_part"])
+    def test_two_runs_of_one_join_beside_each_other_end_alike(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, num_cells: int
+    ) -> None:
+        ids, near, far = clustered(300, seed=22, num_clusters=30)
+        store = open_store(str(tmp_path))
+        pieces = fill(store, np.array_split(np.arange(300), 6), ids, near, far)
+        monkeypatch.setattr(routing, "GROUP_BYTES", {"cpu": 24 * 100})
+        monkeypatch.setattr(routing, "cut_blocks", lambda census, rows, which: _cut(census, 100, which))
+        other = SearchConfig(engine="routed", provable=True, num_cells=num_cells)
+        module = routing if what == "route_block" else routed
+        real, calls, ended = getattr(module, what), iter(range(2)), []
+
+        def task(*arguments: Any) -> Any:
+            if next(calls, None) is None and not ended:
+                ended.append(True)
+                ended.append(near_pairs(store, pieces, other, floor=0.9))
+            return real(*arguments)
+
+        monkeypatch.setattr(module, what, task)
+        found = near_pairs(store, pieces, PROVABLE, floor=0.9)
+        assert len(ended) == 2
+        assert_same(found, brute_force(ids, near, 0.9))
+        assert found == ended[1]
+        assert storage.list_folders(store.routed(NEAR.name)) == []
+
     def test_a_whole_table_is_taken_as_it_is(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ids, near, far = clustered(80, seed=9)
         store = open_store(str(tmp_path))

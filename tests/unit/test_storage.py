@@ -510,6 +510,28 @@ def test_folders_are_listed_and_removed(tmp_path):
     assert storage.list_folders(f"{tmp_path}/none") == []
 
 
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOTEMPTY, "Directory not empty"), FileNotFoundError(errno.ENOENT, "No such file")]
+)
+def test_a_folder_that_two_runs_remove_is_gone_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: list[float], error: OSError
+) -> None:
+    for name in ("one", "two"):
+        storage.write_bytes(f"{tmp_path}/a/{name}", b"x")
+    system = type(storage.file_system(str(tmp_path))[0])
+    real, errors = system.rm, [error]
+
+    def rm(self: Any, path: str, **options: Any) -> None:
+        if errors:
+            raise errors.pop()
+        real(self, path, **options)
+
+    monkeypatch.setattr(system, "rm", rm)
+    storage.remove_folder(f"{tmp_path}/a")
+    assert storage.list_folders(str(tmp_path)) == []
+    assert len(waits) == 1
+
+
 def test_create_bytes_is_won_once(tmp_path: Path) -> None:
     target = str(tmp_path / "deep" / "lease.json")
     with ThreadPoolExecutor(8) as pool:
