@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import random
+import re
 import socket
 import threading
 import time
@@ -35,6 +36,7 @@ class Fault(StrEnum):
     CUT_BODY = "connection dropped in the middle of the body"
     STALLED = "answer stalled"
     LOST_ANSWER = "write done, answer lost"
+    NOT_DELETED = "200 to a DeleteObjects that deleted nothing and says so of each key"
 
 
 EVENLY = dict.fromkeys(Fault, 1.0)
@@ -150,6 +152,9 @@ class FaultyProxy:
 
 
 def _fits(fault: Fault, method: str) -> bool:
+    if fault is Fault.NOT_DELETED:
+        # Few requests are of this kind: a test that needs one forces it.
+        return False
     if fault is Fault.LOST_ANSWER:
         return method in _WRITES
     return method == "GET" if fault is Fault.CUT_BODY else True
@@ -196,13 +201,14 @@ class _Handler(BaseHTTPRequestHandler):
                     self._drop()
                 upstream.close()
             return
-        for _ in self._body():
-            pass
+        body = b"".join(self._body())
         proxy.count(fault)
         if fault is Fault.INTERNAL_ERROR:
             self._error(500, "InternalError", "We encountered an internal error. Please try again.")
         elif fault is Fault.SLOW_DOWN:
             self._error(503, "SlowDown", "Please reduce your request rate.")
+        elif fault is Fault.NOT_DELETED:
+            self._not_deleted(re.findall(r"<Key>(.*?)</Key>", body.decode()))
         else:
             if fault is Fault.STALLED:
                 time.sleep(proxy.stall_seconds)
@@ -265,7 +271,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(_chunk(b""))
 
     def _error(self, status: int, code: str, message: str) -> None:
-        body = f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>{message}</Message></Error>'
+        self._xml(status, f"<Error><Code>{code}</Code><Message>{message}</Message></Error>")
+
+    def _not_deleted(self, keys: list[str]) -> None:
+        errors = (f"<Error><Key>{key}</Key><Code>InternalError</Code><Message>none</Message></Error>" for key in keys)
+        self._xml(200, f'<DeleteResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{"".join(errors)}</DeleteResult>')
+
+    def _xml(self, status: int, text: str) -> None:
+        body = f'<?xml version="1.0" encoding="UTF-8"?>\n{text}'
         self.send_response_only(status)
         self.send_header("Content-Type", "application/xml")
         self.send_header("Content-Length", str(len(body)))

@@ -158,6 +158,23 @@ class TestEveryOperation:
         assert proxy.num_seen("GET", "file.bin") - before == 1
 
 
+class TestAFolderOfWhichTheStoreDidNotDeleteAll:
+    """S3 answers DeleteObjects with 200 and names the keys that it did not delete; s3fs passes over them."""
+
+    def test_is_gone_all_the_same(self, root: str, proxy: FaultyProxy) -> None:
+        storage.write_bytes(f"{root}/a/below/more.bin", DATA)
+        proxy.force(Fault.NOT_DELETED, method="POST", contains="delete", times=1000)
+        storage.remove_folder(f"{root}/a")
+        assert proxy.injected[Fault.NOT_DELETED]
+        assert not storage.exists(f"{root}/a") and storage.exists(f"{root}/b/other.bin")
+
+    def test_is_an_error_where_it_stays(self, root: str, proxy: FaultyProxy) -> None:
+        proxy.force(Fault.NOT_DELETED, method="POST", contains="delete", times=1000)
+        proxy.force(Fault.SLOW_DOWN, method="DELETE", contains="file.bin", times=1000)
+        with pytest.raises(TransientError, match="while removing"):
+            storage.remove_folder(f"{root}/a")
+
+
 def test_a_folder_that_could_not_be_listed_is_never_a_smaller_corpus(root: str, proxy: FaultyProxy) -> None:
     # The folders above are listed well, one of those below never.
     proxy.force(Fault.INTERNAL_ERROR, method="GET", contains=f"prefix={root.split('/', 3)[3]}/b/", times=1000)
