@@ -275,7 +275,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _not_deleted(self, keys: list[str]) -> None:
         errors = (f"<Error><Key>{key}</Key><Code>InternalError</Code><Message>none</Message></Error>" for key in keys)
-        self._xml(200, f'<DeleteResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{"".join(errors)}</DeleteResult>')
+        self._xml(
+            200, f'<DeleteResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{"".join(errors)}</DeleteResult>'
+        )
 
     def _xml(self, status: int, text: str) -> None:
         body = f'<?xml version="1.0" encoding="UTF-8"?>\n{text}'

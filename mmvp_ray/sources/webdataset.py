@@ -29,7 +29,7 @@ def read_tar(shard: Shard, skip: frozenset[int]) -> Iterator[Sample | Reject | N
     """Yield the images of a tar in order; None for each one of a piece in `skip`.
 
     Members that share everything before the first dot of their name are one sample: its images get the text of its .txt, .json and
-    .cls members. A sample whose side files come without an image is rejected as `no_image`.
+    .cls members. A sample whose side files come without an image is rejected as `no_image`, an image that is a link as `unreadable_member`.
     """
     num_members = 0
     for sample in _samples(shard):
@@ -149,10 +149,10 @@ def _samples(shard: Shard) -> Iterator[_OpenSample]:
             with _open(file, mode, header) as tar:
                 for info in tar:
                     tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header of the shard in memory
-                    if not info.isreg():
+                    key, extension = _split(info.name)
+                    if not info.isreg() and not (_is_link(info) and _is_image(extension)):
                         continue
                     last_name = info.name
-                    key, extension = _split(info.name)
                     if current is None or current.key != key:
                         if current is not None:
                             yield current
@@ -198,6 +198,14 @@ def _split(name: str) -> tuple[str, str]:
     return f"{folder}/{stem}" if folder else stem, extension.lower()
 
 
+def _is_image(extension: str) -> bool:
+    return extension.rsplit(".", 1)[-1] in IMAGE_EXTENSIONS
+
+
+def _is_link(info: tarfile.TarInfo) -> bool:
+    return info.issym() or info.islnk()
+
+
 def _add(
     sample: _OpenSample,
     tar: tarfile.TarFile,
@@ -206,9 +214,12 @@ def _add(
     *,
     compressed: bool,
 ) -> None:
-    is_image = extension.rsplit(".", 1)[-1] in IMAGE_EXTENSIONS
-    if is_image:
+    if _is_image(extension):
         sample.has_picture = sample.has_picture or extension in IMAGE_EXTENSIONS
+        if _is_link(info):
+            detail = f"a link to {info.linkname[:200]}; pack the files themselves (tar --dereference --hard-dereference)"
+            sample.rejects.append((info.name, reasons.RejectReason.UNREADABLE_MEMBER, detail))
+            return
         if info.issparse():
             sample.rejects.append((info.name, reasons.RejectReason.UNREADABLE_MEMBER, "a sparse member"))
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob as _glob
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,10 +110,12 @@ def _find(pattern: str, system: Any, path: str) -> Iterator[FileInfo]:
         return
     if found is not None and found["type"] == "directory":
         below = path.rstrip("/") + "/"
-        entries = _walk(system, path) if is_local(pattern) else _below(pattern, system, path)
-    else:
+        entries = _below(pattern, system, path)
+    elif _glob.has_magic(path):
         below = path[: path.rfind("/", 0, _first_magic(path)) + 1]
-        entries = _matching(pattern, system, path) if _glob.has_magic(path) else {}
+        entries = _matching(pattern, system, path, below)
+    else:
+        return
     for name, info in entries.items():
         if info.get("islink"):
             info = look_at(system, name) or info
@@ -121,54 +123,56 @@ def _find(pattern: str, system: Any, path: str) -> Iterator[FileInfo]:
             yield FileInfo(uri=start + name, num_bytes=int(info["size"] or 0), etag=etag_of(info))
 
 
-def _walk(system: Any, folder: str, above: frozenset[tuple[int, int]] = frozenset()) -> dict[str, dict[str, Any]]:
-    # Not system.find: it passes silently over folders that may not be read, and does not follow links.
-    here = Path(folder).stat()
-    identity = (here.st_dev, here.st_ino)
-    found: dict[str, dict[str, Any]] = {}
-    if identity in above:
-        return found
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir() and not entry.name.startswith("."):
-                found |= _walk(system, entry.path, above | {identity})
-            elif entry.is_file():
-                found[entry.path] = system.info(entry.path)
-    return found
-
-
-def _matching(pattern: str, system: Any, path: str) -> dict[str, dict[str, Any]]:
-    stem = path[: _first_magic(path)]
-    root, _, beginning = stem.rpartition("/")
-    is_one_level = "/" not in path[len(stem) :] and "**" not in path
-    # Where the names' beginning is known, the store itself leaves out the others. Elsewhere system.glob takes folders that could not be
-    # listed for empty ones.
-    if is_local(pattern) or (in_object_store(pattern) and is_one_level and beginning):
+def _matching(pattern: str, system: Any, path: str, root: str) -> dict[str, dict[str, Any]]:
+    levels = path[len(root) :]
+    if in_object_store(pattern) and "/" not in levels and "**" not in levels and _first_magic(levels):
+        # Where the names' beginning is known, the store itself leaves out the others.
         return dict(system.glob(path, detail=True))
     is_match = re.compile(glob_translate(path)).match
-    entries = _below(pattern, system, root, None if "**" in path else path[len(root) + 1 :].count("/") + 1)
-    return {name: info for name, info in entries.items() if is_match(name)}
+    num_levels = None if "**" in levels else levels.count("/") + 1
+    return _below(pattern, system, root.rstrip("/") or root, is_match, num_levels)
 
 
-def _below(pattern: str, system: Any, folder: str, num_levels: int | None = None) -> dict[str, dict[str, Any]]:
+def _below(
+    pattern: str,
+    system: Any,
+    folder: str,
+    is_match: Callable[[str], object] | None = None,
+    num_levels: int | None = None,
+    above: frozenset[str] = frozenset(),
+) -> dict[str, dict[str, Any]]:
+    """The files below a folder, of which every part was listed."""
     if in_object_store(pattern) and num_levels is None:
         # One flat listing, which raises what goes wrong.
-        return dict(system.find(folder, detail=True))
+        files = system.find(folder, detail=True).items()
+        return {name: info for name, info in files if is_match is None or is_match(name)}
 
-    # Not system.walk: it passes over folders below the first that could not be listed, whatever on_error says.
+    # A link may lead back to a folder above it.
+    here = os.path.realpath(folder) if is_local(pattern) else folder
     found: dict[str, dict[str, Any]] = {}
-    own = folder.rstrip("/")
-    try:
-        entries = system.ls(folder, detail=True)
-    except FileNotFoundError:
-        return found
-    for entry in entries:
-        name = entry["name"].rstrip("/")
-        if entry["type"] != "directory" and name != own:
-            found[name] = entry
-        elif name != own and num_levels != 1:
-            found |= _below(pattern, system, name, None if num_levels is None else num_levels - 1)
+    for name, is_folder, info in _entries(pattern, system, folder) if here not in above else ():
+        if not is_folder:
+            if is_match is None or is_match(name):
+                found[name] = info or system.info(name)
+        elif num_levels != 1 and not name.rpartition("/")[2].startswith("."):
+            levels_left = None if num_levels is None else num_levels - 1
+            found |= _below(pattern, system, name, is_match, levels_left, above | {here})
     return found
+
+
+def _entries(pattern: str, system: Any, folder: str) -> list[tuple[str, bool, dict[str, Any] | None]]:
+    """Path, whether it is a folder, and what is known of it, for all that lies directly in a folder."""
+    # Not system.walk, find or glob: they pass over folders that could not be listed, and locally do not follow links.
+    try:
+        if is_local(pattern):
+            with os.scandir(folder) as entries:
+                return [(one.path, one.is_dir(), None) for one in entries if one.is_dir() or one.is_file()]
+        listed = system.ls(folder, detail=True)
+    except FileNotFoundError:
+        return []
+    own = folder.rstrip("/")
+    named = [(one["name"].rstrip("/"), one["type"] == "directory", one) for one in listed]
+    return [one for one in named if one[0] != own]
 
 
 def _first_magic(path: str) -> int:

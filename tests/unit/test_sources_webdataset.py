@@ -173,12 +173,29 @@ class TestSamples:
         assert all(one.member.encode() and one.data for one in found)
         assert [path.name for path in tmp_path.iterdir()] == ["x.tar"]
 
-    def test_links_folders_and_devices_are_no_members(self, tmp_path: Path) -> None:
+    def test_images_that_are_links_are_rejected_and_never_followed(self, tmp_path: Path) -> None:
+        picture, caption = tmp_path / "a.jpg", tmp_path / "a.txt"
+        picture.write_bytes(b"i")
+        caption.write_text("words")
+        (tmp_path / "b.jpg").hardlink_to(picture)
+        (tmp_path / "c.jpg").symlink_to("/etc/passwd")
+        (tmp_path / "c.txt").symlink_to(caption)
+        (tmp_path / "d.txt").symlink_to(caption)
         out = io.BytesIO()
         with tarfile.open(fileobj=out, mode="w") as tar:
-            for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE):
-                info = tarfile.TarInfo("link.jpg")
-                info.type, info.linkname = kind, "/etc/passwd"
+            for name in ("a.jpg", "a.txt", "b.jpg", "c.jpg", "c.txt", "d.txt"):
+                tar.add(tmp_path / name, arcname=name)
+        found = read(tmp_path / "x.tar", out.getvalue())
+        assert images(found) == [("a.jpg", b"i")]
+        assert rejects(found) == [("b.jpg", "unreadable_member"), ("c.jpg", "unreadable_member")]
+        assert [one.detail.partition(";")[0] for one in found[1:]] == ["a link to a.jpg", "a link to /etc/passwd"]
+
+    def test_folders_and_devices_are_no_members(self, tmp_path: Path) -> None:
+        out = io.BytesIO()
+        with tarfile.open(fileobj=out, mode="w") as tar:
+            for kind in (tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE):
+                info = tarfile.TarInfo("odd.jpg")
+                info.type = kind
                 tar.addfile(info)
             info = tarfile.TarInfo("a.jpg")
             info.size = 1

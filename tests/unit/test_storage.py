@@ -432,10 +432,14 @@ class TestFindFiles:
         assert [info.uri for info in found] == [str(root / "class" / "a.jpg"), str(root / "link.jpg")]
         assert [info.num_bytes for info in found] == [5, 5]
         assert [info.uri for info in storage.find_files(str(root / "*.jpg"))] == [str(root / "link.jpg")]
+        assert [info.uri for info in storage.find_files(str(root / "*" / "*.jpg"))] == [str(root / "class" / "a.jpg")]
 
+    @pytest.mark.parametrize("pattern", ["", "/**/*.tar", "/sub/*/*.tar", "/*/*/*.tar"])
     def test_a_folder_that_cannot_be_read_is_an_error_and_not_a_smaller_corpus(
-        self, tree: Path, monkeypatch: pytest.MonkeyPatch
+        self, tree: Path, monkeypatch: pytest.MonkeyPatch, pattern: str
     ) -> None:
+        (tree / "sub" / "other").mkdir()
+        (tree / "sub" / "other" / "g.tar").write_bytes(b"g")
         scan = os.scandir
 
         def guarded(path: Any = ".") -> Any:
@@ -445,7 +449,7 @@ class TestFindFiles:
 
         monkeypatch.setattr(os, "scandir", guarded)
         with pytest.raises(ConfigError, match="no permission"):
-            storage.find_files(str(tree))
+            storage.find_files(f"{tree}{pattern}")
 
     def test_a_bucket_that_cannot_be_read_is_not_taken_for_an_empty_one(
         self, memory: str, monkeypatch: pytest.MonkeyPatch, waits: list[float]
