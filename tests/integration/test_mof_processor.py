@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,15 @@ from mmvp_ray.mof.backbones import from_backbones, load_tokenizer
 from mmvp_ray.mof.checkpoints import load_model
 from mmvp_ray.mof.image_processor import MoFImageProcessor
 from mmvp_ray.mof.processor import MoFProcessor, add_image_token, image_token_id
-from tests.integration.mof_small_models import CLIP_TOWERS, SSL_TOWERS, pictures, save_llama, save_tower, tokenizer
+from tests.integration.mof_small_models import (
+    CLIP_TOWERS,
+    SSL_TOWERS,
+    WORDS,
+    pictures,
+    save_llama,
+    save_tower,
+    tokenizer,
+)
 
 pytestmark = [pytest.mark.integration]
 
@@ -220,6 +229,34 @@ def test_a_tokenizer_without_an_image_token_is_refused_with_an_offer(folders: di
     found = add_image_token(words)
     assert found == image_token_id(words) == add_image_token(words) == len(words) - 1
     assert MoFProcessor(MoFImageProcessor(), words).image_token_id == found
+
+
+def test_a_llama_whose_repository_has_tokenizer_model_alone(tmp_path: Path) -> None:
+    import sentencepiece
+
+    # Such are lmsys/vicuna-7b-v1.5 and lmsys/vicuna-13b-v1.5, which every recipe names.
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([WORDS] * 4),
+        model_writer=written,
+        vocab_size=350,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    (tmp_path / "tokenizer.model").write_bytes(written.getvalue())
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
+    settings = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False, "legacy": False}
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | names))
+    words = load_tokenizer(tmp_path)
+    plain = sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
+    for text in ("is the cat red ?", "a chat\nbetween", "caf\u00e9"):
+        assert words(text)["input_ids"] == [words.bos_token_id, *plain.encode(text)]
+    # Labels need offsets, which fast tokenizers alone have.
+    assert words.is_fast and words.pad_token == "<unk>"
 
 
 def test_a_known_image_token_needs_no_new_embeddings(tmp_path: Path, folders: dict[str, str]) -> None:
