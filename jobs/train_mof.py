@@ -11,7 +11,7 @@ r"""Train Mixture-of-Features models: LLaVA's two stages on Ray Train, with CLIP
   python jobs/train_mof.py convert --source blip_laion_cc_sbu_558k.json --template plain --out s3://bucket/captions
   python jobs/train_mof.py plan --config configs/mof/table3_llava15_interleaved_224.yaml
   python jobs/train_mof.py train --config configs/mof/stages/llava15_align.yaml --recipe configs/mof/table3_llava15_interleaved_224.yaml \
-      --rows s3://bucket/captions --images s3://bucket/images --out s3://bucket/runs/align --num-workers 8 --strategy fsdp
+      --rows s3://bucket/captions --images s3://bucket/images --out s3://bucket/runs/align --num-workers 8 --num-micro-batches 4
   python jobs/train_mof.py train --config configs/mof/stages/llava15_finetune.yaml --recipe configs/mof/table3_llava15_interleaved_224.yaml \
       --start s3://bucket/runs/align --rows s3://bucket/mix665k --images s3://bucket/images --out s3://bucket/runs/finetune ...
   python jobs/train_mof.py train --help

@@ -15,8 +15,8 @@ HALF_BYTES: Final = 2
 BLOCK_BYTES_PER_TOKEN_AND_WIDTH: Final = 34
 """Bytes that one transformer block keeps for its backward pass, for each token and unit of width, in half precision and without the matrix of
 attention scores, which fused attention does not keep: Korthikanti et al. 2022 (arXiv 2205.05198), equation 1 without its term 5 a s / h."""
-LOGIT_BYTES: Final = 10
-"""A score of the vocabulary: bf16 from the head, fp32 for the loss, and its fp32 gradient."""
+LOGIT_BYTES: Final = 12
+"""A score of the vocabulary as the loss's backward pass begins: its fp32 log-probability, the gradient of that, and its own, fp32 each."""
 USABLE: Final = 0.9
 """Share of a GPU's memory that a plan may fill: the CUDA context and fragments take the rest (a rule of thumb)."""
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from mmvp_ray.config import load_yaml
 from mmvp_ray.errors import ConfigError, ResourceError
-from mmvp_ray.mof.memory import Counts, PlanConfig, activation_bytes, memory_of, require_room
+from mmvp_ray.mof.memory import LOGIT_BYTES, Counts, PlanConfig, activation_bytes, memory_of, require_room
 from mmvp_ray.mof.mixing import PAPER_SSL_RATIOS
 from mmvp_ray.mof.plan import Plan, plan_for
 from mmvp_ray.mof.presets import PAPER_224, PRESETS, RELEASED_336, preset
 from mmvp_ray.mof.recipe import MoFRecipe, load_recipe
 from mmvp_ray.mof.shapes import SHAPES, published_config
+from mmvp_ray.mof.training.command import TrainCommand
+from mmvp_ray.mof.training.run import check_model
+from tests.unit.test_docs import WITH_COMMANDS, job_lines, parse_job
 
 pytestmark = [pytest.mark.integration]
 
@@ -151,13 +157,60 @@ def test_activations_by_hand() -> None:
         tower_tokens=5,
     )
     plain = PlanConfig(micro_batch=2, length_tokens=7, activation_checkpointing=False)
-    tokens, rest = 14, 10 * 14 * 100 + 34 * 2 * 5 * 8
+    tokens, rest = 14, 12 * 14 * 100 + 34 * 2 * 5 * 8
     assert activation_bytes(counts, plain) == 3 * 34 * tokens * 10 + rest
     assert (
         activation_bytes(counts, PlanConfig(micro_batch=2, length_tokens=7))
         == 3 * 2 * tokens * 10 + 34 * tokens * 10 + rest
     )
     assert memory_of(counts, plain, stage="align", strategy="fsdp", num_gpus=4).weights == 1
+
+
+def test_the_loss_holds_as_many_bytes_as_a_plan_counts() -> None:
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from transformers.loss.loss_utils import ForCausalLMLoss
+
+    held: dict[int, int] = {}
+    peak = 0
+
+    class Held(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal peak
+            out = func(*args, **(kwargs or {}))
+            for value in (out,) if isinstance(out, torch.Tensor) else out if isinstance(out, (list, tuple)) else ():
+                if isinstance(value, torch.Tensor) and (storage := value.untyped_storage())._cdata not in held:
+                    held[storage._cdata] = storage.nbytes()
+                    weakref.finalize(storage, held.pop, storage._cdata, None)
+            peak = max(peak, sum(held.values()))
+            return out
+
+    num_tokens, vocabulary = 64, 8000
+    hidden = torch.randn(1, num_tokens, 4, dtype=torch.bfloat16, requires_grad=True)
+    head = torch.randn(vocabulary, 4, dtype=torch.bfloat16)
+    labels = torch.randint(0, vocabulary, (1, num_tokens))
+
+    def loss() -> Any:
+        return ForCausalLMLoss(hidden @ head.T, labels, vocabulary, num_items_in_batch=num_tokens)
+
+    with Held():
+        loss().backward()
+    assert peak / (num_tokens * vocabulary) == pytest.approx(LOGIT_BYTES, rel=0.02)
+
+
+def test_documented_stages_fit_on_eight_gpus_of_80_gib(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(CONFIGS.parents[1])
+    lines = [line for page in ("mof_training.md", "jobs/train_mof.py") for line in job_lines(page, WITH_COMMANDS[page])]
+    said = [found for line in lines if type(found := parse_job(line)) is TrainCommand and found.scale.num_workers > 1]
+    assert len(said) >= 3
+    recipe = str(CONFIGS / "table3_llava15_interleaved_224.yaml")
+    for path in sorted((CONFIGS / "stages").glob("*.yaml")):
+        found = load_yaml(TrainCommand, str(path))
+        scale = dataclasses.replace(found.scale, num_workers=8, num_micro_batches=4)
+        said.append(dataclasses.replace(found, recipe=recipe, scale=scale))
+    for found in said:
+        # What lies in --start is not there.
+        stage = dataclasses.replace(found.stage_config(), start=None)
+        check_model(stage, found.scale, device="cuda")
 
 
 def test_too_little_memory_is_said_before_training(plans: dict[str, Plan]) -> None:
