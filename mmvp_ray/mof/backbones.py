@@ -21,6 +21,7 @@ _HEAD_MESSAGE: Final = (
     "expected a language model whose head is one matrix, found {found} in the {kind} at {where}; "
     "choose one such as Llama, Vicuna, Qwen or Mistral"
 )
+_SAMPLING: Final = ("temperature", "top_k", "top_p", "top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 _HEAD_EXTRAS: Final = ("final_logit_softcapping", "logit_scale", "logits_scaling", "logits_scale")
 
 
@@ -234,4 +235,9 @@ def _language_model(directory: Path, *, num_tokens: int, dtype: str, attention: 
         with torch.no_grad():
             for weight in {id(part.weight): part.weight for part in parts}.values():
                 weight[num_old:] = weight[:num_old].float().mean(dim=0).to(weight.dtype)
-    return body, causal.get_output_embeddings(), causal.generation_config
+    generation_config: Any = causal.generation_config
+    if not generation_config.do_sample:
+        # Vicuna's has such settings without sampling, and transformers saves no such configuration.
+        for name in _SAMPLING:
+            setattr(generation_config, name, None)
+    return body, causal.get_output_embeddings(), generation_config

@@ -6,13 +6,22 @@ from typing import Any, Final, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
-from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+from transformers.configuration_utils import PreTrainedConfig
 
 from mmvp_ray.errors import ConfigError
 from mmvp_ray.mof.mixing import check_ratio
 from mmvp_ray.mof.towers import grid_side, native_px, patch_px, tower_facts
 
 MODES: Final = ("none", "additive", "interleaved")
+_CLIP_L_14: Final = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 224,
+    "patch_size": 14,
+    "projection_dim": 768,
+}
 
 
 @strict
@@ -43,23 +52,8 @@ class MoFConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
 
     model_type = "mmvp_mof"
 
-    sub_configs_defaults = {  # noqa: RUF012  (the name and form that transformers reads)
-        "vision_config": SubConfigSpec(
-            config_class=AutoConfig,
-            model_type="clip_vision_model",
-            init_kwargs={
-                "hidden_size": 1024,
-                "intermediate_size": 4096,
-                "num_hidden_layers": 24,
-                "num_attention_heads": 16,
-                "image_size": 224,
-                "patch_size": 14,
-                "projection_dim": 768,
-            },
-        ),
-        "ssl_config": SubConfigSpec(config_class=AutoConfig, model_type="dinov2", optional=True),
-        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
-    }
+    # In place of sub_configs_defaults, which transformers 5.17 and 5.18 lack.
+    sub_configs = {"vision_config": AutoConfig, "ssl_config": AutoConfig, "text_config": AutoConfig}  # noqa: RUF012  (the name and form that transformers reads)
 
     vision_config: Any = None
     ssl_config: Any = None
@@ -77,6 +71,10 @@ class MoFConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Build the sub-configurations, fill in what the towers tell, and refuse what cannot work."""
+        self.vision_config = _sub_config(self.vision_config, "clip_vision_model", **_CLIP_L_14)
+        if self.ssl_config is not None:
+            self.ssl_config = _sub_config(self.ssl_config, "dinov2")
+        self.text_config = _sub_config(self.text_config, "llama")
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
         if not self.tie_word_embeddings:
             self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
@@ -131,6 +129,13 @@ class MoFConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
                     f"expected towers of equal width for mode additive, which mixes before its one adapter, found {vision.hidden_size} "
                     f"({vision.model_type}) and {ssl.hidden_size} ({ssl.model_type}); choose other towers, or mode interleaved"
                 )
+
+
+def _sub_config(found: Any, model_type: str, **defaults: Any) -> Any:
+    """A configuration as it is, or made of what a config.json has of it, or of defaults where there is none."""
+    if found is None:
+        return AutoConfig.for_model(model_type, **defaults)
+    return AutoConfig.for_model(**{"model_type": model_type} | found) if isinstance(found, dict) else found
 
 
 def _layer(config: Any, layer: int | None, field: str) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -349,6 +351,30 @@ def test_saved_and_loaded_again_gives_identical_logits(
         assert 0 < float(error.norm()) < 0.1 * float(wanted.norm())
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        # lmsys/vicuna-13b-v1.5's own, with and without its padding token; Llama 2's.
+        {"pad_token_id": 0, "max_length": 4096, "temperature": 0.9, "top_p": 0.6},
+        {"max_length": 4096, "temperature": 0.9, "top_p": 0.6},
+        {"pad_token_id": 0, "max_length": 4096, "do_sample": True, "temperature": 0.6, "top_p": 0.9},
+    ],
+)
+def test_a_language_model_with_settings_of_sampling_is_saved(
+    folders: dict[str, str], tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    shutil.copytree(folders["llm"], tmp_path / "llm")
+    ids = {"bos_token_id": 1, "eos_token_id": 2}
+    (tmp_path / "llm" / "generation_config.json").write_text(json.dumps(ids | settings))
+    model, processor = build(folders | {"llm": str(tmp_path / "llm")}, "none")
+    model.save_pretrained(tmp_path / "saved")
+    processor.save_pretrained(tmp_path / "saved")
+    found = load_model(str(tmp_path / "saved"))[0].generation_config
+    assert (found.eos_token_id, found.max_length) == (2, 4096)
+    if settings.get("do_sample"):
+        assert (found.do_sample, found.temperature, found.top_p) == (True, 0.6, 0.9)
+
+
 def test_what_is_saved_loads_without_renaming_as_trainers_resume_does(folders: dict[str, str], tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
@@ -391,6 +417,17 @@ def test_adapters_alone_from_stage_to_stage(folders: dict[str, str], tmp_path: P
         DataError, match=r"expected model\.clip_adapter\.linear_1\.bias of shape \(32,\) at .*found \(24,\)"
     ):
         load_adapters(build(folders | {"llm": wide}, "interleaved")[0], uri)
+    of_layers = build(folders, "interleaved", vision_layer=-1, ssl_layer=3)[0]
+    with pytest.raises(
+        DataError,
+        match=r"expected adapters that learned with vision_layer 3 at .*, found vision_layer 2; take the file",
+    ):
+        load_adapters(of_layers, uri)
+    load_adapters(build(folders, "interleaved", vision_layer=2)[0], uri)
+    save_adapters(build(folders, "additive")[0], uri)
+    more, _ = from_backbones(folders["clip"], folders["dinov2"], folders["llm"], mode="additive", ssl_ratio=0.75)
+    with pytest.raises(DataError, match=r"with ssl_ratio 0\.75 at .*, found ssl_ratio 0\.25; take the file"):
+        load_adapters(more, uri)
     Path(uri).write_bytes(b"no tensors")
     with pytest.raises(DataError, match="found a file that does not read"):
         load_adapters(other, uri)

@@ -55,7 +55,10 @@ def prepared(model: Any, config: TrainConfig, *, activation_checkpointing: bool 
                 value.data = value.data.to(torch.bfloat16)
     if activation_checkpointing:
         # Not through the whole model: towers run without gradients.
-        core(model).model.language_model.activation_checkpointing_enable({"use_reentrant": False})
+        body: Any = core(model).model.language_model
+        # The second name is that of transformers before 5.23.
+        name = "activation_checkpointing_enable"
+        getattr(body, name if hasattr(body, name) else "gradient_checkpointing_enable")({"use_reentrant": False})
     return model.train()
 
 
