@@ -100,6 +100,10 @@ class AnswerLog:
         """Prompts that failed and have no answer."""
         return len(self._failed - self._part_of.keys())
 
+    def has_failed(self, ask: Ask, image_ids: Sequence[str]) -> bool:
+        """Whether the same prompt under the same key has failed."""
+        return _mark_of(ask, image_ids) in self._failed
+
     def find(self, ask: Ask, image_ids: Sequence[str]) -> Reply | None:
         """The answer to the same prompt under the same key, from the disk or about to be there; None if it was never answered.
 

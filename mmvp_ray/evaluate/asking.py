@@ -18,7 +18,9 @@ from mmvp_ray.evaluate.responder import Ask, Reply, Responder
 
 MAX_FAILED_SHARE = 0.05
 NUM_FIRST = 20
-"""If so many prompts were asked and none was answered, the rest is not tried."""
+"""If so many prompts failed and the log has no answer at all, the rest is not tried."""
+NUM_AWAY = 32
+"""If so many prompts, one after the other, failed for a reason that passes, the responder is away and the rest is not tried."""
 NUM_READING_THREADS = 16
 NUM_AHEAD = 64
 NUM_KNOWN_IMAGES = 1 << 16
@@ -101,12 +103,14 @@ def ask_all(
 
     Raises:
         ConfigError: the responder refuses this user or model, or too many prompts failed for a reason that stays.
-        TransientError: the responder stayed away, or too many prompts failed for a reason that may pass; the same run again asks them.
+        TransientError: the responder stayed away for NUM_AWAY prompts, or too many failed for a reason that may pass; the same run again asks
+            them.
         DataError: two different prompts have one key, or the responder gives no reply or two for a prompt.
     """
     progress = AskingProgress()
     waiting: dict[str, tuple[Ask, tuple[str, ...]]] = {}
     kept: deque[Reply] = deque()
+    num_away = 0
 
     def done(reply: Reply, *, new: bool) -> Reply:
         progress.count(reply, new=new)
@@ -140,10 +144,21 @@ def ask_all(
                 raise DataError(
                     f"expected one reply for each prompt from {responder.name}, found one more for {reply.key!r}; mend the responder"
                 )
-            log.add(*waiting.pop(reply.key), reply)
+            ask, image_ids = waiting.pop(reply.key)
+            if not reply.retry_helps:
+                num_away = 0
+            elif not log.has_failed(ask, image_ids):
+                # One that failed in an earlier run too may always fail: it does not tell that the responder is away.
+                num_away += 1
+            log.add(ask, image_ids, reply)
             yield done(reply, new=True)
-            if progress.num_failed >= NUM_FIRST and not progress.num_answered and max_failed_share < 1:
+            if progress.num_failed >= NUM_FIRST and not log.num_answers and max_failed_share < 1:
                 raise _too_many(progress, responder, max_failed_share)
+            if num_away >= NUM_AWAY:
+                raise TransientError(
+                    f"expected answers from {responder.name}, found none for {num_away} prompts one after the other, the last because: "
+                    f"{reply.error}; look at the service, then run the same command again"
+                )
     finally:
         # At once, not when the traceback is let go of: requests on their way cost money.
         if isinstance(replies, Generator):

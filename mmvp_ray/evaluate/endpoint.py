@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from mmvp_ray.errors import TransientError
 from mmvp_ray.evaluate.endpoint_call import EndpointCall
 from mmvp_ray.evaluate.endpoint_config import EndpointConfig
 from mmvp_ray.evaluate.image_payload import ImageUrls
@@ -63,12 +62,12 @@ class EndpointResponder:
 
         Raises:
             ConfigError: the endpoint refuses this key, model or address; what was answered by then is yielded before.
-            TransientError: so many prompts as `concurrency`, one after the other, got no answer in all their attempts.
+            TransientError: the endpoint asks for a longer pause than `max_seconds`.
         """
         key = self.config.read_key()
         found: queue.SimpleQueue[Reply | BaseException] = queue.SimpleQueue()
         line = _Line(self.config, key, found)
-        num_out = num_unanswered = 0
+        num_out = 0
         source = iter(asks)
         exhausted = False
         try:
@@ -89,14 +88,7 @@ class EndpointResponder:
                     yield from _others(found)
                     raise reply
                 num_out -= 1
-                num_unanswered = num_unanswered + 1 if reply.retry_helps else 0
                 yield reply
-                if num_unanswered >= self.config.concurrency:
-                    yield from _others(found)
-                    raise TransientError(
-                        f"expected answers from {self.config.url}, found none for {num_unanswered} prompts one after the other, the last "
-                        f"because: {reply.error}; look at the service, then run the same command again"
-                    )
         finally:
             line.close()
 

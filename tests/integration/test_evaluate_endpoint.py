@@ -227,7 +227,7 @@ def test_a_model_that_does_not_exist_is_named() -> None:
         assert by_key(responder(server, model="llava").answer(asks_of(1)))["k0"].text == "(a)"
 
 
-def test_an_endpoint_that_is_not_there_ends_the_run() -> None:
+def test_an_endpoint_that_is_not_there_ends_the_run(tmp_path: Path) -> None:
     config = EndpointConfig(
         preset="vllm", model="m", base_url=f"http://127.0.0.1:{free_port()}/v1", num_retries=1, backoff_seconds=0.01
     )
@@ -239,11 +239,23 @@ def test_an_endpoint_that_is_not_there_ends_the_run() -> None:
             drawn += 1
             yield ask
 
-    with pytest.raises(TransientError, match=r"32 prompts one after the other.*failed"):
-        list(EndpointResponder(config).answer(source()))
+    asked = EndpointResponder(config)
+    with (
+        AnswerLog(str(tmp_path), name=asked.name, identity=asked.identity()) as log,
+        pytest.raises(TransientError, match="found 20 of 20.*the connection to .* failed"),
+    ):
+        list(ask_all(source(), asked, log))
     assert drawn < 200
     replies = by_key(EndpointResponder(config).answer(asks_of(3)))
     assert all(reply.retry_helps and reply.text is None for reply in replies.values())
+
+
+def test_a_prompt_that_never_works_does_not_end_a_run_that_asks_one_at_a_time(tmp_path: Path) -> None:
+    with ScriptedServer(lambda asked: Act(status=500) if asked.prompt == "Q3" else "(a)") as server:
+        asked = responder(server, concurrency=1, num_retries=1)
+        with AnswerLog(str(tmp_path), name=asked.name, identity=asked.identity()) as log:
+            replies = by_key(ask_all(asks_of(40), asked, log))
+    assert [key for key, reply in replies.items() if reply.error] == ["k3"]
 
 
 def test_the_time_for_one_prompt_is_limited() -> None:

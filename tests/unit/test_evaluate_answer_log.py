@@ -321,6 +321,31 @@ def test_a_run_in_which_nothing_works_ends_early(tmp_path: Path) -> None:
         assert len(list(ask_all(asks_of(1000), responder, log, max_failed_share=1.0))) == 1000
 
 
+def test_a_finished_run_with_failures_that_stay_ends_well_again(tmp_path: Path) -> None:
+    responder = Scripted(fail={ask.key for ask in asks_of(600)[::25]})
+    for _ in range(2):
+        with opened(tmp_path) as log:
+            replies = list(ask_all(asks_of(600), responder, log))
+        assert sum(reply.error is not None for reply in replies) == 24
+
+
+def test_a_responder_that_is_away_ends_the_run_and_prompts_that_always_fail_do_not(tmp_path: Path) -> None:
+    asks = asks_of(1000)
+    broken = {ask.key for ask in asks[100:148]}
+    first = Scripted(fail=broken, retry_helps=True)
+    with opened(tmp_path) as log, pytest.raises(TransientError, match="32 prompts one after the other.*: no luck"):
+        list(ask_all(asks, first, log))
+    assert len(first.asked) == 132
+    for _ in range(2):
+        with opened(tmp_path) as log:
+            replies = list(ask_all(asks, Scripted(fail=broken, retry_helps=True), log))
+        assert {reply.key for reply in replies if reply.error} == broken
+    away = Scripted(fail={ask.key for ask in asks_of(1200)}, retry_helps=True)
+    with opened(tmp_path) as log, pytest.raises(TransientError, match="32 prompts"):
+        list(ask_all(asks_of(1200), away, log))
+    assert len(away.asked) == 48 + 32
+
+
 def test_a_prompt_given_twice_is_asked_once_and_two_of_one_key_are_refused(tmp_path: Path) -> None:
     responder = Scripted()
     with opened(tmp_path) as log:
