@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import queue
 import threading
@@ -120,7 +121,9 @@ class _Line:
 
     def put(self, ask: Ask) -> None:
         """Send a prompt on its way."""
-        self._loop.call_soon_threadsafe(self._begin, ask)
+        # A loop that has ended has said why in `found`.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._begin, ask)
 
     def close(self) -> None:
         """Cancel what is on its way and close all connections."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import email.utils
 import functools
+import logging
 import random
 import time
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from mmvp_ray.errors import ConfigError, DataError, TransientError
@@ -23,9 +26,13 @@ if TYPE_CHECKING:
 
     import aiohttp
 
+log = logging.getLogger(__name__)
+
 RETRIED_STATUS = frozenset((408, 409, 425, 429))
 """And every status of 500 and more."""
 MAX_BACKOFF_SECONDS = 60.0
+LONG_PAUSE_SECONDS = 5.0
+"""A pause of all requests that is said."""
 _MIN_SECRET_CHARACTERS = 8
 _BLOCK_BYTES = 1 << 16
 
@@ -66,7 +73,7 @@ class EndpointCall:
         self._images = images
         self._pool = pool
         self._url = config.url + "/chat/completions"
-        self._proxy = _proxy(config.url)
+        self._proxy, self._proxy_headers = _proxy(config.url)
         self._secret = key.encode() if key is not None and len(key) >= _MIN_SECRET_CHARACTERS else None
         self._headers = {"Content-Type": "application/json"}
         if key is not None:
@@ -86,7 +93,8 @@ class EndpointCall:
         """Send a request until it is answered.
 
         Raises:
-            ConfigError: the endpoint refuses this user, model or address, whatever the prompt.
+            ConfigError: the endpoint refuses this user, model or address, whatever the prompt. TransientError: it asks for a longer pause
+                than `max_seconds`.
         """
         expected = payload.estimated_tokens(ask)
         started = None
@@ -137,6 +145,7 @@ class EndpointCall:
                 data=body,
                 headers=self._headers,
                 proxy=self._proxy,
+                proxy_headers=self._proxy_headers,
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=timeout_seconds),
             ) as response:
@@ -198,9 +207,23 @@ class EndpointCall:
         if status in RETRIED_STATUS or status >= 500:
             wait = retry_after_seconds(headers)
             if status == 429 and wait:
-                self._rate.pause(wait)
+                self._pause(wait, said)
             raise _Again(f"status {status} from {url} ({said})", wait_seconds=wait)
         return f"{url} refused the prompt {key!r}: status {status} ({said})"
+
+    def _pause(self, seconds: float, said: str) -> None:
+        """Let all requests wait.
+
+        Raises:
+            TransientError: longer than a prompt may take.
+        """
+        if seconds > self._config.max_seconds:
+            raise TransientError(
+                f"expected {self._config.url} to ask for a pause of at most {self._config.max_seconds:g} s, found {seconds:,.0f} s ({said}); "
+                f"the same command goes on after that"
+            )
+        if self._rate.pause(seconds) and seconds >= LONG_PAUSE_SECONDS:
+            log.warning("%s asks to wait %.0f s (%s)", self._config.url, seconds, said)
 
     def _backoff(self, attempt: int) -> float:
         full = min(MAX_BACKOFF_SECONDS, self._config.backoff_seconds * 2.0 ** min(attempt - 1, 30))
@@ -231,11 +254,22 @@ def retry_after_seconds(headers: Mapping[str, str]) -> float:
     return 0.0
 
 
-def _proxy(url: str) -> str | None:
-    """The proxy that the environment names for a URL (HTTPS_PROXY, NO_PROXY), looked up once; aiohttp's own way also reads ~/.netrc."""
+def _proxy(url: str) -> tuple[str | None, Mapping[str, str] | None]:
+    """The proxy that the environment names for a URL (HTTPS_PROXY, NO_PROXY), looked up once; aiohttp's own way also reads ~/.netrc.
+
+    User and password are given apart: errors of aiohttp repeat the URL, and errors are kept in the log.
+    """
     scheme, _, rest = url.partition("://")
-    host = rest.partition("/")[0]
-    return None if proxy_bypass(host) else getproxies().get(scheme)
+    found = None if proxy_bypass(rest.partition("/")[0]) else getproxies().get(scheme)
+    if found is None:
+        return None, None
+    parts = urlsplit(found if "://" in found else f"http://{found}")
+    login, at, host = parts.netloc.rpartition("@")
+    user, _, password = login.partition(":")
+    said = base64.b64encode(f"{unquote(user)}:{unquote(password)}".encode()).decode()
+    # aiohttp sends it on as Proxy-Authorization: to the proxy alone where the endpoint's own connection is encrypted.
+    headers = {"Authorization": f"Basic {said}"} if at else None
+    return parts._replace(netloc=host).geturl(), headers
 
 
 def _one_line(error: BaseException) -> str:

@@ -57,9 +57,12 @@ class Rate:
         """Correct the tokens that a request was let in with by those that it took."""
         self._next_token += self._seconds_per_token * (found - expected)
 
-    def pause(self, seconds: float) -> None:
-        """Let nobody begin for so long: the server said so."""
-        self._paused_until = max(self._paused_until, self._clock() + seconds)
+    def pause(self, seconds: float) -> bool:
+        """Let nobody begin for so long: the server said so. Gives whether nobody was held yet."""
+        now = self._clock()
+        is_new = self._paused_until <= now
+        self._paused_until = max(self._paused_until, now + seconds)
+        return is_new
 
     def _ready_at(self) -> float:
         return max(self._next_request, self._next_token, self._paused_until)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import io
 import os
 import pickle
+import socketserver
 import threading
 import time
 from collections import Counter
@@ -259,13 +261,21 @@ def test_a_prompt_that_never_works_does_not_end_a_run_that_asks_one_at_a_time(tm
 
 
 def test_the_time_for_one_prompt_is_limited() -> None:
-    with ScriptedServer(lambda asked: Act(status=429, headers={"Retry-After": "3600"})) as server:
-        started = time.monotonic()
-        reply = by_key(responder(server, max_seconds=1.0).answer(asks_of(1)))["k0"]
-        assert reply.error is not None and reply.num_attempts == 1 and time.monotonic() - started < 20
     with ScriptedServer(lambda asked: Act(status=500)) as server:
         reply = by_key(responder(server, max_seconds=0.6, num_retries=10_000).answer(asks_of(1)))["k0"]
         assert reply.error is not None and reply.seconds <= 0.7 and reply.num_attempts > 1
+
+
+def test_a_pause_that_is_longer_than_a_prompt_may_take_ends_the_run_and_says_so() -> None:
+    def script(asked: Asked) -> str | Act:
+        return Act(status=429, text="daily quota", headers={"Retry-After": "86400"}) if asked.prompt == "Q3" else "(a)"
+
+    with ScriptedServer(script) as server:
+        started = time.monotonic()
+        found: list[str | None] = []
+        with pytest.raises(TransientError, match=r"86,400 s \(daily quota\)"):
+            found.extend(reply.text for reply in responder(server, concurrency=2, max_seconds=2.0).answer(asks_of(20)))
+    assert found.count("(a)") >= 2 and None not in found and time.monotonic() - started < 20
 
 
 def test_patience_that_is_asked_for_is_had_by_all() -> None:
@@ -424,6 +434,35 @@ def test_a_proxy_of_the_environment_is_used_and_loopback_goes_past_it(monkeypatc
         assert gone.text is None and server.counts.total() == 0
         monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
         assert by_key(responder(server).answer(asks_of(1)))["k0"].text == "(a)"
+
+
+@pytest.mark.parametrize(("scheme", "proxy_scheme"), [("https", "http://"), ("https", ""), ("http", "http://")])
+def test_the_password_of_a_proxy_is_used_and_kept_nowhere(
+    scheme: str, proxy_scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    seen: list[bytes] = []
+
+    class Refuses(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            seen.append(self.request.recv(1 << 16))
+            self.request.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Refuses) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        port = proxy.server_address[1]
+        monkeypatch.setenv(f"{scheme}_proxy", f"{proxy_scheme}alice:proxy%20password@127.0.0.1:{port}")
+        asked = EndpointResponder(
+            EndpointConfig(preset="vllm", model="m", base_url=f"{scheme}://api.example.com/v1", num_retries=0)
+        )
+        with AnswerLog(str(tmp_path), name="m", identity=asked.identity()) as log:
+            (reply,) = ask_all(asks_of(1), asked, log, max_failed_share=1)
+        proxy.shutdown()
+    assert "407" in str(reply.error)
+    assert b"Proxy-Authorization: Basic " + base64.b64encode(b"alice:proxy password") in seen[0]
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert b"407" in written and b"alice" not in written and b"password" not in written
 
 
 def test_one_responder_may_answer_twice_and_travels_as_a_config() -> None:

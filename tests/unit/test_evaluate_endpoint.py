@@ -342,8 +342,7 @@ def test_a_rate_without_limits_never_waits_and_pause_holds_everybody() -> None:
     clock = Clock([])
     rate = Rate(clock=clock, sleep=clock.sleep)
     assert starts(rate, clock, [1e9] * 5, [0.0] * 5) == [0.0] * 5
-    rate.pause(30)
-    rate.pause(10)
+    assert [rate.pause(30), rate.pause(10)] == [True, False]
     assert starts(rate, clock, [1.0] * 3, [0.0] * 3) == [30.0] * 3
 
 
