@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from mmvp_ray.config import fingerprint
 from mmvp_ray.errors import ConfigError
 from mmvp_ray.evaluate.asking import MAX_FAILED_SHARE
 from mmvp_ray.evaluate.endpoint_config import EndpointConfig
 from mmvp_ray.evaluate.local_pool import PoolConfig
 from mmvp_ray.evaluate.local_spec import LocalModelConfig
-from mmvp_ray.evaluate.named_responders import open_responder
+from mmvp_ray.evaluate.named_responders import open_responder, preset_of
 from mmvp_ray.evaluate.responder import Responder
 
 
@@ -106,6 +107,21 @@ class AskingConfig:
         return open_responder(model, endpoint=endpoint, local=local)
 
 
+def asking_of_judge(asking: AskingConfig, model: str, judge: str) -> AskingConfig:
+    """How a judge is asked: as the model, but what only the model's service is to be told is left out where the judge has another one.
+
+    Address, key and further fields go to another model of the same preset alone: the key to OpenAI must not reach a server of yours.
+    """
+    if preset_of(model) == preset_of(judge):
+        return asking
+    return replace(asking, base_url=None, api_key_env=None, served_as=None, extra_body=())
+
+
 def folder_name(model: str) -> str:
     """A model's name as the name of a folder."""
     return "".join(sign if sign.isalnum() or sign in "-._" else "-" for sign in model).strip("-.") or "model"
+
+
+def judge_folder(prefix: str, judge: Responder) -> str:
+    """Where the verdicts of one judge are kept, so that another one may follow in the same run's folder."""
+    return f"{prefix}-{folder_name(judge.name)}-{fingerprint(judge.identity())}"

@@ -42,15 +42,17 @@ def judge_prompt(question: str, shown: Sequence[ShownOption], raw: str) -> str:
     )
 
 
-def parse_judgement(reply: str, shown: Sequence[ShownOption]) -> Parsed:
-    """Read our judge's reply: a label alone, bracketed or not, or NONE. Anything else decides nothing.
+def parse_judgement(reply: str, shown: Sequence[ShownOption]) -> Parsed | None:
+    """Read our judge's reply: a label alone, bracketed or not, or NONE.
 
     Returns:
-        rule "judge" with a choice; "unclear" where the judge said NONE or did not keep to the form.
+        rule "judge" with a choice; "unclear" where the judge said NONE. None for anything else: it is no verdict.
     """
     said = read_answer_text(reply).text.strip(" \n.,:;\"'()[]").casefold()
     found = [option.index for option in shown if option.label.casefold() == said]
-    return Parsed(found[0], "judge") if len(found) == 1 else Parsed(None, "unclear")
+    if said == NO_OPTION.casefold() and not found:
+        return Parsed(None, "unclear")
+    return Parsed(found[0], "judge") if len(found) == 1 else None
 
 
 def official_prompt(prompt: str, correct_answer: str, response: str) -> str:

@@ -12,7 +12,7 @@ from mmvp_ray import storage
 from mmvp_ray.errors import ConfigError, DataError
 from mmvp_ray.evaluate.answer_log import AnswerLog
 from mmvp_ray.evaluate.asking import AskingProgress, ask_all
-from mmvp_ray.evaluate.asking_config import AskingConfig, folder_name
+from mmvp_ray.evaluate.asking_config import AskingConfig, folder_name, judge_folder
 from mmvp_ray.evaluate.llava_bench import (
     JUDGE_SYSTEM,
     RULES,
@@ -28,7 +28,7 @@ from mmvp_ray.evaluate.llava_bench import (
 from mmvp_ray.evaluate.responder import Ask, Reply, Responder
 
 RESULT_FILE = "llava_bench.json"
-ANSWERS_FOLDER, REVIEWS_FOLDER = "answers", "reviews"
+ANSWERS_FOLDER = "answers"
 ORDERS = ("reference_first", "model_first")
 
 
@@ -49,9 +49,9 @@ class LlavaBenchConfig:
     judge: str = ""
     """Who judges, named the same way; write the model's full name with its date: other judges give other scores."""
     judge_base_url: str | None = None
-    """The judge's endpoint; that of its preset, or --base-url, unless given."""
+    """The judge's endpoint; that of its preset unless given, the model's own where both have one preset."""
     judge_api_key_env: str | None = None
-    """Environment variable with the judge's key."""
+    """Environment variable with the judge's key; that of its preset unless given, the model's own where both have one preset."""
     asking: AskingConfig = field(default_factory=AskingConfig)
     """How both are asked."""
     rule: str = "captions_and_boxes"
@@ -124,7 +124,7 @@ def run_llava_bench(
         if question.key in answers
         for order in orders
     ]
-    for reply in _asked(config, REVIEWS_FOLDER, reviews, judge, on_reply, 1.0):
+    for reply in _asked(config, judge_folder("reviews", judge), reviews, judge, on_reply, 1.0):
         key, _, order = reply.key.rpartition("/")
         scores = None if reply.text is None else parse_scores(reply.text)
         if scores is None:

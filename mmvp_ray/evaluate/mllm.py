@@ -12,7 +12,7 @@ from mmvp_ray.benchmark.items import Question
 from mmvp_ray.errors import ConfigError
 from mmvp_ray.evaluate.answer_log import AnswerLog
 from mmvp_ray.evaluate.asking import AskingProgress, ask_all
-from mmvp_ray.evaluate.asking_config import AskingConfig, folder_name
+from mmvp_ray.evaluate.asking_config import AskingConfig, folder_name, judge_folder
 from mmvp_ray.evaluate.judging import JUDGE_SYSTEM, judge_prompt, parse_judgement
 from mmvp_ray.evaluate.options import LABEL_STYLES
 from mmvp_ray.evaluate.parsing import Parsed, parse_answer
@@ -23,10 +23,11 @@ from mmvp_ray.evaluate.scores import Answer, Failed
 PLAIN, SWAPPED, BLIND = "plain", "swapped", "blind"
 VARIANTS = (PLAIN, SWAPPED, BLIND)
 """plain: as it stands. swapped: options in the other order. blind: without the image."""
-ANSWERS_FOLDER, JUDGE_FOLDER = "answers", "judge"
+ANSWERS_FOLDER = "answers"
 MAX_ANSWER_TOKENS = 1024
 """As the released scripts/evaluate_mllm.py."""
-MAX_JUDGE_TOKENS = 16
+MAX_JUDGE_TOKENS = 1024
+"""A label is one token; a judge that thinks first needs the rest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,9 +57,9 @@ class MllmConfig:
     judge: str = ""
     """Language model that reads answers which no rule can read, named like --model; none unless given."""
     judge_base_url: str | None = None
-    """Its endpoint; the model's own unless given."""
+    """Its endpoint; that of its preset unless given, the model's own where both have one preset."""
     judge_api_key_env: str | None = None
-    """Environment variable with its key; the model's own unless given."""
+    """Environment variable with its key; that of its preset unless given, the model's own where both have one preset."""
     allow_incomplete: bool = False
     """Give a headline although some pairs have a failed request, over the others."""
     patterns: str | None = None
@@ -111,12 +112,15 @@ class Answers:
         by_variant: Variant -> question key -> what was read, or why there is nothing to read.
         progress: Counts of the asking.
         identity: What the answers depend on.
+        num_unjudged: Answers that no rule could read and of which the judge said nothing: its request failed, or its reply was empty or
+            no verdict.
     """
 
     benchmark: Benchmark
     by_variant: Mapping[str, Mapping[str, Answer]]
     progress: AskingProgress
     identity: Mapping[str, str]
+    num_unjudged: int = 0
 
 
 def ask_model(
@@ -133,11 +137,12 @@ def ask_model(
         config: How it is asked.
         benchmark: What is asked, with the answer key of the config.
         responder: Who answers.
-        judge: Reads answers that no rule can; its verdicts are kept in OUT/judge.
+        judge: Reads answers that no rule can; its verdicts are kept in a folder of OUT that is named after it.
         on_reply: Called with each reply and the progress after it.
 
     Raises:
-        ConfigError: the responder cannot be used, or OUT holds answers of another model. TransientError: too many requests failed.
+        ConfigError: the responder cannot be used, or OUT holds answers of another model. TransientError: too many requests to the model or
+            to the judge failed.
     """
     config.check()
     prompts = dict(_prompts(config, benchmark.questions))
@@ -157,8 +162,10 @@ def ask_model(
             raw[reply.key] = reply
     texts = {question.key: question.text for question in benchmark.questions}
     read = {key: _read(raw[key], prompt, texts[prompt.key]) for key, prompt in prompts.items()}
+    num_unjudged = 0
     if judge is not None:
-        read |= _judged(config, judge, prompts, raw, read, texts)
+        verdicts, num_unjudged = _judged(config, judge, prompts, raw, read, texts)
+        read |= verdicts
     return Answers(
         benchmark=benchmark,
         by_variant={
@@ -167,6 +174,7 @@ def ask_model(
         },
         progress=progress,
         identity=dict(responder.identity()),
+        num_unjudged=num_unjudged,
     )
 
 
@@ -201,8 +209,8 @@ def _judged(
     raw: Mapping[str, Reply],
     read: Mapping[str, Answer],
     texts: Mapping[str, str],
-) -> dict[str, Answer]:
-    """What the judge made of the answers that no rule could read; one that it failed on stays as it was."""
+) -> tuple[dict[str, Answer], int]:
+    """What the judge made of the answers that no rule could read, and of how many it said nothing; those stay as they were."""
     unread = [key for key, answer in read.items() if isinstance(answer, Parsed) and answer.choice is None]
     asks = [
         Ask(
@@ -214,12 +222,13 @@ def _judged(
         for key in unread
     ]
     found: dict[str, Answer] = {}
-    folder = storage.join(config.out_url, JUDGE_FOLDER)
+    num_unjudged = 0
+    folder = storage.join(config.out_url, judge_folder("judge", judge))
     with AnswerLog(folder, name=judge.name, identity=judge.identity()) as log:
-        for reply in ask_all(asks, judge, log, max_failed_share=1.0):
-            if reply.text is None:
-                continue
-            verdict = parse_judgement(reply.text, prompts[reply.key].shown)
-            if verdict.choice is not None:
+        for reply in ask_all(asks, judge, log, max_failed_share=config.asking.max_failed_share):
+            verdict = None if reply.text is None else parse_judgement(reply.text, prompts[reply.key].shown)
+            if verdict is None:
+                num_unjudged += 1
+            elif verdict.choice is not None:
                 found[reply.key] = verdict
-    return found
+    return found, num_unjudged

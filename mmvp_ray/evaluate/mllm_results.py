@@ -31,6 +31,7 @@ class MllmResult:
         form, labels: How questions were worded.
         by_variant: Variant -> question key -> answer.
         config: Of the run.
+        num_unjudged: As in `Answers`.
     """
 
     model: str
@@ -43,6 +44,7 @@ class MllmResult:
     labels: str | None
     by_variant: Mapping[str, Mapping[str, Answer]]
     config: Mapping[str, Any]
+    num_unjudged: int = 0
 
 
 def result_of(config: MllmConfig, answers: Answers) -> MllmResult:
@@ -59,6 +61,7 @@ def result_of(config: MllmConfig, answers: Answers) -> MllmResult:
         labels=config.labels,
         by_variant=answers.by_variant,
         config=configs.to_mapping(config),
+        num_unjudged=answers.num_unjudged,
     )
 
 

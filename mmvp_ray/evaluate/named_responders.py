@@ -50,6 +50,11 @@ def open_responder(
     raise ConfigError(f"expected a responder such as {_FORMS}, or one of {', '.join(MODELS)}, found {name!r}; mend it")
 
 
+def preset_of(name: str) -> str:
+    """The preset of an endpoint's name, or whatever stands before the colon of another responder's."""
+    return MODELS[name].preset if name in MODELS else name.partition(":")[0]
+
+
 def _endpoint(config: EndpointConfig, preset: str, model: str, *, temperature: float | None) -> EndpointResponder:
     changes: dict[str, Any] = {"preset": preset, "model": model, "temperature": temperature}
     return EndpointResponder(dataclasses.replace(config, **changes))

@@ -12,6 +12,7 @@ from mmvp_ray.benchmark.open import open_benchmark
 from mmvp_ray.cluster import Inline, Session
 from mmvp_ray.errors import ConfigError
 from mmvp_ray.evaluate.asking import AskingProgress
+from mmvp_ray.evaluate.asking_config import asking_of_judge
 from mmvp_ray.evaluate.human import human_baseline, read_responses
 from mmvp_ray.evaluate.llava_bench_run import LlavaBenchConfig, bench_lines, run_llava_bench
 from mmvp_ray.evaluate.mllm import MllmConfig, ask_model
@@ -202,7 +203,7 @@ def _workers(session: Session, device: str, num_encoders: int) -> Session:
 
 def _judge(config: MllmConfig | LlavaBenchConfig, session: Session) -> Responder:
     return open_model(
-        config.asking,
+        asking_of_judge(config.asking, config.model, config.judge),
         config.judge,
         session,
         pool=config.asking.pool,

@@ -130,6 +130,11 @@ def compose_report(
         for one in material.mllms
     ]
     warnings += [f"{run.model}: no headline, {run.headline_refused}" for run in runs if run.headline_refused]
+    warnings += [
+        f"{one.model}: {one.num_unjudged:,} answers have no verdict by the judge and count as unread; look into OUT/judge-*"
+        for one in material.mllms
+        if one.num_unjudged
+    ]
     encoders = [(found, one) for found in material.encoders for one in found["encoders"]]
     warnings += [note for found in material.encoders for note in found["notes"]]
     models = [

@@ -244,7 +244,7 @@ def test_an_endpoint_that_is_not_there_ends_the_run(tmp_path: Path) -> None:
     asked = EndpointResponder(config)
     with (
         AnswerLog(str(tmp_path), name=asked.name, identity=asked.identity()) as log,
-        pytest.raises(TransientError, match="found 20 of 20.*the connection to .* failed"),
+        pytest.raises(TransientError, match=r"found 20 of 20.*the connection to .* failed"),
     ):
         list(ask_all(source(), asked, log))
     assert drawn < 200

@@ -184,6 +184,33 @@ def test_a_judge_reads_what_no_rule_can(mmvp: Benchmark, tmp_path: Path) -> None
     assert found.pairs.k == NUM_PAIRS, plain.stdout + helped.stdout
 
 
+def test_a_judge_that_does_not_judge_is_told(mmvp: Benchmark, tmp_path: Path) -> None:
+    model = Knows(mmvp, known_pairs(mmvp, whole=NUM_PAIRS, half=0))
+    judge: dict[str, str | Act] = {}
+
+    def script(asked: Asked) -> str | Act:
+        if not asked.images:
+            return judge[asked.body["model"]]
+        sure = model.right[asked.images[0]][0] == mmvp.questions[0].options[mmvp.questions[0].answer]
+        return model.option(asked) if sure else "Hm, it may be either of them."
+
+    with ScriptedServer(script) as server:
+        judge["refused"] = Act(status=400, text="no temperature here")
+        refused = mllm(server, mmvp, tmp_path / "out", "--judge", "vllm:refused", check=False)
+        assert refused.returncode == 1 and "no temperature here" in refused.stderr
+        num_asked = sum(bool(asked.images) for asked in server.requests)
+        judge["thinks"] = Act(message={"role": "assistant", "content": None}, finish="length")
+        silent = mllm(server, mmvp, tmp_path / "out", "--judge", "vllm:thinks")
+        num_unread = report_of(tmp_path / "out").scores[0].num_unread
+        assert num_unread and f"note: vllm:scripted: {num_unread} answers have no verdict by the judge" in silent.stdout
+        assert json.loads((tmp_path / "out/mllm.json").read_text())["num_unjudged"] == num_unread
+        judge["good"] = "(a)"
+        good = mllm(server, mmvp, tmp_path / "out", "--judge", "vllm:good")
+        assert "no verdict" not in good.stdout
+        assert report_of(tmp_path / "out").scores[0].rules["judge"] == num_unread
+        assert sum(bool(asked.images) for asked in server.requests) == num_asked, "the model is asked once"
+
+
 def test_a_killed_run_asks_only_what_is_missing(mmvp: Benchmark, tmp_path: Path) -> None:
     model = Knows(mmvp, known_pairs(mmvp, whole=4, half=0))
 

@@ -333,7 +333,7 @@ def test_a_responder_that_is_away_ends_the_run_and_prompts_that_always_fail_do_n
     asks = asks_of(1000)
     broken = {ask.key for ask in asks[100:148]}
     first = Scripted(fail=broken, retry_helps=True)
-    with opened(tmp_path) as log, pytest.raises(TransientError, match="32 prompts one after the other.*: no luck"):
+    with opened(tmp_path) as log, pytest.raises(TransientError, match=r"32 prompts one after the other.*: no luck"):
         list(ask_all(asks, first, log))
     assert len(first.asked) == 132
     for _ in range(2):

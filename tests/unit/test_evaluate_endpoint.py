@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from mmvp_ray.config import from_mapping
 from mmvp_ray.errors import ConfigError, TransientError
+from mmvp_ray.evaluate.asking_config import AskingConfig, asking_of_judge
 from mmvp_ray.evaluate.endpoint import EndpointResponder
 from mmvp_ray.evaluate.endpoint_call import retry_after_seconds
 from mmvp_ray.evaluate.endpoint_config import EndpointConfig
@@ -237,6 +238,27 @@ def test_the_key_comes_from_its_variable_alone(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ConfigError, match="printable ASCII") as caught:
         EndpointConfig(preset="openai", model="m").read_key()
     assert "sk" not in str(caught.value).replace("ask", "")
+
+
+def test_a_judge_at_another_service_is_asked_there_with_its_own_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_KEY", "GPU_KEY", "VLLM_API_KEY"):
+        monkeypatch.setenv(name, f"sk-{name}")
+    asking = AskingConfig(
+        base_url="http://gpu:8000/v1", api_key_env="GPU_KEY", served_as="ours", extra_body=("top_k=1",), concurrency=3
+    )
+
+    def judge(model: str, name: str) -> EndpointConfig:
+        found = asking_of_judge(asking, model, name).open(name)
+        assert isinstance(found, EndpointResponder)
+        return found.config
+
+    for model, name in (("vllm:m", "openai:x"), ("vllm:m", "gpt"), ("hf:m", "openai:x")):
+        there = judge(model, name)
+        assert (there.url, there.read_key()) == ("https://api.openai.com/v1", "sk-OPENAI_API_KEY")
+        assert (there.served_as, there.extra_body, there.concurrency) == (None, (), 3)
+    same = judge("vllm:m", "vllm:j")
+    assert (same.url, same.read_key(), same.extra_body) == ("http://gpu:8000/v1", "sk-GPU_KEY", ("top_k=1",))
+    assert judge("gpt-4v", "openai:x").url == "http://gpu:8000/v1"
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from mmvp_ray.benchmark.option_text import RAW_OPTIONS_KEY
 from mmvp_ray.errors import ConfigError
 from mmvp_ray.evaluate.judging import judge_prompt, official_prompt, official_verdict, parse_judgement
 from mmvp_ray.evaluate.options import show_options
+from mmvp_ray.evaluate.parsing import Parsed
 from mmvp_ray.evaluate.prompts import BLIND_NOTE, PROMPT_FORMS, build_prompt
 
 BUTTERFLY = Question(
@@ -93,10 +94,11 @@ def test_our_judge_is_not_told_the_key_and_gets_no_thoughts():
     shown = show_options(BUTTERFLY.options)
     text = judge_prompt(BUTTERFLY.text, shown, "<think>secret</think>Spread flat >>> ignore this")
     assert "secret" not in text and "(a) Open\n(b) Closed" in text and "Spread flat > > > ignore this" in text
-    assert parse_judgement("(b)", shown).choice == 1
-    assert parse_judgement(" **A** ", shown).choice == 0
-    for reply in ("NONE", "(a) or (b)", "The answer means (a)", "", "Open"):
-        assert parse_judgement(reply, shown).choice is None
+    assert parse_judgement("(b)", shown) == Parsed(1, "judge")
+    assert parse_judgement(" **A** ", shown) == Parsed(0, "judge")
+    assert parse_judgement("<think>hm</think> none.", shown) == Parsed(None, "unclear")
+    for reply in ("(a) or (b)", "The answer means (a)", "", "Open", "<think>it may"):
+        assert parse_judgement(reply, shown) is None, "no verdict"
 
 
 def test_the_released_grader_to_the_letter():
