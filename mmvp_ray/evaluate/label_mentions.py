@@ -41,7 +41,8 @@ _NEGATED_BEFORE = re.compile(_NOT + _FILLERS + "$", re.IGNORECASE)
 _NEGATED_AFTER = re.compile(
     r"[\s\"')\].:-]*(?:"
     r"(?:(?:is|are|was|does|do|can|could|would|must|should|has|seems|appears|be|to|therefore|thus|so|clearly|definitely|obviously|then|been)"
-    r"\s+){1,4}(?:not\b|in(?:correct|accurate|valid)\b|wrong\b|false\b|ruled out\b|eliminated\b|excluded\b|out\b|unlikely\b|impossible\b)|"
+    r"\s+){1,4}(?:not\b|in(?:correct|accurate|valid)\b|wrong\b|false\b|ruled out\b|eliminated\b|excluded\b|out\b|unlikely\b|impossible\b|"
+    r"less (?:likely|probable|plausible|accurate|appropriate|suitable|fitting)\b)|"
     r"not (?:correct|right|true|the)\b|in(?:correct|valid)\b|wrong\b|(?:cannot|can't|isn't|doesn't|wasn't|wouldn't|couldn't) |"
     r"不对|不正确|错)",
     re.IGNORECASE,

@@ -30,6 +30,12 @@ _NUMBERS: Final = {
 _ARTICLES: Final = frozenset(("a", "an", "the", "it", "is", "it's", "its"))
 _BARE_WORDS: Final = _words("yes no true false not")
 """Words that mean an option only where they stand as the answer, not in the midst of a sentence: "there is no hat" is no "No"."""
+_OPPOSITES: Final = {"on": "off", "off": "on", "in": "out", "out": "in", "up": "down", "down": "up"}
+"""Beside its opposite such a word means an option only as an adverb: "the lamp is on", not "the lamp on the desk" or "based on"."""
+_BEHIND_ADVERB: Final = _words(
+    "in at of and or but not because since as so while when where now here during rather than instead is are was were"
+)
+"""What follows an adverb, where a preposition would have its noun: "on in this picture", "out of its mouth"."""
 _NEGATORS: Final = _words(
     "not never neither nor no without than unlike isn't aren't wasn't weren't doesn't don't didn't can't cannot couldn't wouldn't won't "
     "hasn't haven't hardly barely non half semi partially partly 不 没 沒 未 非 無 无"
@@ -111,7 +117,10 @@ def read_words(text: str, shown: Sequence[ShownOption]) -> TextReading:
         size = len(phrase)
         if not size or (size == 1 and phrase[0] in _BARE_WORDS):
             continue
+        is_adverb = size == 1 and any(other == (_OPPOSITES.get(phrase[0]),) for other, _ in phrases)
         for at in range(len(tokens) - size + 1):
+            if is_adverb and tokens[at + 1 : at + 2] and tokens[at + 1] not in _STOPS | _BEHIND_ADVERB:
+                continue
             if tuple(tokens[at : at + size]) == phrase and not any(taken[at : at + size]):
                 taken[at : at + size] = [True] * size
                 places.append((at, at + size, index))
