@@ -137,7 +137,7 @@ def zero_shot(
             out,
             "zero_shot",
             spec.slug,
-            f"counts-{fingerprint([asked, config.label_field, [shard.key for shard in bundle]])}.json",
+            f"counts-{fingerprint([asked, config.label_field, [_content(shard) for shard in bundle]])}.json",
         )
         for spec in specs
         for number, bundle in enumerate(bundles)
@@ -169,6 +169,11 @@ def zero_shot(
         )
         for spec in specs
     }
+
+
+def _content(shard: Shard) -> list[str]:
+    """What images and labels of a shard depend on."""
+    return [shard.key, *([shard.records_etag] if shard.records_etag else [])]
 
 
 def bundled(shards: Sequence[Shard], limit_bytes: int = BUNDLE_BYTES) -> list[tuple[Shard, ...]]:

@@ -23,24 +23,38 @@ SIDECAR_EXTENSIONS = frozenset(
 def folder_shards(corpus: str, files: Iterable[FileInfo]) -> list[Shard]:
     """One shard for each directory that directly holds files other than side files, sorted by path."""
     folders: dict[str, list[FileInfo]] = {}
+    records: dict[str, list[FileInfo]] = {}
     for info in files:
         folder, _, name = info.uri.rpartition("/")
-        if _extension(name) not in SIDECAR_EXTENSIONS:
+        extension = _extension(name)
+        if extension not in SIDECAR_EXTENSIONS:
             folders.setdefault(folder, []).append(info)
+        elif extension == "json":
+            records.setdefault(folder, []).append(info)
     return [
-        _shard(corpus, folder, sorted(inside, key=lambda info: info.uri)) for folder, inside in sorted(folders.items())
+        _shard(corpus, folder, _sorted(inside), _sorted(records.get(folder, [])))
+        for folder, inside in sorted(folders.items())
     ]
 
 
-def _shard(corpus: str, folder: str, files: list[FileInfo]) -> Shard:
+def _sorted(files: list[FileInfo]) -> list[FileInfo]:
+    return sorted(files, key=lambda info: info.uri)
+
+
+def _digest(files: list[FileInfo]) -> str:
     listing = "\n".join(f"{info.uri}\t{info.num_bytes}\t{info.etag}" for info in files)
+    return hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()[:32]
+
+
+def _shard(corpus: str, folder: str, files: list[FileInfo], records: list[FileInfo]) -> Shard:
     return Shard(
         corpus=corpus,
         kind="folder",
         uri=folder,
         num_bytes=sum(info.num_bytes for info in files),
-        etag=hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()[:32],
+        etag=_digest(files),
         files=tuple(files),
+        records_etag=_digest(records) if records else "",
     )
 
 

@@ -35,6 +35,8 @@ class Shard:
         etag: Changes whenever the content may have changed.
         files: The images of a directory in order; empty for the other kinds.
         max_members: Only the first so many images count; a limited shard is another shard than the whole one.
+        records_etag: Changes whenever a directory's .json files, which may hold labels, may have changed; no part of the key, for images
+            and their vectors do not depend on them. Empty for the other kinds.
     """
 
     corpus: str
@@ -44,6 +46,7 @@ class Shard:
     etag: str
     files: tuple[FileInfo, ...] = ()
     max_members: int | None = None
+    records_etag: str = ""
 
     @property
     def key(self) -> str:

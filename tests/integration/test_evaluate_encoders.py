@@ -344,6 +344,26 @@ def test_zero_shot_accuracy_is_that_of_the_definition(statements: Benchmark, tmp
     assert run_encoders(asked, Inline()) == result
 
 
+def test_labels_that_were_corrected_beside_the_images_are_counted_anew(statements: Benchmark, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for k in range(4):
+        Image.new("RGB", (64, 64), (255, 0, 0) if k % 2 else (0, 0, 255)).save(images / f"{k}.png")
+    asked = config(
+        statements,
+        tmp_path,
+        zero_shot=ZeroShotConfig(labelled_images=str(images), classes="labels", templates="plain"),
+    )
+    found = []
+    for names in (("blue square", "red square"), ("red square", "blue square")):
+        for k in range(4):
+            (images / f"{k}.json").write_text(json.dumps({"label": names[k % 2]}))
+        score = run_encoders(asked, Inline()).encoders[0].zero_shot
+        assert score is not None
+        found.append(score.top1.num_right)
+    assert found[0] + found[1] == 4, "who is right with one set of labels is wrong with the other"
+
+
 def test_the_miniature_world_is_recognised(statements: Benchmark, tmp_path: Path, ray_session: None) -> None:
     write_shards(tmp_path / "world", WorldConfig(num_images=300, images_per_shard=100, num_broken=4))
     asked = config(
