@@ -185,13 +185,13 @@ def _label(value: Any, pair: object, patterns: Mapping[str, str], uri: str) -> L
 
 
 def with_patterns(questions: Iterable[Question], labels: Mapping[str, Label]) -> list[Question]:
-    """The questions with the patterns of their pair, primary one first; those of unlabelled pairs as they are."""
+    """The questions with the patterns of their pair, primary one first and none without a primary one; those of unlabelled pairs as they are."""
 
     def labelled(question: Question) -> Question:
         label = labels.get(question.pair_id)
         if label is None:
             return question
-        names = (*([label.primary] if label.primary else []), *label.others)
-        return replace(question, patterns=names)
+        # The first name is taken for the primary pattern: further ones alone cannot be said.
+        return replace(question, patterns=(label.primary, *label.others) if label.primary else ())
 
     return [labelled(question) for question in questions]

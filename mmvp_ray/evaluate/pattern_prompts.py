@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mmvp_ray.benchmark.items import Question
+from mmvp_ray.evaluate.answer_text import read_answer_text
 from mmvp_ray.evaluate.responder import Ask
 
 PAPER_PROMPT = (
@@ -104,8 +105,10 @@ def ask_for_vote(pair_id: str, pair: Sequence[Question], patterns: Mapping[str, 
 def read_vote(text: str, patterns: Mapping[str, str]) -> Vote | None:
     """A vote out of an answer to `ask_for_vote`; None where it cannot be read.
 
-    Names count without regard to case, spaces and quotes. An answer without JSON counts when it names exactly one pattern.
+    Thoughts are left out. Names count without regard to case, spaces and quotes. An answer without JSON counts when it names exactly one
+    pattern, or says that none fits and names none.
     """
+    text = read_answer_text(text).text
     by_plain = {_plain(name): name for name in patterns}
     for start in [match.start() for match in re.finditer(r"\{", text)]:
         try:
@@ -121,7 +124,13 @@ def read_vote(text: str, patterns: Mapping[str, str]) -> Vote | None:
         others = [_plain(str(one)) for one in listed] if isinstance(listed, list) else []
         names = dict.fromkeys(by_plain[one] for one in others if one in by_plain and one != primary)
         return Vote(by_plain.get(primary), tuple(names))
-    named = [name for plain, name in by_plain.items() if plain in _plain(text)]
+    left = _plain(text)
+    named: list[str | None] = []
+    names = {**by_plain, _plain(NO_PATTERN): None}
+    # The longest first: "Relational Context" names no "Context".
+    for plain in sorted(names, key=len, reverse=True):
+        left, count = re.subn(rf"(?<!\w){re.escape(plain)}(?!\w)", ".", left)
+        named += [names[plain]] * bool(count)
     return Vote(named[0]) if len(named) == 1 else None
 
 

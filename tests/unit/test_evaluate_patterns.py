@@ -93,12 +93,33 @@ def test_patterns_are_read_as_models_write_them(text: str, expected: dict[str, s
         ('{"primary": "Text", "others": "Quantity and Count"}', Vote("Text")),
         ("I would say quantity and count.", Vote("Quantity and Count")),
         ("Text, or state and condition", None),
+        ("The texture of the fur, so state and condition.", Vote("State and Condition")),
+        ("None of these: it is about the texture of the fur.", Vote(None)),
+        ("None of these, or Text", None),
+        (
+            '<think>{"primary": "Text"}? No, counting.</think>{"primary": "Quantity and Count", "others": []}',
+            Vote("Quantity and Count"),
+        ),
+        ('<think>{"primary": "Text"}? I am not', None),
         ("", None),
         ("{broken", None),
     ],
 )
 def test_votes_are_read_as_models_write_them(text: str, expected: Vote | None) -> None:
     assert read_vote(text, PATTERNS) == expected
+
+
+def test_a_name_within_a_longer_one_is_not_named() -> None:
+    patterns = {"Context": "", "Positional and Relational Context": ""}
+    assert read_vote("Positional and Relational Context", patterns) == Vote("Positional and Relational Context")
+    assert read_vote("It is context.", patterns) == Vote("Context")
+
+
+def test_a_pair_without_a_primary_pattern_stands_under_none() -> None:
+    label = count_votes("q", [Vote(None, ("Text",))] * 5, list(PATTERNS))
+    assert (label.primary, label.others) == (None, ("Text",))
+    (found,) = with_patterns([question("1", "a")], {"1": label})
+    assert found.patterns == ()
 
 
 def test_votes_are_counted_and_splits_are_marked() -> None:
