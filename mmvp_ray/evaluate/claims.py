@@ -10,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmvp_ray.evaluate.correlation import fisher_interval, pearson, spearman
-from mmvp_ray.evaluate.mcnemar import difference_interval, mcnemar_exact
+from mmvp_ray.evaluate.mcnemar import matched_interval, mcnemar_exact
 
 # Shapes: P pairs of the benchmark, C comparisons of two encoders, M models.
 
 Expect = Literal["increase", "no_increase", "uncorrelated"]
 Verdict = Literal["supported", "not resolved", "contradicted", "not tested"]
+MIN_PAIRS = 30
+"""With fewer no verdict is given: 4 of 15 better and none worse is no more than chance (p 0.125), and looks like a difference."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +31,7 @@ class Comparison:
         num_only_from: Pairs that only `from_encoder` has right.
         num_only_to: Pairs that only `to_encoder` has right.
         difference: Share of right pairs of `to_encoder` minus that of `from_encoder`.
-        low, high: 95 % interval of it, by resampling the pairs.
+        low, high: 95 % interval of it, see `matched_interval`.
         p_value: Exact McNemar test of no difference, two-sided.
     """
 
@@ -72,10 +74,11 @@ class ClaimTest:
         patterns: Only pairs of these patterns; empty for all.
         comparisons: Each on its own.
         missing: Encoders that the claim names and the run lacks.
-        difference: Mean of the comparisons' differences, low and high its 95 % interval, resampling the same pairs for all; None where
+        difference: Mean of the comparisons' differences, low and high its 95 % interval, over the same pairs for all; None where
             nothing could be compared.
         correlation: For "uncorrelated".
-        verdict: "supported", "not resolved" or "contradicted" at 95 %; "not tested" without encoders to compare.
+        verdict: "supported", "not resolved" or "contradicted" at 95 %, the second with fewer than MIN_PAIRS pairs; "not tested" without
+            encoders to compare.
     """
 
     expect: Expect
@@ -185,7 +188,7 @@ def _test(spec: SpecOfTest, outcomes: Outcomes) -> ClaimTest:
         low=low,
         high=high,
         correlation=None,
-        verdict=verdict_of(spec.expect, low, high, spec.margin),
+        verdict=verdict_of(spec.expect, low, high, spec.margin) if kept_P.sum() >= MIN_PAIRS else "not resolved",
     )
 
 
@@ -206,13 +209,12 @@ def _comparison(base: str, better: str, gains_P: NDArray[np.int64]) -> Compariso
 
 
 def paired_interval(gains_CP: NDArray[np.int64]) -> tuple[float, float]:
-    """95 % interval of the mean gain when pairs are drawn anew, the same pairs for all comparisons, see `difference_interval`.
+    """95 % interval of the mean gain, the same pairs for all comparisons, see `matched_interval`.
 
     Args:
         gains_CP: For each comparison and pair 1 (only the second encoder right), -1 (only the first) or 0.
     """
-    gain_P = gains_CP.mean(axis=0)
-    return difference_interval(np.zeros_like(gain_P), gain_P)
+    return matched_interval(gains_CP.mean(axis=0))
 
 
 def verdict_of(expect: Expect, low: float, high: float, margin: float) -> Verdict:

@@ -15,6 +15,8 @@ from mmvp_ray.intervals import wilson_interval
 
 # Legend: P pairs, R resamples.
 
+_Z = 1.959964
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
@@ -26,7 +28,7 @@ class Comparison:
         num_left_out: Pairs incomplete in either.
         both, only_a, only_b, neither: Pairs right in both runs, in one, in none.
         difference: Pair accuracy of b minus that of a, -1..1.
-        low, high: Its bounds (95 %) by drawing pairs anew.
+        low, high: Its bounds (95 %), see `matched_interval`.
         p: Exact two-sided McNemar.
         p_holm: The same after Holm's correction over all comparisons made together.
     """
@@ -114,7 +116,29 @@ def difference_interval(
     return float(low), float(high)
 
 
-def compare_runs(runs: Sequence[RunScores], *, num_resamples: int = 10_000, seed: int = 0) -> tuple[Comparison, ...]:
+def matched_interval(gain_P: NDArray[np.float64]) -> tuple[float, float]:
+    """Bounds (95 %) of the mean gain over matched pairs (Agresti and Min 2005, Statistics in Medicine 24, 729-740).
+
+    Half a pair is added to each cell of the two-by-two table before the plain interval is taken. Unlike percentiles of pairs drawn anew,
+    that holds its level with few pairs: with 30 and more, no true difference is taken for one in at most 2.8 % of runs on either side.
+
+    Args:
+        gain_P: 1 where only the second has a pair right, -1 where only the first, 0 else; or the mean of that over several comparisons on
+            the same pairs, to which the half pairs are then added as pairs on which all of them agree.
+
+    Returns:
+        (low, high), -1..1; (-1, 1) without pairs.
+    """
+    if not len(gain_P):
+        return -1.0, 1.0
+    num = len(gain_P) + 2
+    mean = float(gain_P.sum()) / num
+    variance = (float(np.square(gain_P).sum()) + 1) / num - mean * mean
+    half_width = _Z * math.sqrt(variance / num)
+    return max(-1.0, mean - half_width), min(1.0, mean + half_width)
+
+
+def compare_runs(runs: Sequence[RunScores]) -> tuple[Comparison, ...]:
     """Compare every two models, in the order of the runs; p_holm corrects over all of them.
 
     Raises:
@@ -135,7 +159,7 @@ def compare_runs(runs: Sequence[RunScores], *, num_resamples: int = 10_000, seed
                 if not pair.num_unanswered and not others[pair.pair_id].num_unanswered
             ]
             both_P2 = np.asarray(verdicts, np.float64).reshape(-1, 2)
-            low, high = difference_interval(both_P2[:, 0], both_P2[:, 1], num_resamples=num_resamples, seed=seed)
+            low, high = matched_interval(both_P2[:, 1] - both_P2[:, 0])
             only_a, only_b = verdicts.count((True, False)), verdicts.count((False, True))
             found.append(
                 Comparison(
