@@ -296,7 +296,7 @@ def _category(
 
 def _rows(uri: str) -> dict[str, dict[str, object]]:
     found: dict[str, dict[str, object]] = {}
-    for number, line in enumerate(storage.read_bytes(uri).decode("utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(storage.read_bytes(uri).decode("utf-8-sig").split("\n"), 1):
         if not line.strip():
             continue
         try:

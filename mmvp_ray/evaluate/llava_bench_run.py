@@ -154,7 +154,7 @@ def read_contexts(uri: str) -> dict[str, str]:
         DataError: a line of another form.
     """
     found = {}
-    for number, line in enumerate(storage.read_bytes(uri).decode("utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(storage.read_bytes(uri).decode("utf-8-sig").split("\n"), 1):
         if not line.strip():
             continue
         try:

@@ -91,7 +91,7 @@ def read_pope(uri: str, split: str) -> list[PopeQuestion]:
         DataError: a line that is no JSON object with question_id, image, text and label yes or no, or a question_id twice.
     """
     questions: dict[str, PopeQuestion] = {}
-    for number, line in enumerate(storage.read_bytes(uri).decode("utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(storage.read_bytes(uri).decode("utf-8-sig").split("\n"), 1):
         if not line.strip():
             continue
         try:

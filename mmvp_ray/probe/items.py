@@ -63,7 +63,7 @@ def read_items(uri: str) -> list[ProbeItem]:
         DataError: a line that is no such item; the line is named. ConfigError: no such file.
     """
     items: dict[str, ProbeItem] = {}
-    for number, line in enumerate(storage.read_bytes(uri).decode("utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(storage.read_bytes(uri).decode("utf-8-sig").split("\n"), start=1):
         if not line.strip():
             continue
         where = f"line {number} of {uri}"

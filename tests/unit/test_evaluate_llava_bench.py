@@ -22,6 +22,7 @@ from mmvp_ray.evaluate.llava_bench import (
     read_bench,
     score_bench,
 )
+from mmvp_ray.evaluate.llava_bench_run import read_contexts
 
 
 def test_the_released_files(real_data):
@@ -30,6 +31,18 @@ def test_the_released_files(real_data):
     assert len(questions) == 90 and len({q.image for q in questions}) == 30
     assert [sum(q.category == name for q in questions) for name in CATEGORIES] == [30, 30, 30]
     assert all(q.reference and q.text for q in questions)
+
+
+def test_a_line_separator_in_a_text_ends_no_line(tmp_path):
+    text = "one\u2028two\u2029three\u0085four"
+    questions, references, contexts = (tmp_path / name for name in ("q.jsonl", "r.jsonl", "c.jsonl"))
+    row = {"question_id": 1, "image": "a.jpg", "text": text, "category": "conv"}
+    for file in (questions, references):
+        file.write_bytes(json.dumps(row, ensure_ascii=False).encode())
+    contexts.write_bytes(json.dumps({"image": "a.jpg", "caption": text}, ensure_ascii=False).encode())
+    (one,) = read_bench(str(questions), str(references))
+    assert (one.text, one.reference) == (text, text)
+    assert read_contexts(str(contexts)) == {"a.jpg": text}
 
 
 def test_the_rules_are_llavas_to_the_letter():

@@ -38,6 +38,16 @@ def test_the_released_files(real_data, split):
     assert found.f1 == pytest.approx(2 / 3)
 
 
+def test_a_line_separator_in_a_text_ends_no_line(tmp_path):
+    rows = [
+        {"question_id": number, "image": "a.jpg", "text": f"Is there a{sign}dog?", "label": "yes"}
+        for number, sign in enumerate("\u2028\u2029\u0085")
+    ]
+    file = tmp_path / "questions.json"
+    file.write_bytes("\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows).encode())
+    assert [question.text for question in read_pope(str(file), "random")] == [row["text"] for row in rows]
+
+
 def official_by_the_script(text):
     if text.find(".") != -1:
         text = text.split(".")[0]

@@ -61,6 +61,13 @@ LINE = {
 }
 
 
+def test_a_line_separator_in_a_sentence_ends_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "items.jsonl"
+    path.write_bytes(json.dumps({**LINE, "context": "one\u2028two"}, ensure_ascii=False).encode())
+    (one,) = read_items(str(path))
+    assert one.text(with_context=True).startswith("one\u2028two")
+
+
 def test_items_are_read_and_words_found_in_their_place(tmp_path: Path) -> None:
     path = write_items(
         tmp_path, [LINE, {"image": "s3://b/x.png", "sentence": "A cat.", "context": "At home.", "key": "cat"}]
