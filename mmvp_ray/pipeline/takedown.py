@@ -59,9 +59,13 @@ def take_down(
     """
     if not is_due(store, list_url):
         return None
+    reopened: list[str] = []
+
+    def clean_runs(ids_M16: NDArray[np.uint8]) -> None:
+        reopened.extend(url for url in (out_url, *other_urls) if apply_takedown_to_run(url, ids_M16).is_reopened)
+
     with progress.stage("takedown", total=None, unit="rows") as stage:
-        result = apply_takedown(store, list_url, on_rows=stage.advance)
-        reopened = [url for url in (out_url, *other_urls) if apply_takedown_to_run(url, result.ids_M16).is_reopened]
+        result = apply_takedown(store, list_url, on_rows=stage.advance, elsewhere=clean_runs)
         stage.note = (
             f"removed from {result.num_tables_changed:,} tables; {result.num_images:,} images are refused from now on"
         )

@@ -17,6 +17,8 @@ import pytest
 from mmvp_ray import schema, storage
 from mmvp_ray.cluster import Inline
 from mmvp_ray.errors import ConfigError, DataError
+from mmvp_ray.pipeline import Progress
+from mmvp_ray.pipeline.takedown import take_down
 from mmvp_ray.search import PairTable, Space, choose_method, find_near_pairs, score_pairs
 from mmvp_ray.search.config import SearchConfig
 from mmvp_ray.sources.piece import Piece, Reject, Shard
@@ -500,6 +502,41 @@ class TestVerify:
         path = Path(store.takedown)
         path.write_bytes(path.read_bytes()[:-9])
         assert any(store.takedown in text for text in verify(store.root).problems)
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+def test_killed_when_the_store_is_done_and_the_runs_are_not(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_known: bool
+) -> None:
+    if is_known:
+        # The store was rid of the image before; only the runs are left to do.
+        taken(store, tmp_path, KEYS[3].hex())
+    runs = [tmp_path / "out", tmp_path / "earlier"]
+    for run in runs:
+        pair = pa.table({"image_id_a": [KEYS[2]], "image_id_b": [KEYS[3]]}).cast(
+            pa.schema([schema.BLIND_PAIRS.field(0), schema.BLIND_PAIRS.field(1)], schema.BLIND_PAIRS.metadata)
+        )
+        write_table(Store(str(run)), str(run / "blind_pairs" / "part.parquet"), pair)
+        (run / "manifest.json").write_text("{}")
+        (run / "report.html").write_text("")
+    (tmp_path / "list.txt").write_text(KEYS[3].hex())
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    out, *others = map(str, runs)
+    silent = Progress(stream=None)
+    with monkeypatch.context() as patch:
+        patch.setattr("mmvp_ray.pipeline.takedown.apply_takedown_to_run", killed)
+        with pytest.raises(KeyboardInterrupt):
+            take_down(store, out, str(tmp_path / "list.txt"), silent, other_urls=others)
+    assert KEYS[3] not in set(ids_anywhere(store.root)) and not is_applied(store)
+    # A run as it is made every night, without the list.
+    assert take_down(store, out, None, silent, other_urls=others) is not None
+    for run in runs:
+        assert KEYS[3] not in set(ids_anywhere(run))
+        assert {path.name for path in run.iterdir()} == {"blind_pairs"}
+    assert take_down(store, out, None, silent, other_urls=others) is None
 
 
 def test_a_list_and_a_store_behind_urls() -> None:
