@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 
 from mmvp_ray.annotate.annotating import checked_reason, insert_annotation
-from mmvp_ray.annotate.holding import NotHeldError, hold, release
+from mmvp_ray.annotate.holding import NotHeldError, check_seen, hold, release
 from mmvp_ray.annotate.people import User
 from mmvp_ray.annotate.rules import (
     ADJUDICATE,
@@ -52,12 +52,14 @@ class Dispute:
 
     Attributes:
         pair_id: The pair.
+        annotation_id: Of the annotations table.
         annotation: That which is disputed.
         author: Name of who wrote it.
         opinions: Of those who verified it, in the order in which they finished.
     """
 
     pair_id: int
+    annotation_id: int
     annotation: Annotation
     author: str
     opinions: tuple[Opinion, ...]
@@ -85,6 +87,7 @@ def dispute_of(workspace: Workspace, pair_id: int) -> Dispute:
     )
     return Dispute(
         pair_id=pair_id,
+        annotation_id=found["annotation_id"],
         annotation=Annotation(
             difference=found["difference"],
             question=found["question"],
@@ -110,21 +113,30 @@ def dispute_of(workspace: Workspace, pair_id: int) -> Dispute:
     )
 
 
-def keep(workspace: Workspace, user: User, pair_id: int, note: str = "") -> None:
+def keep(workspace: Workspace, user: User, pair_id: int, note: str = "", *, seen: int | None = None) -> None:
     """Let the annotation stand: the verifier erred, and the pair is verified.
 
+    Args:
+        workspace: Where.
+        user: Who decides.
+        pair_id: A disputed pair.
+        note: Why.
+        seen: The annotation_id that this person read (holding.check_seen).
+
     Raises:
-        NotHeldError: the pair is somebody else's, not disputed, or this person had a part in it. ConfigError: too long a note.
+        NotHeldError: the pair is somebody else's, not disputed, disputed about another annotation, or this person had a part in it. ConfigError: too long a note.
     """
     note = _checked_note(note)
     with workspace.transaction() as connection:
         hold(connection, user, ADJUDICATE, pair_id)
-        content = {"annotation_id": _live(connection, pair_id), "note": note}
+        content = {"annotation_id": _live(connection, pair_id, seen), "note": note}
         _decided(connection, pair_id, VERIFIED)
         record(connection, "kept", content, user_id=user.user_id, pair_id=pair_id)
 
 
-def correct(workspace: Workspace, user: User, pair_id: int, annotation: Annotation, note: str = "") -> None:
+def correct(
+    workspace: Workspace, user: User, pair_id: int, annotation: Annotation, note: str = "", *, seen: int | None = None
+) -> None:
     """Put another annotation in the place of the disputed one; somebody who wrote neither verifies it blind.
 
     Args:
@@ -133,31 +145,42 @@ def correct(workspace: Workspace, user: User, pair_id: int, annotation: Annotati
         pair_id: A disputed pair.
         annotation: Checked.
         note: Why.
+        seen: The annotation_id that this person read (holding.check_seen).
 
     Raises:
-        NotHeldError: the pair is somebody else's, not disputed, or this person had a part in it. ConfigError: too long a note.
+        NotHeldError: the pair is somebody else's, not disputed, disputed about another annotation, or this person had a part in it. ConfigError: too long a note.
     """
     note = _checked_note(note)
     with workspace.transaction() as connection:
         hold(connection, user, ADJUDICATE, pair_id)
-        replaced = _live(connection, pair_id)
+        replaced = _live(connection, pair_id, seen)
         new = insert_annotation(connection, user, pair_id, annotation)
         content = {"annotation_id": replaced, "new_annotation_id": new, "note": note}
         _decided(connection, pair_id, ANNOTATED)
         record(connection, "corrected", content, user_id=user.user_id, pair_id=pair_id)
 
 
-def drop(workspace: Workspace, user: User, pair_id: int, reason: str, note: str = "") -> None:
+def drop(
+    workspace: Workspace, user: User, pair_id: int, reason: str, note: str = "", *, seen: int | None = None
+) -> None:
     """Take the pair out with a reason of REASONS: nobody could ask about it clearly.
 
+    Args:
+        workspace: Where.
+        user: Who decides.
+        pair_id: A disputed pair.
+        reason: One of REASONS.
+        note: Why.
+        seen: The annotation_id that this person read (holding.check_seen).
+
     Raises:
-        NotHeldError: the pair is somebody else's, not disputed, or this person had a part in it.
+        NotHeldError: the pair is somebody else's, not disputed, disputed about another annotation, or this person had a part in it.
         ConfigError: no such reason, too long a note, or "other" without one.
     """
     note = checked_reason(reason, note)
     with workspace.transaction() as connection:
         hold(connection, user, ADJUDICATE, pair_id)
-        content = {"annotation_id": _live(connection, pair_id), "reason": reason, "note": note}
+        content = {"annotation_id": _live(connection, pair_id, seen), "reason": reason, "note": note}
         connection.execute(
             "UPDATE annotations SET replaced_at = ? WHERE pair_id = ? AND replaced_at IS NULL", (time.time(), pair_id)
         )
@@ -170,13 +193,13 @@ def _decided(connection: sqlite3.Connection, pair_id: int, state: str) -> None:
     release(connection, pair_id)
 
 
-def _live(connection: sqlite3.Connection, pair_id: int) -> int:
+def _live(connection: sqlite3.Connection, pair_id: int, seen: int | None) -> int:
     # hold() saw the pair disputed, and only an annotation can be.
-    return int(
-        connection.execute(
-            "SELECT annotation_id FROM annotations WHERE pair_id = ? AND replaced_at IS NULL", (pair_id,)
-        ).fetchone()["annotation_id"]
-    )
+    found = connection.execute(
+        "SELECT annotation_id FROM annotations WHERE pair_id = ? AND replaced_at IS NULL", (pair_id,)
+    ).fetchone()
+    check_seen(pair_id, found["annotation_id"], seen)
+    return int(found["annotation_id"])
 
 
 def _chosen(options: tuple[str, ...], choice: int) -> str | None:

@@ -115,6 +115,21 @@ def hold(
     _hold(connection, pair_id, user, task, now, lease_seconds)
 
 
+def check_seen(pair_id: int, current: int, seen: int | None) -> None:
+    """Refuse a decision from a page that shows something else than what it would decide about.
+
+    Args:
+        pair_id: The pair.
+        current: Id of the annotation or the statements that wait for the decision now.
+        seen: Id of those that the page showed; None from a program that looks for itself.
+
+    Raises:
+        NotHeldError: they are not the same.
+    """
+    if seen is not None and seen != current:
+        raise NotHeldError(f"What you saw of pair {pair_id} has been replaced meanwhile: reload the page and look again.")
+
+
 def release(connection: sqlite3.Connection, pair_id: int) -> None:
     """End the lease of a pair, in the transaction that decides about it."""
     connection.execute("DELETE FROM leases WHERE pair_id = ?", (pair_id,))

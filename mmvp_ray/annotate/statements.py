@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from mmvp_ray.annotate.holding import hold, release
+from mmvp_ray.annotate.holding import check_seen, hold, release
 from mmvp_ray.annotate.people import User
 from mmvp_ray.annotate.rules import MAX_NOTE_CHARS, REVIEW, STATE, clean
 from mmvp_ray.annotate.workspace import Workspace, record
@@ -81,11 +81,21 @@ def write(workspace: Workspace, user: User, pair_id: int, text_a: str, text_b: s
         record(connection, "statement_written", content, user_id=user.user_id, pair_id=pair_id)
 
 
-def review(workspace: Workspace, user: User, pair_id: int, approve: bool, comment: str = "") -> None:
+def review(
+    workspace: Workspace, user: User, pair_id: int, approve: bool, comment: str = "", *, seen: int | None = None
+) -> None:
     """Approve statements that somebody else wrote, or return them with a comment; returned ones are written anew.
 
+    Args:
+        workspace: Where.
+        user: The reviewer.
+        pair_id: The pair.
+        approve: Or return.
+        comment: What to reword.
+        seen: The statement_id that the reviewer read (holding.check_seen).
+
     Raises:
-        NotHeldError: the pair is somebody else's, or has no statements by others that wait. ConfigError: returned without a comment, or too
+        NotHeldError: the pair is somebody else's, has no statements by others that wait, or has others than those seen. ConfigError: returned without a comment, or too
             long a comment.
     """
     comment = clean(comment)
@@ -101,6 +111,7 @@ def review(workspace: Workspace, user: User, pair_id: int, approve: bool, commen
             "(SELECT annotation_id FROM annotations WHERE pair_id = ? AND replaced_at IS NULL) RETURNING statement_id",
             (state, user.user_id, comment, time.time(), WRITTEN, pair_id),
         ).fetchone()
+        check_seen(pair_id, reviewed["statement_id"], seen)
         content = {"statement_id": reviewed["statement_id"], "comment": comment}
         release(connection, pair_id)
         record(connection, f"statement_{state}", content, user_id=user.user_id, pair_id=pair_id)

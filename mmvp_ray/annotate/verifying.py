@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from mmvp_ray.annotate.holding import NotHeldError, hold, release
+from mmvp_ray.annotate.holding import NotHeldError, check_seen, hold, release
 from mmvp_ray.annotate.people import User
 from mmvp_ray.annotate.rules import CANNOT_TELL, DISPUTED, MAX_NOTE_CHARS, VERIFIED, VERIFY, clean
 from mmvp_ray.annotate.workspace import Row, Workspace, record
@@ -27,6 +27,7 @@ class Verification:
 
     Attributes:
         pair_id: The pair.
+        annotation_id: Which question of the pair this is.
         side: Which image is asked about now, "a" or "b"; None when both are answered.
         num_answered: Sides that are answered, 0 to 2.
         image_id: Of the images table; None when both are answered.
@@ -36,6 +37,7 @@ class Verification:
     """
 
     pair_id: int
+    annotation_id: int
     side: str | None
     num_answered: int
     image_id: str | None
@@ -81,6 +83,8 @@ def answer(
     shown_choice: int | None,
     seconds: float,
     comment: str = "",
+    *,
+    seen: int | None = None,
 ) -> Verification:
     """Answer for one image. The second answer decides: both right and the pair is verified, otherwise it is disputed.
 
@@ -92,12 +96,13 @@ def answer(
         shown_choice: Place of the chosen option as it was shown, from 0; None for "cannot tell", which is no right answer.
         seconds: From showing to answering, as the browser measured it; kept within 0 to MAX_SECONDS.
         comment: Whatever helps whoever adjudicates; those of both sides are kept.
+        seen: The annotation_id of the page that was answered (holding.check_seen).
 
     Returns:
         What comes next: the other side, or neither. Whether the answers were right is not told.
 
     Raises:
-        NotHeldError: the pair is not this person's, was not begun, or the side is answered already or not the one that is asked about.
+        NotHeldError: the pair is not this person's, was not begun, has another question now, or the side is answered already or not the one that is asked about.
         ConfigError: no such side or option, or too long a comment.
     """
     comment = clean(comment)
@@ -111,6 +116,7 @@ def answer(
         found = _begun(connection, annotation, user)
         if found is None:
             raise NotHeldError(f"Open pair {pair_id} before you answer: what you saw is not its question any more.")
+        check_seen(pair_id, annotation["annotation_id"], seen)
         if _due_side(found) != side:
             raise NotHeldError(f"Image {side} of pair {pair_id} is not the one that is asked about now.")
         choice = _own_choice(json.loads(found["option_order"]), shown_choice)
@@ -196,6 +202,7 @@ def _page(connection: sqlite3.Connection, annotation: Row, found: Row) -> Verifi
     options = json.loads(annotation["options"])
     return Verification(
         pair_id=annotation["pair_id"],
+        annotation_id=annotation["annotation_id"],
         side=side,
         num_answered=sum(found[f"choice_{name}"] is not None for name in SIDES),
         image_id=None if image is None else image["image_id"],

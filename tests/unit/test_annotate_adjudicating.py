@@ -75,6 +75,28 @@ def test_only_disputed_pairs_are_decided_about(workspace: Workspace, decide):
             decide(workspace, pair_id)
 
 
+@pytest.mark.parametrize(
+    "decide",
+    [
+        lambda w, seen: keep(w, REY, 1, seen=seen),
+        lambda w, seen: drop(w, REY, 1, "same", seen=seen),
+        lambda w, seen: correct(w, REY, 1, annotation(difference="another"), seen=seen),
+    ],
+)
+def test_nobody_decides_about_what_they_did_not_see(workspace: Workspace, decide):
+    make_disputed(workspace)
+    seen = dispute_of(workspace, 1).annotation_id
+    new = annotation(question="Is it facing right?")
+    correct(workspace, RIA, 1, new)
+    verify(workspace, BEN, 1, new, answers=(2, 2))
+    before = dispute_of(workspace, 1)
+    with pytest.raises(NotHeldError, match="has been replaced meanwhile"):
+        decide(workspace, seen)
+    assert dispute_of(workspace, 1) == before
+    decide(workspace, before.annotation_id)
+    assert state_of(workspace) != "disputed"
+
+
 def test_keep(workspace: Workspace):
     make_disputed(workspace)
     keep(workspace, REY, 1, " the\nverifier overlooked it ")

@@ -13,6 +13,7 @@ from mmvp_ray.annotate.holding import NotHeldError, num_open, skip, take
 from mmvp_ray.annotate.people import add_user, log_in, new_token
 from mmvp_ray.annotate.progress import events, history, own_work
 from mmvp_ray.annotate.rules import ADJUDICATE, ANNOTATE, VERIFY
+from mmvp_ray.annotate.statements import write
 from mmvp_ray.annotate.web.app import build_app
 from mmvp_ray.annotate.web.submission import cookie_name
 from mmvp_ray.annotate.workspace import Workspace
@@ -24,6 +25,7 @@ from tests.unit.annotate_workspace import (
     RIA,
     VERA,
     make_disputed,
+    make_verified,
     make_workspace,
     verify,
     write_annotation,
@@ -114,6 +116,33 @@ def test_an_open_page_goes_on_holding(workspace: Workspace) -> None:
     lost = rey.ask("POST", "/tasks/adjudicate/1/hold", headers=headers, json={})
     assert lost.status_code == 409 and "Somebody else" in lost.json()["message"]
     assert rey.ask("POST", "/tasks/annotate/1/hold", headers=headers, json={}).status_code == 404
+
+
+@pytest.mark.parametrize("task", ["verify", "adjudicate", "state", "review"])
+def test_a_page_sends_what_it_shows_and_can_say_that_its_pair_was_lost(workspace: Workspace, task: str) -> None:
+    if task == "verify":
+        write_annotation(workspace, ANN)
+    elif task == "adjudicate":
+        make_disputed(workspace)
+    else:
+        make_verified(workspace, [1])
+    if task == "review":
+        write(workspace, BEN, 1, "It faces right.", "It faces left.")
+    rey = browser_of(workspace, "Rey")
+    page = rey.get(f"/tasks/{task}").text
+    assert page.count('id="status"') == 1
+    if task == "adjudicate":
+        assert re.search(r'data-annotation="\d+"', page)
+    if task not in ("verify", "review"):
+        return
+    name = "annotation_id" if task == "verify" else "statement_id"
+    fields = {"choice": "0", "decision": "approve", "side": "".join(re.findall(r'name="side" value="(.)"', page))}
+    (seen,) = re.findall(rf'name="{name}" value="(\d+)"', page)
+    csrf = re.findall(r'name="csrf" value="([^"]+)"', page)[0]
+    for sent, status in ((int(seen) + 1, 409), (int(seen), 200)):
+        body = {**fields, "csrf": csrf, name: str(sent)}
+        answer = rey.ask("POST", f"/tasks/{task}/1", headers={"Origin": ORIGIN}, data=body)
+        assert answer.status_code == status
 
 
 def test_a_correction_changes_something_and_is_warned_about(workspace: Workspace) -> None:

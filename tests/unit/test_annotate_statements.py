@@ -164,6 +164,20 @@ def test_returned_statements_are_written_anew_and_the_old_ones_stay(workspace: W
     ]
 
 
+def test_nobody_approves_what_they_did_not_see(workspace: Workspace):
+    make_verified(workspace, [1])
+    write(workspace, BEN, 1, "The first wording, A.", "The first wording, B.")
+    seen = pending(workspace, 1).statement_id
+    review(workspace, RIA, 1, False, "wrong colour")
+    write(workspace, BEN, 1, "Something else, A.", "Something else, B.")
+    for approve in (True, False):
+        with pytest.raises(NotHeldError, match="has been replaced meanwhile"):
+            review(workspace, REY, 1, approve, "as before", seen=seen)
+    assert pending(workspace, 1).state == "written"
+    review(workspace, REY, 1, True, seen=pending(workspace, 1).statement_id)
+    assert pending(workspace, 1) is None
+
+
 def test_nobody_reviews_their_own(workspace: Workspace):
     make_verified(workspace, [1])
     write(workspace, ADA, 1, "It faces right.", "It faces left.")

@@ -115,7 +115,7 @@ def test_a_page_knows_nothing_but_what_is_asked(workspace: Workspace):
         ):
             assert secret not in shown
         assert {field.name for field in dataclasses.fields(page)} == {
-            "pair_id", "side", "num_answered", "image_id", "is_unsafe", "question", "options",
+            "pair_id", "annotation_id", "side", "num_answered", "image_id", "is_unsafe", "question", "options",
         }  # fmt: skip
         assert sorted(page.options) == sorted(found.options)
 

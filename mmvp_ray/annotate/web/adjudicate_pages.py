@@ -46,8 +46,9 @@ def next_one(request: Request, workspace: CurrentWorkspace, user: CurrentUser) -
 def decide(workspace: CurrentWorkspace, sent: Sent, pair_id: PairId, decision: str) -> Response:
     """keep, correct, drop or skip."""
     require(sent.user, ADJUDICATE)
+    seen = sent.number("annotation_id")
     if decision == "keep":
-        keep(workspace, sent.user, pair_id)
+        keep(workspace, sent.user, pair_id, seen=seen)
     elif decision == "correct":
         checked = check_annotation(sent.fields)
         if checked.annotation is None:
@@ -57,9 +58,9 @@ def decide(workspace: CurrentWorkspace, sent: Sent, pair_id: PairId, decision: s
         if checked.warnings and not sent.fields.get("warnings_seen"):
             message = " ".join((*checked.warnings, "Correct it again if it is meant so."))
             return JSONResponse({"warnings": list(checked.warnings), "message": message}, 422)
-        correct(workspace, sent.user, pair_id, checked.annotation)
+        correct(workspace, sent.user, pair_id, checked.annotation, seen=seen)
     elif decision == "drop":
-        drop(workspace, sent.user, pair_id, sent.text("reason"), sent.text("note"))
+        drop(workspace, sent.user, pair_id, sent.text("reason"), sent.text("note"), seen=seen)
     elif decision == "skip":
         skip(workspace, sent.user, ADJUDICATE, pair_id)
     else:

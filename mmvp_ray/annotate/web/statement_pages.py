@@ -80,7 +80,14 @@ def reviewed(request: Request, workspace: CurrentWorkspace, sent: Sent, pair_id:
         take(workspace, sent.user, REVIEW, pair_id)
         return _review(request, workspace, pair_id, problem="Say in the comment what to reword.")
     else:
-        review(workspace, sent.user, pair_id, approve=sent.text("decision") == "approve", comment=sent.text("comment"))
+        review(
+            workspace,
+            sent.user,
+            pair_id,
+            approve=sent.text("decision") == "approve",
+            comment=sent.text("comment"),
+            seen=sent.number("statement_id"),
+        )
     return see_other(request, "/tasks/review")
 
 

@@ -48,6 +48,7 @@ def answered(request: Request, workspace: CurrentWorkspace, sent: Sent, pair_id:
         choice,
         seconds=sent.seconds(),
         comment=sent.text("comment"),
+        seen=sent.number("annotation_id"),
     )
     return see_other(request, "/tasks/verify")
 

@@ -6,7 +6,7 @@ import { listen } from "./keys.js";
 import { PATTERN_KEYS, form, read, showProblems } from "./sheet.js";
 import { askReason } from "./reject.js";
 
-const { work, ahead } = document.getElementById("main").dataset;
+const { work, ahead, annotation } = document.getElementById("main").dataset;
 
 let isDecided = false;
 
@@ -15,7 +15,7 @@ async function decide(decision, fields = {}) {
   isDecided = true;
   showProblems({});
   say("Sending ...");
-  const { ok, body } = await send(`${work}/${decision}`, fields);
+  const { ok, body } = await send(`${work}/${decision}`, { ...fields, annotation_id: annotation });
   if (ok) { location.assign(link(body.next)); return null; }
   isDecided = false;
   if (body.problems) showProblems(body.problems);
