@@ -144,7 +144,7 @@ def _mine(
     with progress.stage("select", total=None, unit="pairs") as stage:
         chosen, clusters = _choose(store, first, config, workers)
         near_misses = first.tally.nearest_misses()
-        places = find_places(store, pieces, results.images_of(chosen, near_misses))
+        places = find_places(store, pieces, results.images_of(chosen, near_misses), copies=first.near.copies)
         selected = results.describe_pairs(store, pieces, chosen, clusters, places=places)
         results.write_selection(out, selected)
         results.write_pieces(out, pieces)

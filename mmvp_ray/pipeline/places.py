@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mmvp_ray import storage
 from mmvp_ray.errors import DataError
+from mmvp_ray.mine import CopyGroups
 from mmvp_ray.search import PieceRef, read_ids
 from mmvp_ray.search.id_words import IdIndex
 from mmvp_ray.sources.piece import image_id
@@ -33,7 +34,7 @@ class Places:
 
     Attributes:
         rows: By id (16 bytes), the first row of the images tables in the order of the pieces.
-        counts: By id, the number of places.
+        counts: By id, the number of places; of a representative those of its whole group.
     """
 
     rows: Mapping[bytes, dict[str, Any]]
@@ -74,13 +75,16 @@ def count_places(store: Store, pieces: Sequence[PieceRef], keys: NDArray[np.byte
     return counts
 
 
-def find_places(store: Store, pieces: Sequence[PieceRef], wanted: Iterable[bytes]) -> Places:
+def find_places(
+    store: Store, pieces: Sequence[PieceRef], wanted: Iterable[bytes], *, copies: CopyGroups | None = None
+) -> Places:
     """Where the images of some ids (16 bytes) were seen: one look at the ids of every images table, however many ids there are.
 
     Args:
         store: Holds the images tables.
         pieces: Committed pieces.
         wanted: Ids.
+        copies: Groups whose places count for their representative; none unless the run collapsed near-copies.
 
     Raises:
         DataError: one of them is in no images table.
@@ -92,16 +96,19 @@ def find_places(store: Store, pieces: Sequence[PieceRef], wanted: Iterable[bytes
     counts = np.zeros(len(keys), dtype=np.int64)
     piece_M = np.full(len(keys), -1, dtype=np.int64)
     for first, parts in seen_ids(store, pieces):
-        at = index.find(np.concatenate(parts))
+        ids_N16 = np.concatenate(parts)
+        at = index.find(ids_N16)
         piece_N = first + np.repeat(np.arange(len(parts)), [len(part) for part in parts])
         hit = np.flatnonzero(at >= 0)
         new = hit[piece_M[at[hit]] < 0][::-1]
         # Backwards, so that of several places the first one stays.
         piece_M[at[new]] = piece_N[new]
-        counts += np.bincount(at[hit], minlength=len(keys))
+        if copies is not None:
+            at = index.find(copies.representative(id_keys(ids_N16)).view(np.uint8).reshape(-1, 16))
+        counts += np.bincount(at[at >= 0], minlength=len(keys))
     names = key_bytes(keys)
-    if (counts == 0).any():
-        lost = names[int(np.argmin(counts))].hex()
+    if (piece_M < 0).any():
+        lost = names[int(np.argmin(piece_M))].hex()
         raise DataError(
             f"expected the image {lost} in an images table of the run's {len(pieces):,} pieces in {store.root}, found it in none; run verify on the store"
         )

@@ -103,6 +103,28 @@ def test_places_are_the_first_ones_and_all_are_counted(made: Made) -> None:
     assert dict(zip(key_bytes(keys), by_key.tolist(), strict=True)) == dict(found.counts)
 
 
+def test_the_places_of_near_copies_count_for_the_image_that_stands_for_them(made: Made, tmp_path: Path) -> None:
+    store, pieces, _ = made
+    pairs = pairs_of(2, 60)
+    copies = find_copies([pairs], floor=0.93)
+    left = pairs.take(np.flatnonzero(np.isin(id_keys(pairs.ids_a_P16), copies.represented(), invert=True)))
+    left = left.take(np.flatnonzero(np.isin(id_keys(left.ids_b_P16), copies.represented(), invert=True)))
+    blind = left.take(RULE.blind(left.cos_near_P, left.cos_far_P))
+    results.write_blind_pairs(store, str(tmp_path), "n", "f", [blind], RULE, pieces, copies)
+    (file,) = Path(results.blind_folder(str(tmp_path), "n", "f")).iterdir()
+    expected = {
+        (row["image_id_a"], row["image_id_b"]): (row["num_copies_a"], row["num_copies_b"])
+        for row in read_table(str(file)).to_pylist()
+    }
+    found = places.find_places(store, pieces, results.images_of(blind), copies=copies)
+    told = results.describe_pairs(store, pieces, blind, places=found)
+    assert {
+        (row["image_id_a"], row["image_id_b"]): (row["num_copies_a"], row["num_copies_b"]) for row in told
+    } == expected
+    alone = places.find_places(store, pieces, results.images_of(blind))
+    assert dict(alone.counts) != dict(found.counts) and dict(alone.rows) == dict(found.rows)
+
+
 def test_an_image_in_no_table(made: Made) -> None:
     store, pieces, _ = made
     gone, here = IDS[55].tobytes(), IDS[3].tobytes()
