@@ -127,7 +127,9 @@ def check_seen(pair_id: int, current: int, seen: int | None) -> None:
         NotHeldError: they are not the same.
     """
     if seen is not None and seen != current:
-        raise NotHeldError(f"What you saw of pair {pair_id} has been replaced meanwhile: reload the page and look again.")
+        raise NotHeldError(
+            f"What you saw of pair {pair_id} has been replaced meanwhile: reload the page and look again."
+        )
 
 
 def release(connection: sqlite3.Connection, pair_id: int) -> None:

@@ -112,10 +112,15 @@ def _comparable(config: MineConfig, progress: Progress) -> MineConfig:
 
 
 def _mine(
-    config: MineConfig, ready: Preflight, session: Session, progress: Progress, confirm: Callable[[], None]
+    config: MineConfig, ready: Preflight, session: Session, progress: Progress, has_lease: Callable[[], None]
 ) -> Run:
     store, out = ready.store, config.out_url
-    results.clear(out)
+    token = results.clear(out)
+
+    def confirm() -> None:
+        has_lease()
+        results.check_alone(out, token)
+
     _embed(config, ready, session, progress)
     confirm()
 
@@ -134,6 +139,7 @@ def _mine(
             search_near(config, store, pieces, near, fars, device=ready.device, session=workers, progress=progress)
         )
         for far_side in side.fars:
+            confirm()
             label = _label("mine", near.name, far_side.spec.name, ready)
             with progress.stage(label, total=None, unit="near pairs") as stage:
                 judged.append(judge(config, store, pieces, side, far_side, stage=stage))
@@ -175,7 +181,7 @@ def _mine(
             diff = write_diff(config.compare_with, Run(out, manifest))
             stage.advance(sum(diff.count(change) for change in CHANGES))
     confirm()
-    storage.write_json(storage.join(out, results.MANIFEST), manifest)
+    results.write_manifest(out, token, manifest)
     return open_run(out)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mmvp_ray import storage
+from mmvp_ray.errors import ConfigError
 from mmvp_ray.mine import CopyGroups, Rule
 from mmvp_ray.mine.counted_pairs import sorted_with_places
 from mmvp_ray.mine.pair_rows import batch_of
@@ -25,6 +27,8 @@ from mmvp_ray.store import Store, id_array, id_matrix, write_table
 
 PAIRS_PER_FILE = 1 << 20
 MANIFEST = "manifest.json"
+BEGUN = "begun.json"
+"""Names the run that writes to OUT; gone when it has ended."""
 PIECES_FILE = "pieces.parquet"
 BLIND_PAIRS_FOLDER = "blind_pairs"
 SELECTION = "pairs.parquet"
@@ -38,12 +42,39 @@ def blind_folder(out: str, near: str, far: str) -> str:
     return storage.join(out, BLIND_PAIRS_FOLDER, f"{near}--{far}")
 
 
-def clear(out: str) -> None:
-    """Take away the manifest of an earlier run in OUT, then its blind pairs: from now until the new manifest there is no run."""
+def clear(out: str) -> str:
+    """Take away the manifest of an earlier run in OUT, then its blind pairs: from now until the new manifest there is no run.
+
+    Returns:
+        What tells this run from any other that begins in OUT.
+    """
+    token = secrets.token_hex(16)
+    storage.write_json(storage.join(out, BEGUN), {"run": token})
     storage.remove(storage.join(out, MANIFEST))
     storage.remove_folder(storage.join(out, BLIND_PAIRS_FOLDER))
     for name in DIFF_FILES:
         storage.remove(storage.join(out, name))
+    return token
+
+
+def check_alone(out: str, token: str) -> None:
+    """Raise ConfigError if another run was begun in OUT since `clear` gave the token."""
+    uri = storage.join(out, BEGUN)
+    if not storage.exists(uri) or storage.read_json(uri) != {"run": token}:
+        raise ConfigError(
+            f"expected no other run in {out}, found that one was begun there after this one; give each run an --out of its own"
+        )
+
+
+def write_manifest(out: str, token: str, manifest: dict[str, Any]) -> None:
+    """Make a run whole.
+
+    Raises:
+        ConfigError: another run was begun in OUT meanwhile.
+    """
+    check_alone(out, token)
+    storage.remove(storage.join(out, BEGUN))
+    storage.write_json(storage.join(out, MANIFEST), manifest)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmvp_ray.errors import DataError
+from mmvp_ray.errors import ConfigError, DataError
 from mmvp_ray.mine import CopyGroups, RuleConfig, find_copies, settle_rule
 from mmvp_ray.mine.pair_rows import rows_of
 from mmvp_ray.mine.random_pairs import RandomSample
@@ -19,6 +19,7 @@ from mmvp_ray.pipeline.corpora import Corpus
 from mmvp_ray.schema import BLIND_PAIRS
 from mmvp_ray.search import PairBatch, PieceRef
 from mmvp_ray.sources.piece import Piece, Reject, Shard
+from mmvp_ray.storage import read_json
 from mmvp_ray.store import Store, commit_embeddings, commit_images, id_keys, key_bytes, open_store, read_table
 
 RULE = settle_rule(RuleConfig(), RandomSample(cos_near_P=np.empty(0), cos_far_P=np.empty(0)))
@@ -189,6 +190,21 @@ def test_blind_pairs_are_sorted_over_all_files(
     again = np.concatenate([np.empty((0, 6), np.uint64), *(rows_of(part) for part in found.batches())])
     by_ids = np.lexsort((id_keys(blind.ids_b_P16), id_keys(blind.ids_a_P16)))
     np.testing.assert_array_equal(again, rows_of(blind)[by_ids])
+
+
+def test_of_two_runs_in_one_folder_the_one_begun_last_counts(tmp_path: Path) -> None:
+    out = str(tmp_path)
+    first = results.clear(out)
+    results.check_alone(out, first)
+    second = results.clear(out)
+    with pytest.raises(ConfigError, match="expected no other run in"):
+        results.check_alone(out, first)
+    results.write_manifest(out, second, {"far_below": 0.6})
+    # The one begun first ends last.
+    with pytest.raises(ConfigError, match="give each run an --out of its own"):
+        results.write_manifest(out, first, {"far_below": 0.0})
+    assert [path.name for path in tmp_path.iterdir()] == [results.MANIFEST]
+    assert read_json(str(tmp_path / results.MANIFEST)) == {"far_below": 0.6}
 
 
 def test_described_pairs_say_what_the_tables_say(made: Made) -> None:
