@@ -63,7 +63,7 @@ def read_material(folders: Sequence[str]) -> Material:
     """Read every result file of some folders.
 
     Raises:
-        ConfigError: a folder without results. DataError: a broken one.
+        ConfigError: a folder without results, or encoders scored on different statements. DataError: a broken one.
     """
     found = Material(mllms=[], encoders=[], pope=[], llava_bench=[])
     for folder in folders:
@@ -75,7 +75,9 @@ def read_material(folders: Sequence[str]) -> Material:
         if MLLM_FILE in names:
             found.mllms.append(read_result(folder))
         if ENCODERS_FILE in names:
-            found.encoders.append(storage.read_json(storage.join(folder, ENCODERS_FILE)))
+            encoders = storage.read_json(storage.join(folder, ENCODERS_FILE))
+            _check_same_statements(folder, encoders, found.encoders[:1])
+            found.encoders.append(encoders)
         if POPE_FILE in names:
             found.pope.extend(PopeRow(**row) for row in storage.read_json(storage.join(folder, POPE_FILE))["rows"])
         if LLAVA_BENCH_FILE in names:
@@ -137,6 +139,11 @@ def compose_report(
     ]
     encoders = [(found, one) for found in material.encoders for one in found["encoders"]]
     warnings += [note for found in material.encoders for note in found["notes"]]
+    if material.encoders and benchmark is None:
+        warnings.append(
+            f"it is not known here whether {material.encoders[0]['benchmark']} is the published MMVP-VLM: published scores beside these "
+            "compare only if it is"
+        )
     models = [
         *(
             ModelCard(name=one.model, kind="multimodal model", facts={**one.identity, "form": one.form})
@@ -163,7 +170,7 @@ def compose_report(
         answer_key=benchmark.key if benchmark else "",
         num_pairs=benchmark.num_pairs if benchmark else (first["num_pairs"] if first else 0),
         num_questions=len(questions) or (2 * first["num_pairs"] if first else 0),
-        stand_in=benchmark is None or published_key(benchmark) is None,
+        stand_in=benchmark is not None and published_key(benchmark) is None,
         models=models,
         scores=[score_row(run, one, benchmark, questions) for run, one in zip(runs, material.mllms, strict=True)]
         if benchmark
@@ -220,6 +227,16 @@ def check_asked(mllms: Sequence[MllmResult], benchmark: Benchmark) -> None:
             raise ConfigError(
                 f"expected answers to the same questions, those at {benchmark.url}, found that {one.model} was asked others "
                 f"({one.benchmark_name}); report them apart, or ask again if they changed since"
+            )
+
+
+def _check_same_statements(folder: str, encoders: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]]) -> None:
+    for first in earlier:
+        if encoders["benchmark_fingerprint"] != first["benchmark_fingerprint"]:
+            raise ConfigError(
+                f"expected encoders scored on the same statements, those of {first['benchmark']} "
+                f"({first['benchmark_fingerprint'][:12]}), found {encoders['benchmark']} ({encoders['benchmark_fingerprint'][:12]}) "
+                f"in {folder}; report them apart"
             )
 
 
