@@ -93,7 +93,7 @@ def write_shards(root: Path, config: WorldConfig | None = None) -> WrittenShards
 
     Every sample is <key>.jpg (64 x 64 px), <key>.txt (the caption) and <key>.json (noun, place, attributes, seed, index,
     and the flaw if it is one). Tars are put in place whole, the marker world.json last; a folder whose marker names
-    another world is written anew, and tars that the old marker names are removed.
+    another world is written anew, and so is one without a marker; tars of any other world are removed.
 
     Args:
         root: folder; made if need be.
@@ -122,9 +122,9 @@ def write_shards(root: Path, config: WorldConfig | None = None) -> WrittenShards
     if old.get("world") == identity and all(_sha256(root / name) == old.get("sha256", {}).get(name) for name in names):
         return WrittenShards(paths=written.paths, num_members=num_members, was_complete=True)
     marker.unlink(missing_ok=True)
-    for name in old.get("sha256", {}):
-        if Path(name).name == name:
-            (root / name).unlink(missing_ok=True)
+    # Those that no marker names as well: a rendering that was killed left them.
+    for path in root.glob("miniature-*.tar"):
+        path.unlink(missing_ok=True)
     for k, path in enumerate(written.paths):
         _replace(path, _tar_bytes(_members(config, k, num_shards)))
     sha256 = {path.name: _sha256(path) for path in written.paths}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,18 +50,30 @@ def _render(name: str, url: str, out: str, progress: Progress) -> str:
         raise ConfigError(
             f"expected miniature:NUM_IMAGES or miniature:NUM_IMAGES?seed=N, found {url!r} in --corpus; for example miniature:4096"
         )
-    from mmvp_ray.miniature.shards import WorldConfig, write_shards
+    from mmvp_ray.miniature.shards import MARKER, WorldConfig, write_shards
 
     world = WorldConfig(num_images=int(match[1] or 4096), seed=int(match[2] or 0))
     folder = storage.join(out, "miniature-world", name)
     with progress.stage("render", total=world.num_images, unit="images") as stage:
         if storage.is_local(folder):
-            write_shards(Path(folder), world)
+            written = write_shards(Path(folder), world)
         else:
             with tempfile.TemporaryDirectory() as temporary:
-                for path in write_shards(Path(temporary), world).paths:
-                    target = storage.join(folder, path.name)
-                    if not storage.exists(target):
-                        storage.write_bytes(target, path.read_bytes())
+                written = write_shards(Path(temporary), world)
+                _upload((*written.paths, Path(temporary) / MARKER), folder)
         stage.advance(world.num_images)
-    return storage.join(folder, "*.tar")
+    # Not every tar that lies there: one of another world would be mined with them.
+    first, last = (written.paths[at].stem.rpartition("-")[2] for at in (0, -1))
+    return storage.join(folder, f"miniature-{{{first}..{last}}}.tar")
+
+
+def _upload(paths: Sequence[Path], folder: str) -> None:
+    """Put files into a folder; the last one, which says what they are, comes last, and none is written if it is there already."""
+    *files, marker = paths
+    uri, content = storage.join(folder, marker.name), marker.read_bytes()
+    if storage.exists(uri) and storage.read_bytes(uri) == content:
+        return
+    storage.remove(uri)
+    for path in files:
+        storage.write_bytes(storage.join(folder, path.name), path.read_bytes())
+    storage.write_bytes(uri, content)

@@ -5,21 +5,26 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, UnidentifiedImageError
 
+from mmvp_ray import storage
 from mmvp_ray.errors import ConfigError
 from mmvp_ray.miniature import (
     WorldConfig,
     render,
     sample_scene,
     scene_from_record,
+    shards,
     write_shards,
 )
 from mmvp_ray.miniature.captions import draw_caption
+from mmvp_ray.pipeline import MineConfig, Progress
+from mmvp_ray.pipeline.corpora import open_corpora
 
 SMALL = WorldConfig(
     num_images=30,
@@ -120,6 +125,46 @@ def test_a_damaged_shard_or_another_world_is_written_anew(tmp_path: Path) -> Non
         "miniature-000000.tar",
         "world.json",
     ]
+
+
+def seeds_of(config: MineConfig) -> Counter[int]:
+    """The seeds of the pictures of a run's only corpus."""
+    (corpus,) = open_corpora(config, Progress(stream=None))
+    found: Counter[int] = Counter()
+    for shard in corpus.shards:
+        with tarfile.open(fileobj=io.BytesIO(storage.read_bytes(shard.uri))) as tar:
+            for member in tar:
+                if member.name.endswith(".json"):
+                    stream = tar.extractfile(member)
+                    assert stream is not None
+                    found[json.load(stream)["seed"]] += 1
+    return found
+
+
+def test_a_corpus_behind_a_url_is_the_world_that_was_asked_for() -> None:
+    out = "memory://miniature-corpora/out"
+    assert seeds_of(MineConfig(corpus=("m=miniature:1030?seed=1",), out=out))[1] >= 1030
+    assert seeds_of(MineConfig(corpus=("m=miniature:20?seed=2",), out=out)) == {2: 20}
+
+
+def test_a_rendering_that_was_killed_leaves_nothing_to_a_smaller_world(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "miniature-world" / "m"
+    real = shards._replace
+
+    def killed_at_the_marker(path: Path, data: bytes) -> None:
+        if path.name == "world.json":
+            raise KeyboardInterrupt
+        real(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "_replace", killed_at_the_marker)
+        with pytest.raises(KeyboardInterrupt):
+            write_shards(folder, WorldConfig(num_images=30, images_per_shard=10))
+    assert len(list(folder.iterdir())) == 3
+    assert seeds_of(MineConfig(corpus=("m=miniature:8?seed=2",), out=str(tmp_path))) == {2: 8}
+    assert sorted(path.name for path in folder.iterdir()) == ["miniature-000000.tar", "world.json"]
 
 
 def test_default_flaws_follow_the_number_of_images() -> None:
