@@ -22,6 +22,7 @@ from mmvp_ray.pipeline.dated_runs import (
     read_latest,
     run_folder,
 )
+from mmvp_ray.pipeline.preflight import check_writable
 from mmvp_ray.schema import SCHEMA_VERSION
 
 NOW = datetime(2026, 11, 21, 3, 15, tzinfo=UTC)
@@ -50,6 +51,15 @@ class TestNext:
         config.check()
         assert (config.runs, config.out_url, config.store_url) == (None, f"{runs}/{THIRD}", f"{runs}/store")
         assert config.compare_with is None
+
+    def test_planning_begins_none(self, tmp_path: Path) -> None:
+        runs = str(tmp_path / "runs")
+        check_writable(planned(MineConfig(runs=runs)).out_url, flag="--out")
+        assert dated_names(runs) == [] and not next_run(runs, NOW).is_begun
+        # What is there already stays.
+        (tmp_path / "runs" / FIRST).mkdir()
+        check_writable(f"{runs}/{FIRST}", flag="--out")
+        assert next_run(runs, NOW).name == FIRST
 
     def test_after_a_latest_one(self, runs: str) -> None:
         add(runs, FIRST, ended=True)
