@@ -6,6 +6,7 @@ import json
 import secrets
 import sqlite3
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final
@@ -19,12 +20,16 @@ from mmvp_ray.annotate.study_order import largest_gap
 from mmvp_ray.annotate.workspace import Row, Workspace, create_workspace, open_workspace, record
 from mmvp_ray.benchmark.benchmark import AS_FOUND, Benchmark
 from mmvp_ray.benchmark.image_files import read_image
+from mmvp_ray.benchmark.items import Question
 from mmvp_ray.benchmark.open import open_benchmark
 from mmvp_ray.errors import ConfigError, DataError
 from mmvp_ray.images.reasons import Rejected
+from mmvp_ray.report.hostile_text import shown_text
 
 MAX_PARTICIPANTS: Final = 10_000
 MAX_TITLE_CHARS, MAX_INTRO_CHARS = 120, 4_000
+MAX_ASKED_CHARS, MAX_OFFERED_CHARS = 2_000, 500
+"""Of a question and of an option: the page of a question has room for no more."""
 
 _ImageRow = tuple[str, str, int, int, int, int, str, str]
 
@@ -105,12 +110,13 @@ def new_study(config: StudyNewConfig) -> list[str]:
         browsers do not send, so that it gets into no log; it is shown this once, and the workspace keeps its SHA-256 alone.
 
     Raises:
-        ConfigError: a value out of range, no such benchmark, or one without questions; the name is taken.
+        ConfigError: a value out of range, no such benchmark, one without questions, or a question too long to be shown; the name is taken.
         DataError: the benchmark is broken, or an image of it cannot be shown.
     """
     config.check()
     benchmark = open_benchmark(config.benchmark, key=config.key)
     questions = benchmark.questions
+    _check_shown_whole(questions)
     workspace = create_workspace(config.workspace)
     if workspace.row("SELECT 1 FROM studies WHERE name = ?", config.name) is not None:
         raise _name_taken(config.name)
@@ -209,6 +215,21 @@ def find_study(workspace: Workspace, name: str) -> Row:
         known = ", ".join(row["name"] for row in workspace.rows("SELECT name FROM studies ORDER BY study_id")) or "none"
         raise ConfigError(f"expected a study among {known}, found {name!r}; `study new` makes one")
     return found
+
+
+def _check_shown_whole(questions: Sequence[Question]) -> None:
+    for question in questions:
+        texts = [("question", question.text, MAX_ASKED_CHARS)]
+        texts += [
+            (f"option {number}", text, MAX_OFFERED_CHARS) for number, text in enumerate(question.options, start=1)
+        ]
+        for what, text, limit in texts:
+            # No character is shown as more than ten.
+            if shown_text(text, limit) != shown_text(text, 10 * len(text)):
+                raise ConfigError(
+                    f"expected at most {limit:,} characters, which participants can be shown, found {len(text):,} in the {what} of pair "
+                    f"{question.pair_id}, item {question.item}; shorten it"
+                )
 
 
 def _stored_images(workspace: Workspace, benchmark: Benchmark) -> dict[str, _ImageRow]:

@@ -123,6 +123,24 @@ def test_mistakes_are_named_before_anything_is_made(config, tmp_path, changes, m
     assert not (tmp_path / "work").exists()
 
 
+def test_what_participants_could_not_read_whole_is_refused(config, benchmark, tmp_path):
+    def asked(number, **changes):
+        url = str(tmp_path / str(number))
+        first, *others = benchmark.questions
+        write_table(url, [replace(first, **changes), *others], name="long")
+        return replace(config, benchmark=url)
+
+    options = tuple("a long option " * 40 + end for end in ("red", "blue"))
+    for number, (changes, what) in enumerate(
+        (({"text": "x" * 2001}, "question"), ({"options": options, "answer": 0}, "option 1"))
+    ):
+        first = benchmark.questions[0]
+        with pytest.raises(ConfigError, match=f"the {what} of pair {first.pair_id}, item {first.item}; shorten it"):
+            new_study(asked(number, **changes))
+    assert not (tmp_path / "work").exists()
+    new_study(asked(2, text="x" * 1999 + "?"))
+
+
 def test_statements_taken_names_and_broken_images(config, tmp_path):
     make_mmvp_vlm(tmp_path / "statements", pairs_per_pattern=1)
     with pytest.raises(ConfigError, match="benchmark of questions"):

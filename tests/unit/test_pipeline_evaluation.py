@@ -24,7 +24,9 @@ def results(folder: Path, fingerprint: str) -> str:
 def test_encoders_of_different_statements_are_not_set_beside_each_other(tmp_path: Path) -> None:
     folders = [results(tmp_path / name, mark * 64) for name, mark in (("a", "1"), ("b", "1"), ("c", "2"))]
     assert compose_report(folders[:2], title="t")[0].num_pairs == 135
-    with pytest.raises(ConfigError, match=rf"same statements.*1{{12}}.*found.*2{{12}}.*{folders[2]}; report them apart"):
+    with pytest.raises(
+        ConfigError, match=rf"same statements.*1{{12}}.*found.*2{{12}}.*{folders[2]}; report them apart"
+    ):
         compose_report(folders, title="t")
 
 

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from mmvp_ray.annotate.people import same_secret
+from mmvp_ray.annotate.studies import MAX_ASKED_CHARS, MAX_OFFERED_CHARS
 from mmvp_ray.annotate.studying import (
     Finished,
     OutOfTurnError,
@@ -78,6 +79,8 @@ def study(request: Request, workspace: CurrentWorkspace, visit: CurrentVisit) ->
         "study_question.html.j2",
         visit=visit,
         shown=shown,
+        max_asked_chars=MAX_ASKED_CHARS,
+        max_offered_chars=MAX_OFFERED_CHARS,
         is_small=max(shown.width_px, shown.height_px) <= SMALL_PX,
         ahead=next_images(workspace, participant, NUM_AHEAD),
     )
