@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mmvp_ray import config as configs
 from mmvp_ray import storage
-from mmvp_ray.mine import Candidates, CopyFinder, Degrees, Tally, clean
+from mmvp_ray.mine import Candidates, CopyFinder, CopyGroups, Degrees, Tally, clean
 from mmvp_ray.pipeline import results
 from mmvp_ray.pipeline.config import MineConfig
 from mmvp_ray.pipeline.near import FarSide, NearSide
@@ -77,11 +77,12 @@ def judge(
         hub_keys, hub_degrees = degrees.hubs(config.selection.hub_degree)
     copies = finder.groups()
     facts: dict[str, Any] = {"table": near.table.key, "near": near.space.name, "far": far.space.name}
-    # Other images, other copies and hubs; without a gate the key is what it was before there were gates.
+    # Other images, other copies; without a gate the key is what it was before there were gates.
     if config.min_aesthetic is not None:
         facts["min_aesthetic"] = config.min_aesthetic
-    key = configs.fingerprint(facts)
-    _write_groups(store, key, copies.keys_M, copies.group_M, copies.sizes(), hub_keys, hub_degrees)
+    _write_copies(store, configs.fingerprint(facts), copies)
+    facts |= {"near_above": rule.near_above, "hub_degree": config.selection.hub_degree}
+    _write_hubs(store, configs.fingerprint(facts), hub_keys, hub_degrees)
     blind = results.write_blind_pairs(
         store,
         config.out_url,
@@ -99,25 +100,15 @@ def judge(
     return Judgement(near=near, far=far, tally=tally, candidates=candidates, hub_keys=hub_keys, hub_degrees=hub_degrees)
 
 
-def _write_groups(
-    store: Store,
-    key: str,
-    keys_M: NDArray[np.bytes_],
-    group_M: NDArray[np.bytes_],
-    sizes_M: NDArray[np.int64],
-    hub_keys: NDArray[np.bytes_],
-    hub_degrees: NDArray[np.int64],
-) -> None:
-    def ids(keys: NDArray[np.bytes_]) -> pa.Array:
-        return id_array(np.ascontiguousarray(keys).view(np.uint8).reshape(-1, 16))
+def _write_copies(store: Store, key: str, copies: CopyGroups) -> None:
+    columns = [_ids(copies.keys_M), _ids(copies.group_M), pa.array(copies.sizes(), type=pa.int64())]
+    write_table(store, storage.join(store.copies(key), "copies.parquet"), pa.Table.from_arrays(columns, schema=COPIES))
 
-    write_table(
-        store,
-        storage.join(store.copies(key), "copies.parquet"),
-        pa.Table.from_arrays([ids(keys_M), ids(group_M), pa.array(sizes_M, type=pa.int64())], schema=COPIES),
-    )
-    write_table(
-        store,
-        storage.join(store.hubs(key), "hubs.parquet"),
-        pa.Table.from_arrays([ids(hub_keys), pa.array(hub_degrees, type=pa.int64())], schema=HUBS),
-    )
+
+def _write_hubs(store: Store, key: str, hub_keys: NDArray[np.bytes_], hub_degrees: NDArray[np.int64]) -> None:
+    columns = [_ids(hub_keys), pa.array(hub_degrees, type=pa.int64())]
+    write_table(store, storage.join(store.hubs(key), "hubs.parquet"), pa.Table.from_arrays(columns, schema=HUBS))
+
+
+def _ids(keys: NDArray[np.bytes_]) -> pa.Array:
+    return id_array(np.ascontiguousarray(keys).view(np.uint8).reshape(-1, 16))

@@ -168,6 +168,7 @@ def make_report(found: Findings) -> MiningReport:
             for reason, (count, example) in counts.reasons.items()
         ],
         hubs=[HubCard(image_id=image_id, degree=degree) for image_id, degree in found.hubs[:MAX_HUBS]],
+        num_hubs=len(found.hubs),
         throughput=[_time(stage) for stage in found.stages],
         advice=advise(found),
         warnings=list(found.warnings),

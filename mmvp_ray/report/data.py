@@ -232,7 +232,7 @@ class MiningReport:
     finds CLIP-blind pairs. ``created_at`` is ISO 8601 in UTC. ``pairs`` is the selection by rank (all of it, or its
     head: the funnel's "selected" has the whole count); ``nearest_misses`` are the pairs that came closest to the rule.
     ``matrix`` has a cell for each near with each far encoder, rows after rows; ``near`` and ``far`` are the two that the
-    rest of the report is about. ``diff_href`` is the path, relative to the page, of a page that compares this run with
+    rest of the report is about. ``hubs`` are the largest of ``num_hubs``. ``diff_href`` is the path, relative to the page, of a page that compares this run with
     an earlier one. Fields with a default may be missing in JSON that an older release wrote.
     """
 
@@ -253,6 +253,7 @@ class MiningReport:
     nearest_misses: list[PairCard] = field(default_factory=list)
     rejects: list[RejectCount] = field(default_factory=list)
     hubs: list[HubCard] = field(default_factory=list)
+    num_hubs: int | None = None
     throughput: list[StageTime] = field(default_factory=list)
     engine: EngineCard | None = None
     audit: AuditCard | None = None

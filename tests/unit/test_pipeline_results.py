@@ -6,15 +6,16 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from mmvp_ray.errors import ConfigError, DataError
-from mmvp_ray.mine import CopyGroups, RuleConfig, find_copies, settle_rule
+from mmvp_ray.mine import CopyGroups, RuleConfig, SelectConfig, find_copies, settle_rule
 from mmvp_ray.mine.pair_rows import rows_of
 from mmvp_ray.mine.random_pairs import RandomSample
-from mmvp_ray.pipeline import funnel, places, results
+from mmvp_ray.pipeline import MineConfig, funnel, judge, places, results
 from mmvp_ray.pipeline.corpora import Corpus
 from mmvp_ray.schema import BLIND_PAIRS
 from mmvp_ray.search import PairBatch, PieceRef
@@ -205,6 +206,26 @@ def test_of_two_runs_in_one_folder_the_one_begun_last_counts(tmp_path: Path) -> 
         results.write_manifest(out, first, {"far_below": 0.0})
     assert [path.name for path in tmp_path.iterdir()] == [results.MANIFEST]
     assert read_json(str(tmp_path / results.MANIFEST)) == {"far_below": 0.6}
+
+
+def test_runs_with_other_limits_keep_their_own_hubs(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, pieces, _ = made
+    store = open_store(str(tmp_path / "store"))
+    pairs = pairs_of(5, 300)
+    monkeypatch.setattr(judge, "PairTable", lambda near, far: SimpleNamespace(batches=lambda: iter([pairs])))
+    monkeypatch.setattr(results, "write_blind_pairs", lambda *_: SimpleNamespace(batches=lambda: iter([])))
+    stage = SimpleNamespace(advance=lambda num: None, found_pairs=lambda **counts: None)
+    name = SimpleNamespace(name="e", slug="e")
+    near = SimpleNamespace(table=SimpleNamespace(key="t"), space=name, spec=name, copies=CopyGroups.none())
+    found = {}
+    for limit in (5, 1000):
+        config = MineConfig(out=str(tmp_path), selection=SelectConfig(hub_degree=limit))
+        judge.judge(config, store, pieces, near, SimpleNamespace(rule=RULE, space=name, spec=name), stage=stage)
+        found[limit] = sorted(read_table(str(path)).num_rows for path in tmp_path.rglob("hubs.parquet"))
+    assert found[5][0] > 0 and found[1000] == [0, *found[5]]
+    assert len(list(tmp_path.rglob("copies.parquet"))) == 1
 
 
 def test_described_pairs_say_what_the_tables_say(made: Made) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmvp_ray.report.data import BlindnessCell, MiningReport
+from mmvp_ray.report.data import BlindnessCell, HubCard, MiningReport
 from mmvp_ray.report.html import MAX_GALLERY_PAIRS, render_html
 from mmvp_ray.report.search_view import audit_view
 from mmvp_ray.report.thumbnails import thumbnail
@@ -73,6 +73,22 @@ def test_the_tables_hold_the_numbers_of_the_twin():
         repr(rule.far_below),
         repr(rule.floor),
     ]
+
+
+@pytest.mark.usefixtures("without_figures")
+@pytest.mark.parametrize(
+    ("num_kept", "num_hubs", "said"),
+    [
+        (100, 423, "the first 40 of 423; the store's table hubs has all"),
+        (60, 60, "the first 40 of 60; report.json has all"),
+        (60, None, "the first 40 of 60; report.json has all"),
+        (2, 2, "unusually many others."),
+    ],
+)
+def test_the_table_of_hubs_says_how_many_there_are(num_kept, num_hubs, said):
+    hubs = [HubCard(image_id=f"{number:032x}", degree=9000 - number) for number in range(num_kept)]
+    page = Page(render_html(dataclasses.replace(REPORT, hubs=hubs, num_hubs=num_hubs), {}))
+    assert said in page.by_id("hubs-table")["text"]
 
 
 @pytest.mark.usefixtures("without_figures")
