@@ -30,7 +30,7 @@ _OPEN: Final = {
         "(SELECT 1 FROM annotations WHERE annotations.pair_id = pairs.pair_id AND annotations.author = :user)"
         # Whoever saw a key of the pair, or both its images beside each other, is not blind to it any more.
         " AND NOT EXISTS (SELECT 1 FROM events WHERE events.pair_id = pairs.pair_id AND events.user_id = :user AND "
-        "(kind = 'key_seen' OR (kind = 'opened' AND json_extract(content, '$.task') IN ('annotate', 'adjudicate'))))"
+        "(kind IN ('key_seen', 'pair_seen') OR (kind = 'opened' AND json_extract(content, '$.task') IN ('annotate', 'adjudicate'))))"
     ),
     ADJUDICATE: (
         "pairs.state = 'disputed' AND (:admin OR NOT EXISTS (SELECT 1 FROM annotations LEFT JOIN verifications USING (annotation_id) "

@@ -18,7 +18,7 @@ BY_PARTICIPANTS: Final = frozenset({"study_agreed", "study_shown", "study_answer
 """Events of people who are no users."""
 KEYS_OF_ANSWERS: Final = frozenset({"answers", "answer_a", "answer_b", "choice", "choices", "choice_a", "choice_b"})
 # What tells those who verify whether they were right, and what was no decision.
-_UNTOLD: Final = "'opened', 'skipped', 'verification_begun', 'answered', 'verified', 'disputed', 'key_seen', 'suggested', 'suggestion_failed'"
+_UNTOLD: Final = "'opened', 'skipped', 'verification_begun', 'answered', 'verified', 'disputed', 'key_seen', 'pair_seen', 'suggested', 'suggestion_failed'"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

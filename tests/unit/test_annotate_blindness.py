@@ -66,6 +66,14 @@ def test_whoever_opened_the_pairs_page_is_not_asked(workspace: Workspace, is_dis
         take(workspace, REY, VERIFY, 1)
 
 
+def test_whoever_opened_the_pairs_page_before_it_was_annotated_is_not_asked(workspace: Workspace) -> None:
+    assert browser_of(workspace, "Rey").get("/pairs/1").status_code == 200
+    write_annotation(workspace, ANN)
+    assert num_open(workspace, REY, VERIFY) == 0 and num_open(workspace, BEN, VERIFY) == 1
+    assert [event.kind for event in own_work(workspace, REY)] == []
+    take(workspace, REY, ANNOTATE, 2)
+
+
 def test_whoever_saw_both_images_side_by_side_is_not_asked(workspace: Workspace) -> None:
     take(workspace, BEN, ANNOTATE, 1)
     skip(workspace, BEN, ANNOTATE, 1)
