@@ -46,6 +46,17 @@ class FoundPair:
     b: Picture
 
 
+@dataclass(frozen=True, slots=True)
+class LostPair:
+    """A pair that is left out because an image of it cannot be read any more.
+
+    Attributes:
+        reason: For people; lost pairs are counted by it.
+    """
+
+    reason: str
+
+
 @dataclass(slots=True)
 class Imported:
     """What an import did.
@@ -64,13 +75,13 @@ class Imported:
 
 
 def import_pairs(
-    workspace: Workspace, pairs: Iterable[FoundPair], *, source: str, title: str, near: str, far: str
+    workspace: Workspace, pairs: Iterable[FoundPair | LostPair], *, source: str, title: str, near: str, far: str
 ) -> Imported:
     """Queue pairs. Killed and called again, it goes on; pairs that are there stay as they are, whatever became of them.
 
     Args:
         workspace: Where to.
-        pairs: Best first; drawn from lazily.
+        pairs: Best first; drawn from lazily. Lost ones are counted.
         source: What names the batch for good, such as the run's URL.
         title: For people.
         near: Name of the encoder that does not see the difference, for people and provenance.
@@ -83,7 +94,9 @@ def import_pairs(
             (source, title, near, far, time.time()),
         )
         batch_id = int(connection.execute("SELECT batch_id FROM batches WHERE source = ?", (source,)).fetchone()[0])
-    for together in _groups(pairs):
+    for group in _groups(pairs):
+        together = [pair for pair in group if isinstance(pair, FoundPair)]
+        found.broken.update(pair.reason for pair in group if isinstance(pair, LostPair))
         pictures = [picture for pair in together for picture in (pair.a, pair.b)]
         stored = iter(store_pictures(workspace, [picture.data for picture in pictures]))
         with workspace.transaction() as connection:
@@ -152,7 +165,7 @@ def is_unsafe(metadata: str | None) -> bool:
     return tag in {"NSFW", "UNSURE", "LIKELY", "TRUE", "YES", "1"}
 
 
-def _groups(pairs: Iterable[FoundPair]) -> Iterator[list[FoundPair]]:
+def _groups(pairs: Iterable[FoundPair | LostPair]) -> Iterator[list[FoundPair | LostPair]]:
     rest = iter(pairs)
     while together := list(islice(rest, NUM_TOGETHER)):
         yield together

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmvp_ray import storage
 from mmvp_ray.annotate.config import ImportConfig
-from mmvp_ray.annotate.importing import NUM_TOGETHER, FoundPair, Picture, import_pairs, is_unsafe
+from mmvp_ray.annotate.importing import NUM_TOGETHER, FoundPair, LostPair, Picture, import_pairs, is_unsafe
 from mmvp_ray.annotate.workspace import create_workspace
 from mmvp_ray.errors import DataError
 from mmvp_ray.pipeline.places import NUM_READING_THREADS, read_again
@@ -17,13 +17,13 @@ from mmvp_ray.pipeline.run import open_run
 
 
 def import_run(config: ImportConfig, *, say: Callable[[str], None] = lambda line: None) -> list[str]:
-    """Queue the pairs of a run's selection; called again, it adds what is new.
+    """Queue the pairs of a run's selection; called again, it adds what is new. Pairs with a lost image are left out and counted.
 
     Returns:
         Lines for a terminal.
 
     Raises:
-        ConfigError: no finished run. DataError: a shard changed since it was mined.
+        ConfigError: no finished run. DataError: no image of it can be read any more.
     """
     run = open_run(config.run)
     rows = run.pairs().to_pylist()[: config.limit]
@@ -43,6 +43,12 @@ def import_run(config: ImportConfig, *, say: Callable[[str], None] = lambda line
         near=encoders["near"]["name"],
         far=encoders["far"]["name"],
     )
+    if not found.num_new + found.num_known:
+        reason, num = found.broken.most_common(1)[0]
+        raise DataError(
+            f"expected pairs whose images can be read in {run.url}, found none of {len(rows):,}, {num:,} of them for this: {reason}; bring "
+            "the shards back as they were mined, or mine again"
+        )
     lines = [f"{found.num_new:,} new pairs from {title}, {found.num_known:,} known already"]
     if found.num_unsafe:
         lines.append(f"{found.num_unsafe:,} of the new ones have an image that is blurred until asked for")
@@ -53,19 +59,26 @@ def import_run(config: ImportConfig, *, say: Callable[[str], None] = lambda line
     return lines
 
 
-def _read(rows: list[dict[str, Any]], places: Mapping[bytes, dict[str, Any]]) -> Iterator[FoundPair]:
+def _read(rows: list[dict[str, Any]], places: Mapping[bytes, dict[str, Any]]) -> Iterator[FoundPair | LostPair]:
     """Pairs with their bytes, few at a time."""
     with ThreadPoolExecutor(NUM_READING_THREADS) as pool:
         for first in range(0, len(rows), NUM_TOGETHER):
             together = rows[first : first + NUM_TOGETHER]
             pictures = list(pool.map(_picture, [places[row[f"image_id_{side}"]] for row in together for side in "ab"]))
             for row, a, b in zip(together, pictures[::2], pictures[1::2], strict=True):
+                if isinstance(a, LostPair) or isinstance(b, LostPair):
+                    yield a if isinstance(a, LostPair) else b  # type: ignore[misc]
+                    continue
                 yield FoundPair(rank=int(row["rank"]), cos_near=row["cos_near"], cos_far=row["cos_far"], a=a, b=b)
 
 
-def _picture(place: Mapping[str, Any]) -> Picture:
+def _picture(place: Mapping[str, Any]) -> Picture | LostPair:
+    try:
+        data = read_again(place)
+    except DataError:
+        return LostPair(f"{place['uri']} is gone or changed since it was mined")
     return Picture(
-        data=read_again(place),
+        data=data,
         uri=place["uri"],
         member=place["member"],
         caption=place["caption"],

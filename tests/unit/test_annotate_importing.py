@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from PIL import Image
 
 from mmvp_ray.annotate.annotating import find_pair
+from mmvp_ray.annotate.config import ImportConfig
 from mmvp_ray.annotate.importing import FoundPair, Picture, import_pairs, is_unsafe
 from mmvp_ray.annotate.pictures import MAX_VIEW_PX, view_bytes
 from mmvp_ray.annotate.workspace import Workspace, create_workspace
-from mmvp_ray.errors import ConfigError
+from mmvp_ray.errors import ConfigError, DataError
+from mmvp_ray.pipeline import annotation
+from mmvp_ray.sources.piece import image_id
 from tests.conftest import jpeg
 from tests.unit.annotate_workspace import PHOTOGRAPHER, picture
 
@@ -83,6 +89,43 @@ def test_what_cannot_be_shown_is_counted_by_reason(workspace: Workspace) -> None
     assert found.broken["not_an_image"] == 1
     event = workspace.row("SELECT content FROM events WHERE kind = 'imported'")
     assert event is not None and json.loads(event["content"])["broken"] == dict(found.broken)
+
+
+def test_a_lost_shard_costs_its_own_pairs_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = {}
+    for number in range(8):
+        data, shard = picture(number), tmp_path / f"{number // 4}.tar"
+        with shard.open("ab") as file:
+            places[image_id(data)] = {
+                "image_id": image_id(data), "uri": str(shard), "member": f"{number}.jpg", "offset": file.tell(), "num_bytes": len(data),
+                "caption": None, "label": None, "url": None, "license": None, "metadata": "{}",
+            }  # fmt: skip
+            file.write(data)
+    keys = list(places)
+    rows = [
+        {"rank": rank, "cos_near": 0.96, "cos_far": 0.3, "image_id_a": keys[a], "image_id_b": keys[b]}
+        for rank, (a, b) in enumerate([(0, 4), (1, 2), (5, 3), (6, 7)], start=1)
+    ]
+    encoders = {"near": {"name": "n"}, "far": {"name": "f"}}
+    run = SimpleNamespace(
+        url="/run", pairs=lambda: pa.Table.from_pylist(rows), places=lambda _: places, manifest={"encoders": encoders}
+    )
+    monkeypatch.setattr(annotation, "open_run", lambda _: run)
+    config = ImportConfig(workspace=str(tmp_path / "work"), run="/run")
+    first, second = ((tmp_path / name).read_bytes() for name in ("0.tar", "1.tar"))
+    (tmp_path / "0.tar").unlink()
+    # Other bytes lie where one image of the other shard was.
+    start, num = (places[keys[5]][name] for name in ("offset", "num_bytes"))
+    (tmp_path / "1.tar").write_bytes(second[:start] + bytes(num) + second[start + num :])
+    lines = annotation.import_run(config)
+    assert lines[0].startswith("1 new pairs from run")
+    assert f"2 pairs left out: {tmp_path}/0.tar is gone or changed since it was mined" in lines
+    (tmp_path / "1.tar").unlink()
+    with pytest.raises(DataError, match=r"found none of 4, .* bring the shards back"):
+        annotation.import_run(replace(config, workspace=str(tmp_path / "other")))
+    (tmp_path / "0.tar").write_bytes(first)
+    (tmp_path / "1.tar").write_bytes(second)
+    assert annotation.import_run(config)[0].startswith("3 new pairs from run, 1 known")
 
 
 @pytest.mark.parametrize("name", ["", "..", "../annotate.sqlite", "0" * 64, "A" * 64, "%2e%2e"])
