@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmvp_ray.report.evaluation_data import CorrelationCard, EvaluationReport, Share
@@ -99,12 +100,13 @@ def radar_svg(report: EvaluationReport) -> str | None:
         )
 
 
-def scatter_svg(card: CorrelationCard, name: str) -> str:
-    """The scores of two models over the visual patterns, a point for each, numbered as in the table.
+def scatter_svg(card: CorrelationCard, name: str, patterns: Sequence[str]) -> str:
+    """The scores of two models over the visual patterns, a point for each, numbered by its place in a list.
 
     Args:
         card: the two models.
         name: prefix of the ids in the figure: letters, digits and hyphens.
+        patterns: the list, for all figures of a page; it holds those of the card.
     """
     with drawing():
         from matplotlib.figure import Figure
@@ -113,10 +115,10 @@ def scatter_svg(card: CorrelationCard, name: str) -> str:
         axes: Axes = figure.add_axes((0.15, 0.14, 0.80, 0.80))
         axes.set_xlim(-4, 104)
         axes.set_ylim(-4, 104)
-        for number, (x, y) in enumerate(zip(card.x_scores, card.y_scores, strict=True), start=1):
+        for pattern, x, y in zip(card.patterns, card.x_scores, card.y_scores, strict=True):
             axes.plot([100 * x], [100 * y], "o", color=COLOUR["data"], markersize=6)
             axes.annotate(
-                str(number),
+                str(1 + patterns.index(pattern)),
                 (100 * x, 100 * y),
                 xytext=(5, 4),
                 textcoords="offset points",

@@ -30,7 +30,10 @@ def render_evaluation_html(report: EvaluationReport, thumbnails: Mapping[str, by
 
     hard = report.hard_pairs[:MAX_HARD_PAIRS]
     forest, radar = forest_svg(report), radar_svg(report)
-    scatters = [scatter_svg(card, f"scatter-{place}") for place, card in enumerate(report.correlations[:MAX_SCATTERS])]
+    cards = report.correlations[:MAX_SCATTERS]
+    # Cards may have different patterns, and one list stands below all figures.
+    patterns = list(dict.fromkeys(pattern for card in cards for pattern in card.patterns))
+    scatters = [scatter_svg(card, f"scatter-{place}", patterns) for place, card in enumerate(cards)]
     return render_page(
         "evaluation.html.j2",
         report=report,
@@ -38,6 +41,7 @@ def render_evaluation_html(report: EvaluationReport, thumbnails: Mapping[str, by
         forest=None if forest is None else Markup(forest),  # noqa: S704
         radar=None if radar is None else Markup(radar),  # noqa: S704
         scatters=[Markup(svg) for svg in scatters],  # noqa: S704
+        scatter_patterns=patterns,
         heat=heat_rows(report),
         duels=_duel_rows(report),
         hard=hard,

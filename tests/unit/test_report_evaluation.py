@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import runpy
 from pathlib import Path
 
@@ -256,8 +257,26 @@ def test_figures_name_what_they_show() -> None:
         assert model.name in forest
     assert "guessing 25.0" in forest
     assert "people 95.6" in forest
-    scatter = scatter_svg(report.correlations[0], "scatter-0")
+    scatter = scatter_svg(report.correlations[0], "scatter-0", report.correlations[0].patterns)
     assert "Pearson&#x27;s correlation is 0.71" in scatter
+
+
+def test_a_point_has_the_number_of_its_pattern_in_the_list_below_all_figures() -> None:
+    (first, *_) = example_evaluation().correlations
+    num = len(first.patterns)
+    # The second card lacks the first pattern and has one that the first card lacks.
+    other = dataclasses.replace(
+        first,
+        patterns=[*first.patterns[1:], "another"],
+        x_scores=[*first.x_scores[1:], 0.5],
+        y_scores=[*first.y_scores[1:], 0.5],
+    )
+    page = render_evaluation_html(dataclasses.replace(example_evaluation(), correlations=[first, other]), {})
+    listed = page.split('<ol class="numbered">')[1].split("</ol>")[0]
+    assert listed.count("<li>") == num + 1 and listed.endswith("<li>another</li>")
+    svg = scatter_svg(other, "scatter-1", [*first.patterns, "another"])
+    numbers = [int(text) for text in re.findall(r">(\d+)</text>", svg)]
+    assert set(range(2, num + 2)) <= set(numbers) and 1 not in numbers
 
 
 def test_scores_of_nobody_are_refused() -> None:
