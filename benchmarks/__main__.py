@@ -4,7 +4,8 @@ Each runs in a process of its own, one after the other, with the arguments that 
 in benchmarks/results/NAME.json, and the page is written anew from all of these, so that running one replaces its own
 part only. One that fails is named, the others go on, and the exit code is 1. One that needs what is not there (a GPU,
 clip-retrieval) is left out with the reason. A result at small sizes (--quick) does not take the place of one that
-counts. --take brings in what a benchmark wrote elsewhere, on a machine with a GPU say.
+counts. --take brings in what a benchmark wrote elsewhere, on a machine with a GPU say; where a benchmark has parts, those
+of several files from one machine stand beside each other.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,10 @@ LOGS = Path("runs", "benchmarks")
 """In the repository: what each printed."""
 GPU_FACTS = ("gpu", "gpu_gib", "cuda", "transformers")
 """Of a machine, said only by benchmarks that use a GPU."""
+SAME_MACHINE = (*GPU_FACTS, "versions", "cpu", "cores")
+"""In which machines are equal whose figures stand beside each other."""
+AND = " && "
+"""Between the commands of files that were taken one after the other."""
 END_SECONDS = 20.0
 
 
@@ -96,6 +101,7 @@ def load(path: Path) -> dict[str, Any] | None:
 
 def outcome_of(benchmark: Benchmark, raw: dict[str, Any], facts: dict[str, Any], *, date: str, command: str) -> Outcome:
     """What is kept of a benchmark's JSON."""
+    failed = raw.get("failed") or ""
     theirs = raw.get("machine") or {}
     used = {name: theirs[name] for name in GPU_FACTS if theirs.get("gpu") and theirs.get(name)}
     return Outcome(
@@ -105,16 +111,21 @@ def outcome_of(benchmark: Benchmark, raw: dict[str, Any], facts: dict[str, Any],
         seconds=None,
         machine=facts | used,
         is_quick=False,
-        failed=str(raw.get("failed") or ""),
+        failed=in_words(failed) if isinstance(failed, dict) else str(failed),
         figures=benchmark.section.keep(raw),
     )
 
 
-def take(text: str, known: dict[str, Benchmark]) -> Outcome:
-    """NAME=FILE: what a benchmark wrote elsewhere by its command on the page.
+def in_words(failures: Mapping[str, str]) -> str:
+    """How parts failed, in a line."""
+    return "; ".join(f"part {part}: {said}" for part, said in failures.items())
+
+
+def take(text: str, known: dict[str, Benchmark], kept: Mapping[str, Outcome]) -> Outcome:
+    """NAME=FILE: what a benchmark wrote elsewhere, with the command that it ran by, beside what is kept of the same machine.
 
     Raises:
-        SystemExit: no such benchmark, no such file, or the file does not say which machine it is from.
+        SystemExit: no such benchmark, no such file, the file does not say which machine it is from, or it only shows that all runs.
     """
     name, _, path = text.partition("=")
     if name not in known or not path:
@@ -124,8 +135,48 @@ def take(text: str, known: dict[str, Benchmark]) -> Outcome:
         raise SystemExit(
             f"expected what `{known[name].command(Wishes())} --json FILE` wrote, found no machine in {path}"
         )
+    arguments = raw.get("arguments") or {}
+    for flag, value in known[name].counts_with.items():
+        if arguments.get(flag) != value:
+            raise SystemExit(
+                f"expected figures of --{flag} {value}, found --{flag} {arguments.get(flag)} in {path}; the page claims "
+                f"nothing of those: run {known[name].module} with --{flag} {value}"
+            )
     date = time.strftime("%Y-%m-%d %H:%M", time.gmtime(Path(path).stat().st_mtime))
-    return outcome_of(known[name], raw, dict(raw["machine"]), date=date, command=known[name].command(Wishes()))
+    taken = outcome_of(known[name], raw, dict(raw["machine"]), date=date, command=command_of(known[name], arguments))
+    return beside(kept.get(name), taken) if known[name].has_parts else taken
+
+
+def command_of(benchmark: Benchmark, arguments: Mapping[str, Any]) -> str:
+    """The command that had these arguments; the catalogue's where a benchmark does not write its own."""
+    words = []
+    for name, value in arguments.items():
+        if name == "json" or value is None or value is False or value == "":
+            continue
+        values = [] if value is True else value if isinstance(value, list) else [value]
+        words += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return " ".join(["python -m", benchmark.module, *words]) if arguments else benchmark.command(Wishes())
+
+
+def beside(before: Outcome | None, taken: Outcome) -> Outcome:
+    """What was taken, and the parts that it lacks from what is kept of the same machine; its own parts replace those of the same name."""
+    if before is None or before.is_quick:
+        return taken
+    old = {part: said for part, said in (before.figures.get("failed") or {}).items() if part not in taken.figures}
+    lacking = sorted(before.figures.keys() - taken.figures.keys())
+    if not old and not lacking:
+        return taken
+    if differ := [name for name in SAME_MACHINE if before.machine.get(name) != taken.machine.get(name)]:
+        said = f"what is kept of {before.date} UTC ({', '.join([*lacking, *old])}) is dropped"
+        print(f"{taken.name}: {said}: {', '.join(differ)} of the machine differ", flush=True)
+        return taken
+    failures = old | (taken.figures.get("failed") or {})
+    return replace(
+        taken,
+        command=AND.join(dict.fromkeys([*before.command.split(AND), taken.command])),
+        failed=in_words(failures),
+        figures=before.figures | taken.figures | {"failed": failures or None},
+    )
 
 
 def keep(folder: Path, outcome: Outcome) -> bool:
@@ -203,7 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     failures: list[str] = []
     if args.take:
         for text in args.take:
-            write_outcome(args.results, take(text, known))
+            write_outcome(args.results, take(text, known, read_outcomes(args.results)))
     elif not (args.check or args.page_only):
         chosen = [one for name, one in known.items() if name not in args.skip and (not args.only or name in args.only)]
         failures = run_all(chosen, wishes, args.results)

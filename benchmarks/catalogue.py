@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.section import Section
@@ -37,6 +37,8 @@ class Benchmark:
         lacks: What it needs and this machine has not, in words; empty if all is there.
         takes_rounds: Whether --rounds means rounds of the same measurement.
         writes_section: Its module has page(results), which gives the section: it also needs the figures of others.
+        counts_with: The arguments that a file from elsewhere must have been written with to be taken.
+        has_parts: Its figures are parts by name, which several calls on one machine may measure.
         limit_seconds: After so long it is ended.
     """
 
@@ -50,6 +52,8 @@ class Benchmark:
     lacks: Callable[[Wishes], str] = lambda wishes: ""
     takes_rounds: bool = True
     writes_section: bool = False
+    counts_with: Mapping[str, str] = field(default_factory=dict)
+    has_parts: bool = False
     limit_seconds: float = 3600.0
 
     def words(self, wishes: Wishes) -> list[str]:
@@ -262,10 +266,12 @@ BENCHMARKS = (
         title="On a GPU",
         about="The kernels without Ray: CLIP ViT-L/14 and DINOv2-L/14 with random weights, tars to vectors, the "
         "join, a training step; each is checked before it is timed, and shares are of the best matrix product "
-        "in the same run.",
+        "in the same call.",
         quick="--scale smoke",
         lacks=lacks_gpu,
         takes_rounds=False,
+        counts_with={"device": "cuda", "scale": "full"},
+        has_parts=True,
         section=models.GPU,
     ),
     Benchmark(

@@ -121,7 +121,7 @@ def _machine(facts: Mapping[str, Any]) -> str:
 def _raw(outcomes: Mapping[str, Outcome]) -> dict[str, dict[str, Any]]:
     """Figures that count, as a benchmark wrote them."""
     return {
-        name: {**one.figures, "machine": {**one.machine, "date": one.date.partition(" ")[0]}}
+        name: {**one.figures, "command": one.command, "machine": {**one.machine, "date": one.date.partition(" ")[0]}}
         for name, one in outcomes.items()
         if not one.is_quick
     }

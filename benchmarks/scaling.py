@@ -245,6 +245,10 @@ def main() -> None:
         "join": functools.partial(measure_join, rounds=args.rounds, num_images=args.num_images),
         "units": functools.partial(measure_units, rounds=args.rounds),
     }
+    if args.json:
+        # What the file holds in the end, earlier parts among it.
+        held = [name for name in PARTS if name in parts or name in figures or name in figures.get("embed", {})]
+        figures["arguments"] = {"parts": ",".join(held), "rounds": args.rounds, "num_images": args.num_images}
     for part in parts:
         with tempfile.TemporaryDirectory(prefix="mmvp-ray-scaling-") as root:
             found = {**measures[part](Path(root)), "rounds": args.rounds, "load": os.getloadavg()[0]}

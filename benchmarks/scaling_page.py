@@ -48,19 +48,26 @@ def page(results: dict[str, dict[str, Any]]) -> str:
 def _here(found: dict[str, Any]) -> list[str]:
     """One and two cores of this machine."""
     facts = found.get("machine") or {}
-    where = ", ".join(["`python -m benchmarks.scaling`", *(facts[name] for name in ("date", "cpu") if name in facts)])
-    lines = [
-        f"{where}. With one core and with two, everything on so many: driver, Ray's own processes and workers. "
-        "Ratios are of rates in the same round, medians.",
-        "",
-        "| what | 1 core | 2 cores | speed-up |",
-        "|---|---|---|---|",
-    ]
+    command = found.get("command", "python -m benchmarks.scaling")
+    where = ", ".join([f"`{command}`", *(facts[name] for name in ("date", "cpu") if name in facts)])
+    rows = []
     for part, key, scale in (("embed", "images_per_second", 1.0), ("join", "flop_per_second", 1e9)):
         for name, title in NAMES.items():
             if one := (found.get(part) or {}).get(name):
                 rates = [_rates([rate / scale for rate in one[key][workers]]) for workers in ("1", "2")]
-                lines.append(f"| {title.format(**found[part])} | {rates[0]} | {rates[1]} | **{one['speed_up']:.2f}** |")
+                rows.append(f"| {title.format(**found[part])} | {rates[0]} | {rates[1]} | **{one['speed_up']:.2f}** |")
+    lines = [f"{where}.", ""]
+    if rows:
+        lines += [
+            "With one core and with two, everything on so many: driver, Ray's own processes and workers. "
+            "Ratios are of rates in the same round, medians.",
+            "",
+            "| what | 1 core | 2 cores | speed-up |",
+            "|---|---|---|---|",
+            *rows,
+        ]
+    else:
+        lines += ["One core beside two: not measured."]
     if units := found.get("units"):
         lines += [
             "",

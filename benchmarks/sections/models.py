@@ -44,8 +44,6 @@ def keep_gpu(figures: Figures) -> Figures:
 def gpu_tables(figures: Figures) -> list[str]:
     """A table for each part that was measured."""
     lines: list[str] = []
-    if figures.get("failed"):
-        lines += [f"**A check failed: {figures['failed']}**", ""]
     if peak := figures.get("peak"):
         rows = ((dtype, f"{one['best'] / 1e12:,.1f}") for dtype, one in sorted(peak.items()))
         lines += table(("square products, best size", "TFLOP/s"), rows)

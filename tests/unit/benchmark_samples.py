@@ -288,7 +288,7 @@ RAW: dict[str, dict[str, Any]] = {
     },
     "gpu": {
         "machine": MACHINE | {"gpu": "NVIDIA H100", "gpu_gib": 79.1, "cuda": "13.0", "transformers": "5.17.0"},
-        "arguments": {"device": "cuda", "json": "/somewhere/gpu.json"},
+        "arguments": {"device": "cuda", "scale": "full", "json": "/somewhere/gpu.json"},
         "failed": None,
         "peak": {"float16": {"best": 7.1e14, "by_size": {"8192": 7.1e14}}},
         "embed": {

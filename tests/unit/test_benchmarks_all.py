@@ -122,6 +122,58 @@ def test_taking_what_was_measured_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp
         run(tmp_path, "--take", "gpuu=x")
 
 
+def taken(folder: Path, *raws: dict[str, Any]) -> str:
+    """The page after files from a GPU were taken, one after the other."""
+    for number, raw in enumerate(raws):
+        (folder / f"{number}.json").write_text(json.dumps(raw))
+        assert run(folder, "--take", f"gpu={folder}/{number}.json") == 0
+    return (folder / "page.md").read_text()
+
+
+def of_gpu(*parts: str, **more: Any) -> dict[str, Any]:
+    """What benchmarks.gpu wrote by a call for these parts."""
+    arguments = {**RAW["gpu"]["arguments"], "parts": ",".join(parts)}
+    facts = {"machine": RAW["gpu"]["machine"], "arguments": arguments, "failed": None}
+    return {**facts, **{part: RAW["gpu"][part] for part in parts if part in RAW["gpu"]}, **more}
+
+
+@pytest.mark.parametrize(("flag", "value"), [("device", "cpu"), ("scale", "smoke")])
+def test_figures_that_only_show_that_it_runs_are_not_taken(flag: str, value: str, tmp_path: Path) -> None:
+    raw = of_gpu("peak", "embed")
+    raw["arguments"][flag] = value
+    with pytest.raises(
+        SystemExit, match=rf"expected figures of --{flag} (cuda|full), found --{flag} {value} in .*0.json"
+    ):
+        taken(tmp_path, raw)
+    assert not (tmp_path / "page.md").exists()
+
+
+def test_two_calls_on_one_gpu_stand_beside_each_other_with_both_commands(tmp_path: Path) -> None:
+    later = of_gpu("peak", "join")
+    later["arguments"]["join_vectors"] = 10_000_000
+    later["peak"] = {"float16": {"best": 7.2e14, "by_size": {}}}
+    later["machine"] = {**later["machine"], "load_at_start": [9.0]}
+    text = taken(tmp_path, of_gpu("peak", "embed", "pipeline", "mof"), later)
+    assert "**0.55** | at least 0.6" in text and "**30.0 %** | at most 25 %" in text and "0.41" in text
+    assert "| float16 | 720.0 |" in text and "| float16 | 710.0 |" not in text
+    first, second = read_outcomes(tmp_path / "results")["gpu"].command.split(" && ")
+    assert first == "python -m benchmarks.gpu --device cuda --scale full --parts peak,embed,pipeline,mof"
+    assert second == "python -m benchmarks.gpu --device cuda --scale full --parts peak,join --join-vectors 10000000"
+    # What comes from another machine stands alone.
+    other = of_gpu("peak")
+    other["machine"] = {**other["machine"], "gpu": "NVIDIA H200"}
+    assert "CLIP ViT-L/14 and DINOv2-L/14 together, share of the GPU's measured peak | not measured" in taken(
+        tmp_path, other
+    )
+
+
+def test_a_part_that_failed_is_said_until_it_is_measured(tmp_path: Path) -> None:
+    text = taken(tmp_path, of_gpu("peak", "embed", failed={"join": "RuntimeError: no memory"}))
+    assert "**This run failed: part join: RuntimeError: no memory**" in text
+    assert "join: RuntimeError" in taken(tmp_path, of_gpu("mof"))
+    assert "join: RuntimeError" not in taken(tmp_path, of_gpu("join"))
+
+
 def test_the_list_and_an_unknown_name(known: dict[str, Benchmark], capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--list"]) == 0
     assert "good            Good: python -m tests.unit.benchmark_stub --number 3 --rounds 2" in capsys.readouterr().out

@@ -215,6 +215,12 @@ def test_the_page_says_what_is_arithmetic_and_what_was_assumed() -> None:
     assert "assumptions**" not in page({"scaling": SCALING, "gpu": GPU})
 
 
+def test_unit_costs_alone_leave_no_empty_table_and_the_command_is_the_one_that_ran() -> None:
+    text = page({"scaling": {"units": SCALING["units"], "command": "python -m benchmarks.scaling --parts units"}})
+    assert "speed-up" not in text and "medians" not in text and "One core beside two: not measured." in text
+    assert "`python -m benchmarks.scaling --parts units`" in text
+
+
 def test_a_page_without_results_says_so() -> None:
     assert "Not measured" in page({})
     assert "arithmetic" not in page({"scaling": {key: SCALING[key] for key in ("machine", "join")}})
