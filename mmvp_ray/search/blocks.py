@@ -33,7 +33,13 @@ def kept_rows(kept: NDArray[np.uint8]) -> NDArray[np.int64]:
     return np.flatnonzero(np.unpackbits(kept))
 
 
-def cut_blocks(census: Census, block_rows: int, which: Literal["all", "old", "new"] = "all") -> list[Block]:
+def cut_blocks(
+    census: Census,
+    block_rows: int,
+    which: Literal["all", "old", "new"] = "all",
+    *,
+    like: Sequence[Sequence[PieceRef]] = (),
+) -> list[Block]:
     """Group the pieces of a census, in order, into as few blocks as can be, about equally large, of at most `block_rows` vectors each.
 
     A piece that is larger is a block of its own. The cut depends on the census and on `block_rows` alone, so that a restarted run finds the blocks of the one before.
@@ -42,25 +48,27 @@ def cut_blocks(census: Census, block_rows: int, which: Literal["all", "old", "ne
         census: The distinct images.
         block_rows: Vectors of a block.
         which: All images; or those joined earlier; or the others.
+        like: Pieces of blocks that were cut before, which come first and stay together.
     """
-    pieces: list[tuple[PieceRef, NDArray[np.uint8] | None]] = []
-    sizes = []
+    found: dict[PieceRef, tuple[NDArray[np.uint8] | None, int]] = {}
     for index, piece in enumerate(census.pieces):
         counts = _counts(census, index, which)
         size = int(counts.sum())
         if size:
-            pieces.append((piece, None if size == len(counts) else np.packbits(counts)))
-            sizes.append(size)
-    ends_P = np.cumsum(sizes, dtype=np.int64)
-    bounds = _even_bounds(ends_P, block_rows)
-    return [
-        Block(
-            pieces=tuple(piece for piece, _ in pieces[first:last]),
-            kept=tuple(kept for _, kept in pieces[first:last]),
-            num_rows=sum(sizes[first:last]),
-        )
-        for first, last in itertools.pairwise(bounds)
-    ]
+            found[piece] = None if size == len(counts) else np.packbits(counts), size
+    blocks = [_block({piece: found.pop(piece) for piece in pieces if piece in found}) for pieces in like]
+    bounds = _even_bounds(np.cumsum([size for _, size in found.values()], dtype=np.int64), block_rows)
+    left = list(found.items())
+    blocks += [_block(dict(left[first:last])) for first, last in itertools.pairwise(bounds)]
+    return [block for block in blocks if block.num_rows]
+
+
+def _block(found: dict[PieceRef, tuple[NDArray[np.uint8] | None, int]]) -> Block:
+    return Block(
+        pieces=tuple(found),
+        kept=tuple(kept for kept, _ in found.values()),
+        num_rows=sum(size for _, size in found.values()),
+    )
 
 
 def _even_bounds(ends_P: NDArray[np.int64], block_rows: int) -> list[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from mmvp_ray import storage
 from mmvp_ray.cluster import Session
 from mmvp_ray.config import fingerprint
+from mmvp_ray.errors import DataError
 from mmvp_ray.schema import PIECES
 from mmvp_ray.search.blocks import Block, cut_blocks
 from mmvp_ray.search.census import Census
@@ -32,7 +35,18 @@ from mmvp_ray.search.index_shards import (
     write_codes,
 )
 from mmvp_ray.search.space import Space
-from mmvp_ray.store import DONE, Store, done_names, id_keys, read_marker, write_marker, write_table
+from mmvp_ray.search.table import PIECES_FILE
+from mmvp_ray.store import (
+    DONE,
+    PieceRef,
+    Store,
+    done_names,
+    id_keys,
+    read_marker,
+    read_table,
+    write_marker,
+    write_table,
+)
 
 # Shapes: T sampled vectors, D numbers in each, L cells.
 
@@ -59,6 +73,7 @@ class IndexPlan:
         blocks: All images of the census.
         grown_from: Images that the codec was trained for.
         pieces_key: Census.content_key.
+        earlier: Keys of the blocks of the index that this one grows from.
     """
 
     place: IndexPlace
@@ -66,6 +81,7 @@ class IndexPlan:
     blocks: tuple[Block, ...]
     grown_from: int
     pieces_key: str
+    earlier: tuple[str, ...] = ()
 
 
 def plan_index(
@@ -87,27 +103,48 @@ def plan_index(
         device: "cuda" or "cpu".
         parent: Facts of the earlier join; empty for none.
     """
-    # Old and new apart, so that blocks compressed for the earlier join are found again.
-    rows = block_rows(census)
-    blocks = (*cut_blocks(census, rows, "old"), *cut_blocks(census, rows, "new"))
-    content = fingerprint([block_key(block) for block in blocks])
     shape = shape_for(space.dim, census.num_images, bytes_per_vector=bytes_per_vector, device=device)
-    kept = (parent or {}).get("codec", {})
-    key, grown_from = (
-        fingerprint({"images": content, "shape": asdict(shape), "version": CODEC_VERSION}),
-        census.num_images,
-    )
+    rows, kept = block_rows(census), (parent or {}).get("codec", {})
     if kept and census.num_images <= REFIT_GROWTH * kept["num_images"] and kept["shape"]["bits"] == shape.bits:
-        place = IndexPlace(store=store, space=space, codec_key=kept["key"], content_key=content)
+        # The earlier blocks as they were cut, so that their codes are found again.
+        earlier = _blocks_of(storage.join(store.root, (parent or {})["index"]))
+        blocks = (*cut_blocks(census, rows, "old", like=tuple(earlier.values())), *cut_blocks(census, rows, "new"))
+        place = IndexPlace(store=store, space=space, codec_key=kept["key"], content_key=_content_key(blocks))
         if storage.exists(storage.join(place.codec_folder, CODEC_FILE)):
-            key, shape, grown_from = kept["key"], CodeShape(**kept["shape"]), kept["num_images"]
+            return IndexPlan(
+                place=place,
+                shape=CodeShape(**kept["shape"]),
+                blocks=blocks,
+                grown_from=kept["num_images"],
+                pieces_key=census.content_key,
+                earlier=tuple(earlier),
+            )
+    blocks = tuple(cut_blocks(census, rows))
+    content = _content_key(blocks)
+    key = fingerprint({"images": content, "shape": asdict(shape), "version": CODEC_VERSION})
     return IndexPlan(
         place=IndexPlace(store=store, space=space, codec_key=key, content_key=content),
         shape=shape,
         blocks=blocks,
-        grown_from=grown_from,
+        grown_from=census.num_images,
         pieces_key=census.content_key,
     )
+
+
+def _content_key(blocks: Sequence[Block]) -> str:
+    return fingerprint([block_key(block) for block in blocks])
+
+
+def _blocks_of(folder: str) -> dict[str, list[PieceRef]]:
+    """The blocks that an index was made from, by key: their pieces. None if it is gone."""
+    uri = storage.join(folder, INDEX_JSON)
+    if not storage.exists(uri):
+        return {}
+    rows = iter(read_table(storage.join(folder, PIECES_FILE)).to_pylist())
+    return {
+        key: [PieceRef(row["corpus"], row["piece"]) for row in itertools.islice(rows, num_pieces)]
+        for key, num_pieces in storage.read_json(uri).get("blocks", [])
+    }
 
 
 def block_rows(census: Census) -> int:
@@ -143,21 +180,38 @@ def train_on_draw(plan: IndexPlan, census: Census, holders: Holders, session: Se
 def build_index(plan: IndexPlan, holders: Holders) -> dict[str, Any]:
     """Compress what is not compressed yet, build the shards that are missing, and give what index.json says.
 
+    Codes that the earlier index was made from and this one is not are removed: images came to be counted elsewhere.
+
     Args:
         plan: Its codec is trained.
         holders: Where it is done.
     """
-    place = plan.place
-    index_uri = storage.join(place.folder, INDEX_JSON)
+    index_uri = storage.join(plan.place.folder, INDEX_JSON)
     if storage.exists(index_uri):
         found: dict[str, Any] = storage.read_json(index_uri)
         return found
+    try:
+        facts = _build(plan, holders)
+    except DataError:
+        # Another run beside this one may have removed codes that it does without: they are made again.
+        facts = _build(plan, holders)
+    storage.write_json(index_uri, facts)
+    for key in set(plan.earlier) - {key for key, _ in facts["blocks"]}:
+        codes_uri = storage.join(plan.place.codes_folder, key)
+        storage.remove(codes_uri + DONE)
+        storage.remove(codes_uri + ".bin")
+    return facts
+
+
+def _build(plan: IndexPlan, holders: Holders) -> dict[str, Any]:
+    place = plan.place
     codec_uri = storage.join(place.codec_folder, CODEC_FILE)
     codec = Codec.from_bytes(storage.read_bytes(codec_uri), where=codec_uri)
     shape = codec.shape
     uris = [place.codes_uri(block) for block in plan.blocks]
-    done = set(done_names(storage.join(place.codec_folder, "codes")))
-    left = [block for block, uri in zip(plan.blocks, uris, strict=True) if _name_of(uri) not in done]
+    # Both: whoever removes codes may be killed after the first.
+    there = set(storage.list_names(place.codes_folder))
+    left = [block for block in plan.blocks if not {block_key(block) + end for end in (".bin", DONE)} <= there]
     for _ in holders.run([Call(work=write_codes, item=CodesTask(place=place, block=block)) for block in left]):
         pass
     counts_L = np.zeros(shape.num_cells, dtype=np.int64)
@@ -183,11 +237,12 @@ def build_index(plan: IndexPlan, holders: Holders) -> dict[str, Any]:
     table = pa.table(
         {"corpus": [piece.corpus for piece in pieces], "piece": [piece.name for piece in pieces]}, schema=PIECES
     )
-    entry = write_table(place.store, storage.join(place.folder, "pieces.parquet"), table)
+    entry = write_table(place.store, storage.join(place.folder, PIECES_FILE), table)
     write_marker(storage.join(place.folder, "pieces" + DONE), files=[entry])
     num_rows = int(counts_L.sum())
-    facts = {
+    return {
         "pieces_key": plan.pieces_key,
+        "blocks": [[block_key(block), len(block.pieces)] for block in plan.blocks],
         "num_rows": num_rows,
         "num_unusable": sum(facts["num_unusable"] for facts in markers),
         "mean_kept": round(sum(facts["sum_kept"] for facts in markers) / max(1, num_rows), 6),
@@ -197,8 +252,6 @@ def build_index(plan: IndexPlan, holders: Holders) -> dict[str, Any]:
         "shape": asdict(shape),
         "shards": [[task.name, task.first, task.last] for task in tasks],
     }
-    storage.write_json(index_uri, facts)
-    return facts
 
 
 def index_facts(plan: IndexPlan, index: dict[str, Any]) -> dict[str, Any]:
@@ -234,7 +287,3 @@ def _drift(index: dict[str, Any]) -> str:
         f"codes keep {index['mean_kept']:.3f} of a vector, {index['sample_kept']:.3f} when the codec was trained: "
         f"--refit-cells trains it anew"
     )
-
-
-def _name_of(uri: str) -> str:
-    return uri.rsplit("/", 1)[-1].removesuffix(".bin")

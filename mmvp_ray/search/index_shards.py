@@ -57,9 +57,14 @@ class IndexPlace:
         """Folder of the shards."""
         return storage.join(self.codec_folder, self.content_key)
 
+    @property
+    def codes_folder(self) -> str:
+        """Folder of the codes of all blocks that were made with the codec."""
+        return storage.join(self.codec_folder, "codes")
+
     def codes_uri(self, block: Block) -> str:
         """The codes of a block."""
-        return storage.join(self.codec_folder, "codes", f"{block_key(block)}.bin")
+        return storage.join(self.codes_folder, f"{block_key(block)}.bin")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -23,6 +23,7 @@ from mmvp_ray.search.space import Space
 from mmvp_ray.search.table import Joined, join_once, write_near_part
 from mmvp_ray.store import Store, done_names
 
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MeetTask:
     """One part: a group of cells, or two bundles of the files of a large one. Light and picklable."""

@@ -213,9 +213,7 @@ def test_resumes_after_a_stop_at_any_block(corpus: Any, tmp_path: Path, monkeypa
     )
 
 
-def test_a_killed_join_goes_on_with_another_codec(
-    corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_join_goes_on_with_another_codec(corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, _, vectors, ids = corpus
     monkeypatch.setattr(index_build, "SHARD_ROWS", 1500)
     monkeypatch.setattr(index_candidates, "block_rows", lambda census: 700)
@@ -313,6 +311,61 @@ def test_a_grown_corpus_asks_for_new_images_alone_with_the_kept_codec(corpus: An
     assert len(wanted) > 400
     assert_found(added, wanted, 0.99)
     assert not before.keys() & added.keys()
+
+
+def codes_of(store: Store) -> dict[str, int]:
+    """The files of codes and when they were written."""
+    return {path.name: path.stat().st_mtime_ns for path in Path(store.root, "indexes").rglob("codes/*.bin")}
+
+
+def test_a_corpus_that_grows_again_and_again_compresses_each_image_once(
+    corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, vectors, ids = corpus
+    monkeypatch.setattr(index_build, "block_rows", lambda census: 500)
+    store, pieces = fill(tmp_path, vectors[:4500], ids[:4500], corpus="week0", rows=100)
+    _, facts = asked(store, pieces, folder="week0")
+    for week in (1, 2, 3):
+        chosen, codes, earlier = slice(4400 + 100 * week, 4500 + 100 * week), codes_of(store), pieces
+        pieces = [*pieces, *fill(tmp_path, vectors[chosen], ids[chosen], corpus=f"week{week}", rows=50)[1]]
+        _, facts = asked(store, pieces, folder=f"week{week}", earlier=earlier, parent=facts)
+        assert facts["num_indexed"] == 4500 + 100 * week
+        assert codes.items() <= codes_of(store).items()
+        assert len(codes_of(store)) == len(codes) + 1
+
+
+def test_codes_that_a_grown_corpus_does_without_are_removed(
+    corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, vectors, ids = corpus
+    monkeypatch.setattr(index_build, "block_rows", lambda census: 500)
+    # Copies of images of the first corpus: in the second join the old row counts, in the third one the row of "a", which is read first.
+    store, pieces = fill(tmp_path, vectors[:4500], ids[:4500], corpus="m", rows=100)
+    _, facts = asked(store, pieces, folder="first")
+    rows = np.arange(4400, 4700)
+    second = [*pieces, *fill(tmp_path, vectors[rows], ids[rows], corpus="a", rows=100)[1]]
+    _, parent = asked(store, second, folder="second", earlier=pieces, parent=facts)
+    third = [*second, *fill(tmp_path, vectors[4700:4800], ids[4700:4800], corpus="z")[1]]
+
+    # Another run beside this one, which grows from the same join, has looked which codes there are.
+    real, other = index_build.build_shard, []
+
+    def build(*arguments: Any) -> None:
+        if not other:
+            other.append(True)
+            other.append(asked(store, third, folder="third", earlier=second, parent=parent)[1])
+        real(*arguments)
+
+    monkeypatch.setattr(index_build, "build_shard", build)
+    beside = [*pieces, *fill(tmp_path, vectors[4800:5000], ids[4800:5000], corpus="n")[1]]
+    found, facts = asked(store, beside, folder="beside", earlier=pieces, parent=parent)
+    assert facts["num_indexed"] == 4700 and other[1]["num_indexed"] == 4800
+    in_use = [storage.read_json(storage.join(store.root, one["index"], "index.json")) for one in (facts, other[1])]
+    assert codes_of(store).keys() <= {f"{key}.bin" for index in in_use for key, _ in index["blocks"]}
+    new = {row.tobytes() for row in ids[4800:5000]}
+    true = brute_force(vectors[:5000], ids[:5000])
+    seen = {row.tobytes() for row in ids[:4500]} | new
+    assert_found(found, {pair: cos for pair, cos in true.items() if set(pair) <= seen and set(pair) & new}, 0.99)
 
 
 def test_copies_beyond_the_neighbours_asked_for_are_found(tmp_path: Path) -> None:
