@@ -285,7 +285,6 @@ def _tables() -> Iterator[str]:
     yield from _of_module(schema)
     for name, made, about in (
         ("embeddings", schema.embeddings_schema(7), "A unit-length vector of D numbers for each distinct image of a piece."),
-        ("routed", schema.routed_schema(7, also_dim=11), str(schema.routed_schema.__doc__)),
     ):  # fmt: skip
         yield from _schema(name, made, about)
     yield from _of_module(aesthetic_scores)

@@ -153,21 +153,6 @@ def embeddings_schema(dim: int) -> pa.Schema:
     return _table("embeddings", [_required("image_id", IMAGE_ID), _required("vector", vector)])
 
 
-def routed_schema(dim: int, *, also_dim: int | None = None) -> pa.Schema:
-    """Schema of routed vectors: a row for the home of each image and for every cell that it visits; `visits` is listed at home alone.
-
-    Vectors are the bytes of their fp16 numbers: nobody but the engine reads these files, and so they are written and read eight times as fast.
-    """
-    fields = [
-        _required("image_id", IMAGE_ID),
-        _required("cell", pa.int32()),
-        _required("home", pa.int32()),
-        _required("visits", pa.list_(pa.field("item", pa.int32(), nullable=False))),
-        _required("vector", pa.binary(2 * dim)),
-    ]
-    return _table("routed", [*fields, *([] if also_dim is None else [_required("also", pa.binary(2 * also_dim))])])
-
-
 def check_version(schema: pa.Schema, *, where: str) -> None:
     """Raise DataError unless the file's schema says that it was written by this schema version."""
     found = (schema.metadata or {}).get(_VERSION_KEY)

@@ -57,7 +57,7 @@ def cut_blocks(
         if size:
             found[piece] = None if size == len(counts) else np.packbits(counts), size
     blocks = [_block({piece: found.pop(piece) for piece in pieces if piece in found}) for pieces in like]
-    bounds = _even_bounds(np.cumsum([size for _, size in found.values()], dtype=np.int64), block_rows)
+    bounds = even_bounds(np.cumsum([size for _, size in found.values()], dtype=np.int64), block_rows)
     left = list(found.items())
     blocks += [_block(dict(left[first:last])) for first, last in itertools.pairwise(bounds)]
     return [block for block in blocks if block.num_rows]
@@ -71,7 +71,7 @@ def _block(found: dict[PieceRef, tuple[NDArray[np.uint8] | None, int]]) -> Block
     )
 
 
-def _even_bounds(ends_P: NDArray[np.int64], block_rows: int) -> list[int]:
+def even_bounds(ends_P: NDArray[np.int64], block_rows: int) -> list[int]:
     """Where blocks begin and end, for P pieces whose rows end at `ends_P`."""
     bounds = [0]
     while bounds[-1] < len(ends_P):

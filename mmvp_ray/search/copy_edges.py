@@ -25,7 +25,7 @@ from mmvp_ray.search.decide import exact_cosines
 from mmvp_ray.search.fitting import settle_cells
 from mmvp_ray.search.kernel import propose_pairs
 from mmvp_ray.search.meet import cell_blocks
-from mmvp_ray.search.route import RoutedRows, read_group
+from mmvp_ray.search.route import Routed, RoutedRows, read_group
 from mmvp_ray.search.space import Space
 from mmvp_ray.search.table import record_batches
 from mmvp_ray.store import DONE, Store, done_names, id_array, id_keys, id_matrix, write_marker, write_table
@@ -41,11 +41,11 @@ class CopyTask:
     """Groups of cells, or two bundles of the files of a large one, to be searched for copies. Light and picklable."""
 
     store: Store
-    routed: str
     folder: str
     part: str
-    first: tuple[routing.Slice, ...]
-    second: tuple[routing.Slice, ...] | None
+    group: int
+    first: routing.Files
+    second: routing.Files | None
     near_at_least: float
     also_at_least: float
     device: str
@@ -84,37 +84,48 @@ def find_copy_edges(
     fitted = settle_cells(store, census, near, SearchConfig(), {}, device=device, session=session)
     delta = provable_delta(np.nextafter(near_at_least, -1.0))
     key = routing.routing_key(fitted, delta, device)
-    routed = storage.join(folder, "routed", key)
-    files = routing.route_census(store, census, near, fitted, delta, routed, device=device, session=session, also=also)
-    max_rows = routing.max_part_rows(device, 2 * (near.dim + also.dim))
-    parts = [(f"{key}-{name}", *bundles) for name, *bundles in routing.cut_parts(files, max_rows=max_rows)]
+    routed = routing.route_census(
+        store,
+        census,
+        near,
+        fitted,
+        delta,
+        storage.join(folder, "routed", key),
+        device=device,
+        session=session,
+        also=also,
+    )
+    parts = [
+        (f"{key}-{name}", group, first, second) for name, group, first, second in routing.cut_parts(routed, device)
+    ]
     done = set(done_names(folder))
     tasks = [
         CopyTask(
             store=store,
-            routed=routed,
             folder=folder,
             part=name,
+            group=group,
             first=first,
             second=second,
             near_at_least=near_at_least,
             also_at_least=also_at_least,
             device=device,
         )
-        for name, first, second in parts
+        for name, group, first, second in parts
         if name not in done
     ]
-    for num_edges in session.run_tasks(search_part, tasks, num_gpus=1.0 if device == "cuda" else 0.0):
+    shared = [session.share(routed)] if tasks else []
+    for num_edges in session.run_tasks(search_part, tasks, num_gpus=1.0 if device == "cuda" else 0.0, shared=shared):
         on_part(num_edges)
-    for name, _, _ in parts:
+    for name, *_ in parts:
         for batch in record_batches(storage.join(folder, f"{name}.parquet")):
             yield id_matrix(batch.column("image_id")), id_matrix(batch.column("group_id"))
 
 
-def search_part(task: CopyTask) -> int:
+def search_part(task: CopyTask, routed: Routed) -> int:
     """Write the groups of copies within one part, each image with the smallest id of its group; gives their number of images."""
-    first = read_group(task.routed, task.first)
-    second = None if task.second is None else read_group(task.routed, task.second)
+    first = read_group(routed, task.group, *task.first)
+    second = None if task.second is None else read_group(routed, task.group, *task.second)
     keys_M, group_M = link_copies(
         first, second, near_at_least=task.near_at_least, also_at_least=task.also_at_least, device=task.device
     )

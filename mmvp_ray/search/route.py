@@ -1,28 +1,34 @@
 """Routing: every image's vector is written once for its home and once for each cell that it visits, sorted by groups of cells.
 
-    routed/<space>/<key>/<block>.parquet     one row group for each group of cells that got something, marker with their sizes beside it
+    routed/<space>/<table>/<key>/<block>.bin     G + 1 offsets (int64) of the slices of G groups, then the slices
 
-The files are a barrier that a restarted run finds: the join of a group reads one row group of each file.
+A slice is its number of rows and the CRC-32 of what follows (int64 each), the rows (`row_type`), and the cells that they visit (int32). The
+files are a barrier that a restarted run finds: the join of a group reads one range of each file (docs/decisions/0018).
 """
 
 from __future__ import annotations
 
+import itertools
+import zlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mmvp_ray import retries, storage
-from mmvp_ray.schema import check_version, routed_schema
+from mmvp_ray import storage
+from mmvp_ray.errors import DataError
 from mmvp_ray.search.blocks import Block, load_block, load_vectors
 from mmvp_ray.search.cells import Cells
+from mmvp_ray.search.census import NUM_READING_THREADS
 from mmvp_ray.search.space import Space
-from mmvp_ray.store import DONE, Store, id_array, id_matrix, read_marker, write_marker, write_written
+from mmvp_ray.store import DONE, Store, read_marker, write_marker, write_whole
 
-# Shapes: N images of a block, D numbers in a vector, K cells, R routed rows, V visits.
+# Shapes: N images of a block, D numbers in a vector, K cells, G groups, F files, R routed rows, V visits.
+
+BIN = ".bin"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +71,7 @@ class RoutedRows:
 
 
 def route_block(task: RouteTask, cells: Cells, group_K: NDArray[np.int32]) -> None:
-    """Write the routed rows of one block, one row group for each group of cells.
+    """Write the routed rows of one block, a slice for each group of cells; then the marker.
 
     Args:
         task: The block.
@@ -83,121 +89,137 @@ def route_block(task: RouteTask, cells: Cells, group_K: NDArray[np.int32]) -> No
     row_R, cell_R, is_visit_R = row_R[order], cell_R[order], is_visit_R[order]
     counts_N = np.bincount(visits.row_V, minlength=len(ids_N16))
     starts_N = np.concatenate([[0], np.cumsum(counts_N)])
-    groups, firsts = np.unique(group_K[cell_R], return_index=True)
-    lasts = [*firsts[1:].tolist(), len(row_R)]
-    schema = routed_schema(task.space.dim, also_dim=None if task.also is None else task.also.dim)
-    sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, schema, use_dictionary=False, write_statistics=False, compression="none") as writer:
-        for first, last in zip(firsts.tolist(), lasts, strict=True):
-            rows = row_R[first:last]
-            listed = np.where(is_visit_R[first:last], 0, counts_N[rows])
-            cells_listed = np.concatenate(
-                [
-                    np.empty(0, dtype=np.int32),
-                    *(
-                        visits.cell_V[starts_N[row] : starts_N[row] + count]
-                        for row, count in zip(rows, listed, strict=True)
-                        if count
-                    ),
-                ]
-            )
-            columns = [
-                id_array(ids_N16[rows]),
-                pa.array(cell_R[first:last]),
-                pa.array(visits.home_N[rows]),
-                pa.ListArray.from_arrays(
-                    np.concatenate([[0], np.cumsum(listed)]).astype(np.int32), pa.array(cells_listed)
-                ).cast(schema.field("visits").type),
-                _vector_array(vectors_ND[rows]),
-            ]
-            if also_NE is not None:
-                columns.append(_vector_array(also_NE[rows]))
-            writer.write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=max(1, len(rows)))
-    entry = write_written(task.store, storage.join(task.folder, f"{task.name}.parquet"), sink.getvalue(), len(row_R))
+    kind = row_type(task.space.dim, None if task.also is None else task.also.dim)
+    ends_G = np.cumsum(np.bincount(group_K[cell_R], minlength=num_groups(group_K)))
+    slices = []
+    for first, last in itertools.pairwise([0, *ends_G.tolist()]):
+        rows = row_R[first:last]
+        routed_R = np.empty(len(rows), dtype=kind)
+        routed_R["id"], routed_R["vector"] = ids_N16[rows], vectors_ND[rows]
+        routed_R["cell"], routed_R["home"] = cell_R[first:last], visits.home_N[rows]
+        routed_R["num_visits"] = np.where(is_visit_R[first:last], 0, counts_N[rows])
+        if also_NE is not None:
+            routed_R["also"] = also_NE[rows]
+        listed = [
+            visits.cell_V[starts_N[row] : starts_N[row] + count]
+            for row, count in zip(rows, routed_R["num_visits"], strict=True)
+            if count
+        ]
+        data = routed_R.tobytes() + np.concatenate([np.empty(0, dtype="<i4"), *listed]).astype("<i4").tobytes()
+        slices.append(np.array([len(rows), zlib.crc32(data)], dtype="<i8").tobytes() + data if len(rows) else b"")
+    starts = np.cumsum([8 * (len(slices) + 1), *(len(data) for data in slices)], dtype="<i8")
+    data = b"".join([starts.tobytes(), *slices])
+    entry = write_whole(task.store, storage.join(task.folder, task.name + BIN), data, len(row_R))
     write_marker(
         storage.join(task.folder, task.name + DONE),
         files=[entry],
-        groups=groups.tolist(),
-        num_rows=[last - first for first, last in zip(firsts.tolist(), lasts, strict=True)],
         num_visits=len(visits.row_V),
         num_homes=len(at_home),
     )
 
 
-def _vector_array(vectors_RD: NDArray[np.float16]) -> pa.Array:
-    kind = pa.binary(vectors_RD.shape[1] * vectors_RD.itemsize)
-    return pa.Array.from_buffers(kind, len(vectors_RD), [None, pa.py_buffer(vectors_RD)])
+def num_groups(group_K: NDArray[np.int32]) -> int:
+    """Groups that cells were packed into."""
+    return int(group_K.max(initial=0)) + 1
+
+
+def row_type(dim: int, also_dim: int | None) -> np.dtype[np.void]:
+    """A routed row; `num_visits` counts the cells that are listed for it, none for a visitor."""
+    fields: list[Any] = [("id", "u1", (16,)), ("cell", "<i4"), ("home", "<i4"), ("num_visits", "<i4")]
+    fields += [("vector", "<f2", (dim,)), *([] if also_dim is None else [("also", "<f2", (also_dim,))])]
+    return np.dtype(fields)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RoutedFile:
-    """What a routed file holds of each group.
+class Routed:
+    """A routed census: its files, those of images that take part in their first join before the others.
 
     Attributes:
-        name: Of the file.
-        is_new: Whether its images take part in their first join.
-        groups: Group to (row group, rows).
+        folder: Of the files.
+        names: Of the files.
+        num_new: How many of them hold images that take part in their first join.
+        dim: Numbers in a vector.
+        also_dim: Numbers in a vector of the other space; None without.
+        starts_FG: Where the slice of each group begins in each file, and where the last one ends: (F, G + 1) int64.
         num_homes: Images at home in some cell.
         num_visits: Visits.
     """
 
-    name: str
-    is_new: bool
-    groups: dict[int, tuple[int, int]]
+    folder: str
+    names: tuple[str, ...]
+    num_new: int
+    dim: int
+    also_dim: int | None
+    starts_FG: NDArray[np.int64]
     num_homes: int
     num_visits: int
 
 
-def read_routed_marker(folder: str, name: str, *, is_new: bool) -> RoutedFile:
-    """What one routed file holds, from its marker."""
-    _, facts = read_marker(storage.join(folder, name + DONE))
-    sizes = zip(facts["groups"], facts["num_rows"], strict=True)
-    return RoutedFile(
-        name=name,
-        is_new=is_new,
-        groups={group: (index, num_rows) for index, (group, num_rows) in enumerate(sizes)},
-        num_homes=facts["num_homes"],
-        num_visits=facts["num_visits"],
-    )
-
-
-def read_group(folder: str, slices: Sequence[tuple[str, int, bool]]) -> RoutedRows:
-    """The rows of one group from some files, at least one.
+def open_routed(folder: str, names: Sequence[str], *, num_new: int, space: Space, also: Space | None) -> Routed:
+    """What the routed files of a census hold, from their markers and their offsets.
 
     Args:
-        folder: Of the routed files.
-        slices: (name of the file, row group in it, whether its images are new).
+        folder: Of the files.
+        names: Those of new images first.
+        num_new: How many these are.
+        space: Whose vectors they hold.
+        also: Whose vectors they hold too.
     """
-    tables = [_read_row_group(storage.join(folder, f"{name}.parquet"), index) for name, index, _ in slices]
-    visits = [table.column("visits").combine_chunks() for table in tables]
-    lengths = np.concatenate([one.value_lengths().to_numpy(zero_copy_only=False) for one in visits])
-    return RoutedRows(
-        ids_R16=np.concatenate([id_matrix(table.column("image_id")) for table in tables]),
-        cell_R=np.concatenate([table.column("cell").to_numpy() for table in tables]),
-        home_R=np.concatenate([table.column("home").to_numpy() for table in tables]),
-        is_new_R=np.repeat([is_new for _, _, is_new in slices], [table.num_rows for table in tables]),
-        vectors_RD=np.concatenate([_vectors(table, "vector") for table in tables]),
-        also_RE=np.concatenate([_vectors(table, "also") for table in tables])
-        if "also" in tables[0].column_names
-        else None,
-        visit_starts_R=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        visits_V=np.concatenate([one.flatten().to_numpy(zero_copy_only=False) for one in visits]),
+
+    def look(name: str) -> tuple[NDArray[np.int64], int, int]:
+        _, facts = read_marker(storage.join(folder, name + DONE))
+        uri = storage.join(folder, name + BIN)
+        size = int(np.frombuffer(storage.read_bytes(uri, start=0, end=8), dtype="<i8")[0])
+        starts_G = np.frombuffer(storage.read_bytes(uri, start=0, end=size), dtype="<i8")
+        return starts_G, facts["num_homes"], facts["num_visits"]
+
+    with ThreadPoolExecutor(NUM_READING_THREADS) as pool:
+        found = list(pool.map(look, names))
+    return Routed(
+        folder=folder,
+        names=tuple(names),
+        num_new=num_new,
+        dim=space.dim,
+        also_dim=None if also is None else also.dim,
+        starts_FG=np.stack([starts_G for starts_G, _, _ in found]) if found else np.zeros((0, 1), dtype=np.int64),
+        num_homes=sum(num_homes for _, num_homes, _ in found),
+        num_visits=sum(num_visits for _, _, num_visits in found),
     )
 
 
-def _vectors(table: pa.Table, name: str) -> NDArray[np.float16]:
-    column = table.column(name).combine_chunks()
-    dim = column.type.byte_width // 2
-    numbers = np.frombuffer(column.buffers()[1], dtype=np.float16)
-    return numbers[column.offset * dim : (column.offset + len(column)) * dim].reshape(-1, dim)
+def read_group(routed: Routed, group: int, first: int, last: int) -> RoutedRows:
+    """The rows of one group from the files [first, last), at least one of which has some.
 
+    Raises:
+        DataError: a file is missing, or holds other bytes than when its offsets were read.
+    """
+    starts_F, ends_F = routed.starts_FG[first:last, group].tolist(), routed.starts_FG[first:last, group + 1].tolist()
+    kind = row_type(routed.dim, routed.also_dim)
 
-def _read_row_group(uri: str, index: int) -> pa.Table:
-    def read() -> pa.Table:
-        system, path = storage.file_system(uri)
-        with system.open(path, "rb") as file:
-            parquet = pq.ParquetFile(file)
-            check_version(parquet.schema_arrow, where=uri)
-            return parquet.read_row_group(index, use_threads=False)
+    def read(file: int) -> tuple[NDArray[np.void], NDArray[np.int32]]:
+        start, end = starts_F[file - first], ends_F[file - first]
+        uri = storage.join(routed.folder, routed.names[file] + BIN)
+        data = storage.read_bytes(uri, start=start, end=end)
+        num_rows, crc = np.frombuffer(data, dtype="<i8", count=2).tolist() if len(data) >= 16 else (0, -1)
+        if zlib.crc32(data[16:]) != crc:
+            raise DataError(
+                f"expected the bytes {start} to {end} of {uri} as they were written, found others; remove {routed.folder}, it is made again"
+            )
+        rows_R = np.frombuffer(data, dtype=kind, count=num_rows, offset=16)
+        return rows_R, np.frombuffer(data, dtype="<i4", offset=16 + rows_R.nbytes)
 
-    return retries.with_retries("reading", uri, read)
+    files = [file for file in range(first, last) if starts_F[file - first] < ends_F[file - first]]
+    with ThreadPoolExecutor(NUM_READING_THREADS) as pool:
+        found = list(pool.map(read, files))
+    rows = [rows_R for rows_R, _ in found]
+    num_visits_R = np.concatenate([rows_R["num_visits"] for rows_R in rows])
+    return RoutedRows(
+        ids_R16=np.concatenate([rows_R["id"] for rows_R in rows]),
+        cell_R=np.concatenate([rows_R["cell"] for rows_R in rows]),
+        home_R=np.concatenate([rows_R["home"] for rows_R in rows]),
+        is_new_R=np.repeat([file < routed.num_new for file in files], [len(rows_R) for rows_R in rows]),
+        vectors_RD=np.concatenate([rows_R["vector"] for rows_R in rows]),
+        also_RE=None if routed.also_dim is None else np.concatenate([rows_R["also"] for rows_R in rows]),
+        visit_starts_R=np.concatenate([[0], np.cumsum(num_visits_R, dtype=np.int64)]),
+        visits_V=np.concatenate([visits_V for _, visits_V in found]),
+    )

@@ -18,7 +18,7 @@ from mmvp_ray.search.census import Census
 from mmvp_ray.search.config import SearchConfig
 from mmvp_ray.search.fitting import has_cells, settle_cells
 from mmvp_ray.search.meet import meet
-from mmvp_ray.search.route import read_group
+from mmvp_ray.search.route import Routed, read_group
 from mmvp_ray.search.space import Space
 from mmvp_ray.search.table import Joined, join_once, write_near_part
 from mmvp_ray.store import Store, done_names
@@ -30,10 +30,10 @@ class MeetTask:
 
     store: Store
     folder: str
-    routed: str
     part: str
-    first: tuple[routing.Slice, ...]
-    second: tuple[routing.Slice, ...] | None
+    group: int
+    first: routing.Files
+    second: routing.Files | None
     floor: float
     device: str
 
@@ -119,22 +119,22 @@ def _join(
         session=session,
     )
     key = routing.routing_key(fitted, delta.delta, device)
-    routed = storage.join(scratch, key)
-    files = routing.route_census(store, census, space, fitted, delta.delta, routed, device=device, session=session)
+    routed = routing.route_census(
+        store, census, space, fitted, delta.delta, storage.join(scratch, key), device=device, session=session
+    )
     tasks = [
         MeetTask(
             store=store,
             folder=folder,
-            routed=routed,
             part=f"{key}-{name}",
+            group=group,
             first=first,
             second=second,
             floor=floor,
             device=device,
         )
-        for name, first, second in routing.cut_parts(files, max_rows=routing.max_part_rows(device, 2 * space.dim))
+        for name, group, first, second in routing.cut_parts(routed, device)
     ]
-    num_homes, num_visits = sum(file.num_homes for file in files), sum(file.num_visits for file in files)
     facts = {
         **fitted.facts,
         "delta": delta.delta,
@@ -143,19 +143,20 @@ def _join(
         "calibration_missed": delta.num_missed,
         "calibration_largest_needed": delta.largest_needed,
         "provable_delta": provable_delta(floor),
-        "visits_per_image": round(num_visits / max(1, num_homes), 4),
+        "visits_per_image": round(routed.num_visits / max(1, routed.num_homes), 4),
     }
     done = set(done_names(folder))
     left = [task for task in tasks if task.part not in done]
-    for num_compared in session.run_tasks(meet_part, left, num_gpus=1.0 if device == "cuda" else 0.0):
+    shared = [session.share(routed)] if left else []
+    for num_compared in session.run_tasks(meet_part, left, num_gpus=1.0 if device == "cuda" else 0.0, shared=shared):
         on_part(num_compared)
     return [task.part for task in tasks], facts
 
 
-def meet_part(task: MeetTask) -> int:
+def meet_part(task: MeetTask, routed: Routed) -> int:
     """Write the pairs that meet in one group of cells; gives the number of pairs compared."""
-    first = read_group(task.routed, task.first)
-    second = None if task.second is None else read_group(task.routed, task.second)
+    first = read_group(routed, task.group, *task.first)
+    second = None if task.second is None else read_group(routed, task.group, *task.second)
     met = meet(first, second, task.floor, device=task.device)
     other = first if second is None else second
     write_near_part(

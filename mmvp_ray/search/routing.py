@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import itertools
+import math
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmvp_ray.cluster import Session
 from mmvp_ray.config import fingerprint
-from mmvp_ray.search.blocks import cut_blocks
+from mmvp_ray.search.blocks import cut_blocks, even_bounds
 from mmvp_ray.search.census import Census
 from mmvp_ray.search.fitting import Fitted
-from mmvp_ray.search.route import RoutedFile, RouteTask, read_routed_marker, route_block
+from mmvp_ray.search.route import Routed, RouteTask, open_routed, route_block, row_type
 from mmvp_ray.search.space import Space
 from mmvp_ray.store import Store, done_names
 
-# Shapes: K cells.
+# Shapes: K cells, F files.
 
 ROUTED_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
 """Routed vectors of one file, about: what a routing task holds."""
@@ -26,8 +28,12 @@ GROUP_BYTES = {"cpu": 48 << 20, "cuda": 1 << 30}
 GROUP_COMPARISONS = {"cpu": 2e9, "cuda": 4e12}
 """Pairs that one join task compares, about: half a minute of work."""
 
-Slice = tuple[str, int, bool]
-"""A group in one routed file: the file's name, its row group, whether its images are new."""
+FILE_GROWTH_BYTES = 64 << 10
+"""A file is at least the square root of this times all routed bytes: beyond some 1e7 images the number of files, of each of which the join
+of a group reads a range, grows with the square root of the corpus too."""
+
+Files = tuple[int, int]
+"""A range of routed files, [first, last)."""
 
 
 def routing_key(fitted: Fitted, delta: float, device: str) -> str:
@@ -35,9 +41,9 @@ def routing_key(fitted: Fitted, delta: float, device: str) -> str:
 
     Files and parts carry them in their paths, so that an attempt with other settings takes none of them for its own.
     """
-    sizes = [ROUTED_BYTES[device], GROUP_BYTES[device], GROUP_COMPARISONS[device]]
+    sizes = [ROUTED_BYTES[device], GROUP_BYTES[device], GROUP_COMPARISONS[device], FILE_GROWTH_BYTES]
     # The cells themselves: those of a key may be removed between runs, and fitted again on another machine.
-    cells = hashlib.sha256(np.ascontiguousarray(fitted.cells.centroids_KD)).hexdigest()
+    cells = hashlib.sha256(fitted.cells.centroids_KD.tobytes()).hexdigest()
     return fingerprint([cells, delta, device, sizes])
 
 
@@ -52,8 +58,8 @@ def route_census(
     device: str,
     session: Session,
     also: Space | None = None,
-) -> list[RoutedFile]:
-    """Write the routed files of a census, those that lack their marker; and what each holds.
+) -> Routed:
+    """Write the routed files of a census, those that lack their marker; and what they hold.
 
     Args:
         store: Holds the vectors.
@@ -67,7 +73,7 @@ def route_census(
         also: A space whose vectors travel with the others.
     """
     cells = fitted.cells
-    row_bytes = 2 * (space.dim + (also.dim if also else 0))
+    row_bytes = row_type(space.dim, also.dim if also else None).itemsize
     sample = cells.visits(fitted.sample_SD, delta)
     scale = census.num_images / max(1, len(sample.home_N))
     homes_K = np.bincount(sample.home_N[sample.home_N >= 0], minlength=len(cells)) * scale
@@ -76,7 +82,9 @@ def route_census(
         homes_K, visits_K, max_rows=GROUP_BYTES[device] / row_bytes, max_comparisons=GROUP_COMPARISONS[device]
     )
     visits_per_image = visits_K.sum() / max(1.0, homes_K.sum())
-    rows = max(2048, int(ROUTED_BYTES[device] / (row_bytes * (1.0 + visits_per_image))))
+    image_bytes = row_bytes * (1.0 + visits_per_image)
+    file_bytes = max(ROUTED_BYTES[device], math.sqrt(FILE_GROWTH_BYTES * image_bytes * census.num_images))
+    rows = max(2048, int(file_bytes / image_bytes))
     named = [(f"new-{i:06d}", block, True) for i, block in enumerate(cut_blocks(census, rows, "new"))]
     named += [(f"old-{i:06d}", block, False) for i, block in enumerate(cut_blocks(census, rows, "old"))]
     done = set(done_names(folder))
@@ -90,7 +98,8 @@ def route_census(
     shared = [session.share(cells), session.share(group_K)] if tasks else []
     for _ in session.run_tasks(route_block, tasks, num_gpus=1.0 if device == "cuda" else 0.0, shared=shared):
         pass
-    return [read_routed_marker(folder, name, is_new=is_new) for name, _, is_new in named]
+    num_new = sum(is_new for _, _, is_new in named)
+    return open_routed(folder, [name for name, _, _ in named], num_new=num_new, space=space, also=also)
 
 
 def pack_cells(
@@ -117,37 +126,28 @@ def pack_cells(
     return group_K
 
 
-def max_part_rows(device: str, row_bytes: int) -> int:
-    """Rows that one part may hold: half as much again as a group is planned for."""
-    return int(1.5 * GROUP_BYTES[device] / row_bytes)
-
-
-def cut_parts(
-    files: Sequence[RoutedFile], *, max_rows: int
-) -> Iterator[tuple[str, tuple[Slice, ...], tuple[Slice, ...] | None]]:
+def cut_parts(routed: Routed, device: str) -> Iterator[tuple[str, int, Files, Files | None]]:
     """The parts of a join: a group each, or the pairs of bundles of files of one that turned out too large; none without a new image.
 
     Args:
-        files: What the routed files hold.
-        max_rows: Rows that one part may hold.
+        routed: The files.
+        device: "cuda" or "cpu": a part holds half as much again as a group is planned for, at most.
 
     Yields:
-        Name, slices of the first bundle, slices of the second or None for the first with itself.
+        Name, group, files of the first bundle, files of the second or None for the first with itself.
     """
-    for group in sorted({group for file in files for group in file.groups}):
-        slices = [(file.name, *file.groups[group], file.is_new) for file in files if group in file.groups]
-        is_large = sum(num_rows for _, _, num_rows, _ in slices) > max_rows
-        bundles: list[list[Slice]] = []
-        rows = 0
-        for name, index, num_rows, is_new in slices:
-            if not bundles or rows + num_rows > (max_rows // 2 if is_large else max_rows):
-                bundles.append([])
-                rows = 0
-            bundles[-1].append((name, index, is_new))
-            rows += num_rows
-        for i, first in enumerate(bundles):
+    max_bytes = int(1.5 * GROUP_BYTES[device])
+    for group in range(routed.starts_FG.shape[1] - 1):
+        sizes_F = routed.starts_FG[:, group + 1] - routed.starts_FG[:, group]
+        files = np.flatnonzero(sizes_F).tolist()
+        if not files or files[0] >= routed.num_new:
+            continue
+        ends_F = np.cumsum(sizes_F[files])
+        bounds = [0, len(files)] if ends_F[-1] <= max_bytes else even_bounds(ends_F, max_bytes // 2)
+        bundles = [(files[first], files[last - 1] + 1) for first, last in itertools.pairwise(bounds)]
+        # Files of new images come first: of two bundles the first has one if the second has.
+        num_new = sum(first < routed.num_new for first, _ in bundles)
+        for i in range(num_new):
             for j in range(i, len(bundles)):
-                second = bundles[j] if j > i else []
-                if any(is_new for _, _, is_new in [*first, *second]):
-                    name = f"g{group:06d}" + ("" if len(bundles) == 1 else f"-{i:04d}-{j:04d}")
-                    yield name, tuple(first), tuple(second) if second else None
+                name = f"g{group:06d}" + ("" if len(bundles) == 1 else f"-{i:04d}-{j:04d}")
+                yield name, group, bundles[i], bundles[j] if j > i else None

@@ -31,7 +31,7 @@ from mmvp_ray.store.tables import (
     read_embeddings,
     read_table,
     write_table,
-    write_written,
+    write_whole,
 )
 from mmvp_ray.store.takedown import TakedownResult, apply_takedown
 from mmvp_ray.store.takedown_record import Refusals, is_applied, read_record, read_takedown_list, refusals
@@ -71,5 +71,5 @@ __all__ = [
     "verify",
     "write_marker",
     "write_table",
-    "write_written",
+    "write_whole",
 ]

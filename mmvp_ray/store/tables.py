@@ -33,12 +33,11 @@ def write_table(store: Store, uri: str, table: pa.Table) -> FileEntry:
         else {"compression": "zstd"}
     )
     pq.write_table(table, sink, **options)
-    return write_written(store, uri, sink.getvalue(), table.num_rows)
+    return write_whole(store, uri, sink.getvalue().to_pybytes(), table.num_rows)
 
 
-def write_written(store: Store, uri: str, parquet: pa.Buffer, num_rows: int) -> FileEntry:
-    """Write a Parquet file that was made in memory to `uri`, atomically, and describe it for its marker."""
-    data = parquet.to_pybytes()
+def write_whole(store: Store, uri: str, data: bytes, num_rows: int) -> FileEntry:
+    """Write a file that was made in memory to `uri`, atomically, and describe it for its marker."""
     storage.write_bytes(uri, data)
     return FileEntry(
         path=store.relative(uri),

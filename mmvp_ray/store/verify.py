@@ -89,6 +89,8 @@ def _problems(store: Store, entry: FileEntry, taken_M: NDArray[np.bytes_]) -> It
         if hashlib.sha256(data).hexdigest() != entry.sha256:
             yield f"expected SHA-256 {entry.sha256[:12]} and {entry.num_bytes} bytes, found other content ({len(data)} bytes) in {uri}"
             return
+        if not uri.endswith(".parquet"):
+            return
         parquet = pq.ParquetFile(pa.BufferReader(data))
         check_version(parquet.schema_arrow, where=uri)
         if parquet.metadata.num_rows != entry.num_rows:

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmvp_ray.search.blocks import _even_bounds, spread_vectors
+from mmvp_ray.search.blocks import even_bounds, spread_vectors
 from mmvp_ray.search.exact import num_blocks
 from mmvp_ray.store import open_store
 from tests.unit.search_worlds import NEAR, clustered, fill
@@ -17,7 +17,7 @@ from tests.unit.search_worlds import NEAR, clustered, fill
 
 @given(st.lists(st.integers(1, 50), max_size=60), st.integers(1, 200))
 def test_bounds_cover_all_pieces_within_the_limit_in_as_few_blocks_as_can_be(sizes: list[int], block_rows: int) -> None:
-    bounds = _even_bounds(np.cumsum(sizes, dtype=np.int64), block_rows)
+    bounds = even_bounds(np.cumsum(sizes, dtype=np.int64), block_rows)
 
     assert bounds[0] == 0 and bounds[-1] == len(sizes)
     for first, last in itertools.pairwise(bounds):
@@ -47,7 +47,7 @@ def test_a_spread_of_vectors_comes_from_all_over(tmp_path: Path) -> None:
 
 def test_the_last_block_is_no_crumb() -> None:
     # 24 pieces of 2,048 images and one of 848, four blocks' room for each: filled one after the other, the fourth gets 6,992.
-    sizes = np.diff(_even_bounds(np.cumsum([2048] * 24 + [848]), 14_548))
+    sizes = np.diff(even_bounds(np.cumsum([2048] * 24 + [848]), 14_548))
 
     assert sizes.tolist() in ([6, 6, 6, 7], [6, 6, 7, 6], [6, 7, 6, 6], [7, 6, 6, 6])
 

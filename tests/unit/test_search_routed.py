@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 
 from mmvp_ray import storage
 from mmvp_ray.cluster import Inline
+from mmvp_ray.errors import DataError
 from mmvp_ray.search import SearchConfig, anchors, choose_method, exact, find_near_pairs, kernel, routed, routing
 from mmvp_ray.search.cells import Cells
 from mmvp_ray.search.meet import meet
 from mmvp_ray.search.principal_axes import axes_along
-from mmvp_ray.search.route import RoutedRows
+from mmvp_ray.search.route import Routed, RoutedRows, row_type
 from mmvp_ray.search.table import record_batches
-from mmvp_ray.store import Store, id_matrix, open_store
+from mmvp_ray.store import Store, id_matrix, open_store, verify
 from tests.unit.search_worlds import NEAR, Found, brute_force, clustered, fill, unit
 
 PROVABLE = SearchConfig(engine="routed", provable=True, num_cells=12)
@@ -150,6 +151,97 @@ def test_a_giant_group_is_joined_in_bundles(tmp_path: Path, monkeypatch: pytest.
 
 
 _cut = routing.cut_blocks
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 5), min_size=3, max_size=3), min_size=1, max_size=12),
+    st.integers(0, 12),
+    st.integers(1, 12),
+)
+def test_parts_hold_each_pair_of_slices_with_a_new_image_once(
+    sizes: list[list[int]], num_new: int, max_bytes: int
+) -> None:
+    num_new = min(num_new, len(sizes))
+    starts_FG = np.cumsum([[32, *row] for row in sizes], axis=1)
+    files = Routed(
+        folder="",
+        names=("",) * len(sizes),
+        num_new=num_new,
+        dim=1,
+        also_dim=None,
+        starts_FG=starts_FG,
+        num_homes=0,
+        num_visits=0,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(routing, "GROUP_BYTES", {"cpu": max_bytes / 1.5})
+        parts = list(routing.cut_parts(files, "cpu"))
+    assert len({name for name, *_ in parts}) == len(parts)
+    met: list[tuple[int, int, int]] = []
+    for _, group, first, second in parts:
+        bundles = [[file for file in range(*bundle) if sizes[file][group]] for bundle in (first, second) if bundle]
+        assert all(bundles)
+        assert all(len(one) == 1 or sum(sizes[file][group] for file in one) <= max_bytes for one in bundles)
+        if second is None:
+            met += [(group, a, b) for a in bundles[0] for b in bundles[0] if a <= b]
+        else:
+            met += [(group, a, b) for a in bundles[0] for b in bundles[1]]
+    assert len(met) == len(set(met))
+    assert set(met) >= {
+        (group, a, b)
+        for group in range(3)
+        for a in range(num_new)
+        for b in range(a, len(sizes))
+        if sizes[a][group] and sizes[b][group]
+    }
+
+
+def test_an_object_store_holds_routed_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids, near, far = clustered(160)
+    store = open_store("memory://routed")
+    try:
+        pieces = fill(store, np.array_split(np.arange(160), 3), ids, near, far)
+        assert_same(near_pairs(store, pieces, PROVABLE, floor=0.8), brute_force(ids, near, 0.8))
+        assert storage.list_folders(store.routed(NEAR.name)) == []
+    finally:
+        storage.remove_folder("memory://routed")
+
+
+def test_rows_that_are_not_what_was_written_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids, near, far = clustered(160)
+    store = open_store(str(tmp_path))
+    pieces = fill(store, np.array_split(np.arange(160), 3), ids, near, far)
+    real = routed.meet_part
+
+    def part(task: Any, files: Routed) -> int:
+        assert verify(store.root).problems == []
+        (path,) = Path(files.folder).glob("*.bin")
+        data = bytearray(path.read_bytes())
+        data[-5] ^= 1
+        path.write_bytes(data)
+        assert "SHA-256" in verify(store.root).problems[0]
+        return real(task, files)
+
+    monkeypatch.setattr(routed, "meet_part", part)
+    with pytest.raises(DataError, match="as they were written, found others"):
+        near_pairs(store, pieces, PROVABLE, floor=0.8)
+
+
+def test_files_grow_with_the_square_root_of_the_corpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ids, near, far = clustered(400)
+    store = open_store(str(tmp_path))
+    pieces = fill(store, np.array_split(np.arange(400), 40), ids, near, far)
+    asked: list[int] = []
+    monkeypatch.setattr(
+        routing, "cut_blocks", lambda census, rows, which: asked.append(rows) or _cut(census, rows, which)
+    )
+    for num_pieces, growth_bytes in ((10, 1 << 48), (40, 1 << 48), (20, 1)):
+        monkeypatch.setattr(routing, "FILE_GROWTH_BYTES", growth_bytes)
+        config = SearchConfig(engine="routed", provable=True, num_cells=1)
+        near_pairs(store, pieces[:num_pieces], config, floor=0.99 + num_pieces / 1e4)
+    # Where the corpus is small, files are as large as ever.
+    assert asked[2] / asked[0] == pytest.approx(2.0, rel=0.01)
+    assert asked[4] == routing.ROUTED_BYTES["cpu"] // row_type(NEAR.dim, None).itemsize
 
 
 def test_calibrated_finds_nearly_all_and_says_what_it_rests_on(tmp_path: Path) -> None:
