@@ -201,7 +201,7 @@ def _is_built_in(name: str) -> bool:
 
 
 def _to_decoded(image: Image.Image) -> Decoded:
-    transpose = _TRANSPOSE_BY_ORIENTATION.get(_orientation(image))
+    transpose = _TRANSPOSE_BY_ORIENTATION.get(orientation(image))
     rgb = _to_rgb(image)
     if transpose is not None:
         rgb = rgb.transpose(transpose)
@@ -210,8 +210,8 @@ def _to_decoded(image: Image.Image) -> Decoded:
     return Decoded(form=form, width_px=rgb.width, height_px=rgb.height)
 
 
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation of a loaded image, 1 (as stored) where it is absent or its block cannot be read."""
+def orientation(image: Image.Image) -> int:
+    """EXIF orientation of an open image, 1 (as stored) where it is absent or its block cannot be read."""
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
     # The pixels are whole even where this block is not; its parser raises as widely as the decoders do.

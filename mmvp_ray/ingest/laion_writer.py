@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import warnings
@@ -12,7 +13,9 @@ from typing import Any
 from PIL import Image
 
 from mmvp_ray.errors import ResourceError
+from mmvp_ray.images.decode import decode, orientation
 from mmvp_ray.images.limits import MAX_PIXELS, MIN_SIDE_PX
+from mmvp_ray.images.reasons import Rejected
 from mmvp_ray.images.sniff import SUPPORTED, sniff
 from mmvp_ray.ingest.fetch_reasons import FetchReason, message
 
@@ -72,12 +75,37 @@ class CheckedResizer:
         if isinstance(found, str):
             return None, None, None, None, None, found
         img_stream.seek(0)
+        if not self._keeps_bytes:
+            upright = _upright(img_stream)
+            if isinstance(upright, Rejected):
+                return None, None, None, None, None, message(FetchReason.CORRUPT, f"{upright.reason}: {upright.detail}")
+            img_stream = upright
         data, width_px, height_px, first_width_px, first_height_px, error = self._inner(img_stream, blurring_bbox_list)
         if error is not None:
             return None, None, None, None, None, message(FetchReason.CORRUPT, error)
         if self._keeps_bytes:
             width_px, height_px = first_width_px, first_height_px = found
         return data, width_px, height_px, first_width_px, first_height_px, None
+
+
+def _upright(stream: Any) -> Any | Rejected:
+    """An image that OpenCV reads as we do: a JPEG as it is unless it is to be turned, everything else decoded to plain pixels."""
+    # OpenCV as img2dataset calls it leaves images on their side, and cuts deeper levels off at 255.
+    data = stream.read()
+    stream.seek(0)
+    if sniff(data) == "JPEG":
+        with Image.open(stream, formats=["JPEG"]) as image:
+            is_upright = orientation(image) == 1
+        stream.seek(0)
+        if is_upright:
+            return stream
+    decoded = decode(data)
+    if isinstance(decoded, Rejected):
+        return decoded
+    plain = io.BytesIO()
+    decoded.image.save(plain, "PPM")
+    plain.seek(0)
+    return plain
 
 
 def header_size_px(stream: Any) -> tuple[int, int] | str:
