@@ -15,7 +15,8 @@ from mmvp_ray.ingest.fetch_reasons import FetchError, FetchReason
 
 CACHE_SECONDS = 300.0
 MAX_CACHED_NAMES = 65_536
-NUM_LOOKUP_THREADS = 32
+NUM_LOOKUP_THREADS = 2_048
+"""Most at a time; made as they are needed. As many as may download (1,024), and again as many that hang in a name that was given up."""
 
 _REFUSED_V4: Final = {
     ipaddress.IPv4Network(network): name
@@ -114,12 +115,13 @@ class Resolver:
         self._lock = threading.Lock()
         self._known: OrderedDict[str, tuple[float, list[str] | FetchError]] = OrderedDict()
         self._pool: concurrent.futures.ThreadPoolExecutor | None = None
+        self._pending: dict[str, concurrent.futures.Future[list[str]]] = {}
 
     def addresses(self, host: str, *, timeout_seconds: float) -> list[str]:
         """The addresses of `host` that may be asked, at least one, in the order of the look-up.
 
         Raises:
-            FetchError: name_not_found, or address_refused where it has only others.
+            FetchError: name_not_found, address_refused where it has only others, or timed_out where too many other look-ups hang.
         """
         now = time.monotonic()
         with self._lock:
@@ -143,9 +145,13 @@ class Resolver:
             self._known.pop(host, None)
 
     def _judged(self, host: str, timeout_seconds: float) -> list[str] | FetchError:
+        future = self._lookup_of(host)
         try:
-            found = list(dict.fromkeys(self._in_time(host, timeout_seconds)))
-        except TimeoutError:
+            found = list(dict.fromkeys(future.result(timeout_seconds)))
+        except (TimeoutError, concurrent.futures.CancelledError):
+            if future.cancel() or future.cancelled():
+                # Not the host's doing.
+                return FetchError(FetchReason.TIMED_OUT, f"{host}: look-ups of other names hang", may_pass=True)
             return FetchError(FetchReason.NAME_NOT_FOUND, f"{host}: no answer in {timeout_seconds:g} s", may_pass=True)
         except (OSError, UnicodeError) as error:
             may_pass = getattr(error, "errno", None) == socket.EAI_AGAIN
@@ -160,10 +166,14 @@ class Resolver:
                 return FetchError(FetchReason.ADDRESS_REFUSED, f"{host} is {address}: {reason}")
         return allowed or FetchError(FetchReason.NAME_NOT_FOUND, f"{host}: no address")
 
-    def _in_time(self, host: str, timeout_seconds: float) -> list[str]:
+    def _lookup_of(self, host: str) -> concurrent.futures.Future[list[str]]:
+        """The look-up of a host that is under way, or a new one: each that hangs holds a thread for half a minute."""
         # getaddrinfo knows no time limit of its own: a thread that hangs in it is left behind.
         with self._lock:
             if self._pool is None:
                 self._pool = concurrent.futures.ThreadPoolExecutor(NUM_LOOKUP_THREADS, thread_name_prefix="lookup")
-            pool = self._pool
-        return pool.submit(self._lookup, host).result(timeout_seconds)
+            future = self._pending.get(host)
+            if future is None or future.done():
+                future = self._pending[host] = self._pool.submit(self._lookup, host)
+                future.add_done_callback(lambda _: self._pending.pop(host, None))
+        return future

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmvp_ray.errors import ConfigError
+from mmvp_ray.ingest import guard
 from mmvp_ray.ingest.fetch_config import OPT_OUT_DIRECTIVES, FetchConfig
 from mmvp_ray.ingest.fetch_reasons import FetchError, FetchReason, message, split_message
 from mmvp_ray.ingest.guard import Resolver, refusal
@@ -158,6 +159,48 @@ def test_lookups_that_may_pass_are_not_remembered_and_those_that_hang_end() -> N
     with pytest.raises(FetchError, match=r"no answer in 0\.01 s"):
         hanging.addresses("a", timeout_seconds=0.01)
     end.set()
+
+
+def test_a_name_that_hangs_takes_one_thread_however_often_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "NUM_LOOKUP_THREADS", 2)
+    end = threading.Event()
+    asked: list[str] = []
+
+    def lookup(host: str) -> list[str]:
+        asked.append(host)
+        if host == "dead":
+            end.wait(60)
+            raise socket.gaierror(socket.EAI_NONAME, "no such name")
+        return ["8.8.8.8"]
+
+    resolver = Resolver(lookup=lookup)
+    for _ in range(3):
+        with pytest.raises(FetchError, match=r"dead: no answer in 0\.01 s"):
+            resolver.addresses("dead", timeout_seconds=0.01)
+    assert resolver.addresses("live", timeout_seconds=20) == ["8.8.8.8"]
+    assert asked == ["dead", "live"]
+    end.set()
+
+
+def test_a_name_whose_look_up_did_not_begin_is_not_called_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "NUM_LOOKUP_THREADS", 1)
+    begun, end = threading.Event(), threading.Event()
+
+    def lookup(host: str) -> list[str]:
+        if host == "dead":
+            begun.set()
+            end.wait(60)
+        return ["8.8.8.8"]
+
+    resolver = Resolver(lookup=lookup)
+    with pytest.raises(FetchError, match="name_not_found"):
+        resolver.addresses("dead", timeout_seconds=0.01)
+    assert begun.wait(20)
+    with pytest.raises(FetchError, match="timed_out: live") as found:
+        resolver.addresses("live", timeout_seconds=0.01)
+    assert found.value.may_pass
+    end.set()
+    assert resolver.addresses("live", timeout_seconds=20) == ["8.8.8.8"]
 
 
 @pytest.mark.parametrize(
