@@ -28,13 +28,13 @@ class FetchConfig:
     backoff_seconds: float = 1.0
     """Pause before the first further attempt; doubled for each one, and varied at random by half."""
     max_retry_after_seconds: float = 60.0
-    """Longest Retry-After that is waited for; a longer one ends the URL as too_many_requests or server_error."""
+    """Longest Retry-After that is waited for; a longer one ends the URL as too_many_requests or server_error, and the host's others are host_given_up for so long."""
     connections_per_host: int = 4
     """Most connections to one host name at a time, in each worker process."""
     delay_per_host_seconds: float = 0.1
     """Shortest time between the beginnings of two requests to one host name, in each worker process."""
     max_host_failures: int = 20
-    """Connections to a host that may fail one after the other; its other URLs are host_given_up for five minutes then."""
+    """Connections to a host that may fail, or be told to wait (429 or 503 with Retry-After), one after the other; its other URLs are host_given_up for five minutes then."""
     allow_private_addresses: bool = False
     """Ask private, loopback, link-local and other special addresses too, at any port. For images in one's own network; a list from the web can then reach it."""
     user_agent_token: str = "mmvp-ray"  # noqa: S105  (no secret)

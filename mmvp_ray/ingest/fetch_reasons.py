@@ -34,7 +34,7 @@ class FetchReason(StrEnum):
     TOO_SLOW = "too_slow"
     """Something came all the time, but not all of it within the total limit."""
     HOST_GIVEN_UP = "host_given_up"
-    """Not asked: too many connections to this host had failed one after the other."""
+    """Not asked: too many connections to this host had failed or been told to wait, one after the other, or it asks for a long wait."""
     TOO_MANY_REDIRECTS = "too_many_redirects"
     """More hops than allowed, a loop included."""
     NOT_FOUND = "not_found"

@@ -15,7 +15,7 @@ MAX_HOSTS = 65_536
 
 
 class _Host:
-    __slots__ = ("next_start", "num_failures", "num_users", "places", "retry_at")
+    __slots__ = ("left_alone_until", "next_start", "num_failures", "num_users", "places", "retry_at")
 
     def __init__(self, num_places: int) -> None:
         self.places = threading.Semaphore(num_places)
@@ -23,6 +23,7 @@ class _Host:
         self.num_failures = 0
         self.next_start = 0.0
         self.retry_at = 0.0
+        self.left_alone_until = 0.0
 
 
 class Hosts:
@@ -71,6 +72,11 @@ class Hosts:
     def _sleep_until(self, host: _Host, name: str) -> None:
         with self._lock:
             now = self._clock()
+            if now < host.left_alone_until:
+                left_seconds = host.left_alone_until - now
+                raise FetchError(
+                    FetchReason.HOST_GIVEN_UP, f"{name}: asks to be left alone for {left_seconds:.0f} s more"
+                )
             if host.num_failures >= self._config.max_host_failures:
                 if now < host.retry_at:
                     raise FetchError(
@@ -83,14 +89,20 @@ class Hosts:
             self._sleep(start - now)
 
     def pause(self, name: str, seconds: float) -> None:
-        """Let nobody ask the host for so long: it said so."""
+        """Let nobody ask the host for so long: it said so. Counts as a failure, or it would hold up as many threads as it has URLs."""
         with self._lock:
             host = self._hosts.get(name)
-            if host is not None:
-                host.next_start = max(host.next_start, self._clock() + seconds)
+            if host is None:
+                return
+            until = self._clock() + seconds
+            if seconds > self._config.max_retry_after_seconds:
+                host.left_alone_until = max(host.left_alone_until, until)
+            else:
+                host.next_start = max(host.next_start, until)
+            self._count_failure(host)
 
     def answered(self, name: str) -> None:
-        """Note that the host answered, whatever it said."""
+        """Note that the host answered, and did not ask for a pause."""
         with self._lock:
             host = self._hosts.get(name)
             if host is not None:
@@ -101,8 +113,11 @@ class Hosts:
         with self._lock:
             host = self._hosts.get(name)
             if host is not None:
-                host.num_failures += 1
-                host.retry_at = self._clock() + GIVEN_UP_SECONDS
+                self._count_failure(host)
+
+    def _count_failure(self, host: _Host) -> None:
+        host.num_failures += 1
+        host.retry_at = self._clock() + GIVEN_UP_SECONDS
 
     def _forget_idle(self, now: float) -> None:
         idle = [name for name, host in self._hosts.items() if not host.num_users and host.next_start <= now]

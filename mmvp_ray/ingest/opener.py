@@ -127,9 +127,13 @@ class GuardedOpener:
                 with _translated(deadline, FetchReason.CONNECTION_LOST):
                     connection.request("GET", target.selector, headers=self._headers())
                     response = connection.getresponse()
-                self._hosts.answered(target.host)
+                asked = _retry_after_seconds(response.headers.get("Retry-After"))
+                if asked and response.status in (429, 503):
+                    self._hosts.pause(target.host, asked)
+                else:
+                    self._hosts.answered(target.host)
                 with _translated(deadline, FetchReason.TRUNCATED):
-                    return self._taken(target, response)
+                    return self._taken(target, response, asked)
             finally:
                 connection.end()
         except FetchError as error:
@@ -149,7 +153,7 @@ class GuardedOpener:
     def _headers(self) -> dict[str, str]:
         return {"User-Agent": self._config.user_agent, "Accept": "image/*,*/*;q=0.5", "Connection": "close"}
 
-    def _taken(self, target: Target, response: http.client.HTTPResponse) -> Fetched | Target:
+    def _taken(self, target: Target, response: http.client.HTTPResponse, asked: float | None) -> Fetched | Target:
         status = response.status
         if status in (200, 203) or status in _REDIRECTS:
             directive = opted_out(
@@ -166,9 +170,6 @@ class GuardedOpener:
             reason = (
                 FetchReason.SERVER_ERROR if status >= 500 else _STATUS_REASONS.get(status, FetchReason.OTHER_STATUS)
             )
-            asked = _retry_after_seconds(response.headers.get("Retry-After"))
-            if asked and status in (429, 503):
-                self._hosts.pause(target.host, min(asked, self._config.max_retry_after_seconds))
             raise FetchError(reason, str(status), may_pass=status in _PASSING, retry_after_seconds=asked)
         return Fetched(target.url, response.headers, read_image(response, max_bytes=self._config.max_bytes))
 

@@ -342,13 +342,14 @@ BEHAVIOURS: dict[str, str | None] = {
 
 
 def test_every_way_to_behave(server: Server, tmp_path: Path) -> None:
-    urls = [server.url + path for path in BEHAVIOURS]
+    # A host that asks for a long wait is left alone: of another name, or none of the others would be asked.
+    hosts = {"/busy/3600": server.url.replace("127.0.0.1", "localhost")}
+    urls = [hosts.get(path, server.url) + path for path in BEHAVIOURS]
     settings = config(tmp_path, urls, filters=LaionFilters(deny_domain=("denied.invalid",)), num_threads=64)
     summary = run(settings)
 
     rows = rows_of(tmp_path / "out")
-    found = {row["url"].removeprefix(server.url): row["reason"] for row in rows}
-    assert found == BEHAVIOURS
+    assert {row["url"]: row["reason"] for row in rows} == dict(zip(urls, BEHAVIOURS.values(), strict=True))
     wanted = Counter(reason for reason in BEHAVIOURS.values() if reason)
     assert summary.counts == wanted
     assert (summary.num_urls, summary.num_images) == (len(BEHAVIOURS), len(BEHAVIOURS) - wanted.total())

@@ -7,13 +7,14 @@ import ipaddress
 import socket
 import threading
 import urllib.request
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mmvp_ray.errors import ConfigError
-from mmvp_ray.ingest import guard
+from mmvp_ray.ingest import guard, opener
 from mmvp_ray.ingest.fetch_config import OPT_OUT_DIRECTIVES, FetchConfig
 from mmvp_ray.ingest.fetch_reasons import FetchError, FetchReason, message, split_message
 from mmvp_ray.ingest.guard import Resolver, refusal
@@ -378,6 +379,76 @@ def test_a_host_is_given_up_for_a_while() -> None:
         hosts.failed("a")
     with hosts.turn("a"):
         pass
+
+
+def test_a_host_that_always_asks_to_wait_is_given_up() -> None:
+    clock = Clock()
+    hosts = Hosts(FetchConfig(max_host_failures=3, delay_per_host_seconds=0.0), clock=clock, sleep=clock.sleep)
+    for _ in range(3):
+        with hosts.turn("a"):
+            hosts.pause("a", 60.0)
+    with pytest.raises(FetchError, match="host_given_up: a: 3 failures"), hosts.turn("a"):
+        pytest.fail("not reached")
+    clock.now += 301
+    for _ in range(4):
+        with hosts.turn("a"):
+            hosts.pause("a", 60.0)
+            hosts.answered("a")
+
+
+def test_a_host_that_asks_for_a_long_wait_is_left_alone_for_so_long() -> None:
+    clock = Clock()
+    hosts = Hosts(FetchConfig(delay_per_host_seconds=0.0), clock=clock, sleep=clock.sleep)
+    with hosts.turn("a"):
+        hosts.pause("a", 3600.0)
+    hosts.answered("a")
+    clock.now += 3590
+    with pytest.raises(FetchError, match="host_given_up: a: asks to be left alone for 10 s more"), hosts.turn("a"):
+        pytest.fail("not reached")
+    clock.now += 11
+    with hosts.turn("a") as waited:
+        assert waited == 0.0
+
+
+class Answer:
+    """What http.client gives of an answer without a body."""
+
+    def __init__(self, status: int, retry_after: str) -> None:
+        self.status, self.length = status, 0
+        self.headers = email.message.Message()
+        self.headers["Retry-After"] = retry_after
+
+
+@pytest.mark.parametrize(("retry_after", "num_asked"), [("60", 20), ("3600", 1)])
+def test_few_urls_of_a_host_that_throttles_are_asked(
+    monkeypatch: pytest.MonkeyPatch, retry_after: str, num_asked: int
+) -> None:
+    asked: list[str] = []
+
+    class Connection:
+        def __init__(self, target: Any, *_: object) -> None:
+            self.url = target.url
+
+        def connect(self) -> None: ...
+
+        def end(self) -> None: ...
+
+        def request(self, *_: object, **__: object) -> None:
+            asked.append(self.url)
+
+        def getresponse(self) -> Answer:
+            return Answer(429, retry_after)
+
+    monkeypatch.setattr(opener, "PinnedConnection", Connection)
+    config = FetchConfig(delay_per_host_seconds=0.0)
+    guarded = GuardedOpener(config, resolver=Resolver(lookup=lambda host: ["8.8.8.8"]), sleep=lambda seconds: None)
+    reasons = []
+    for number in range(40):
+        with pytest.raises(FetchError) as found:
+            guarded.open(f"http://busy.example/{number}")
+        reasons.append(found.value.reason)
+    assert len(asked) == num_asked
+    assert reasons[0] == FetchReason.TOO_MANY_REQUESTS and reasons[-1] == FetchReason.HOST_GIVEN_UP
 
 
 def test_no_more_connections_than_allowed() -> None:

@@ -89,4 +89,3 @@ def test_what_cannot_be_decoded_is_corrupt(resizer: CheckedResizer) -> None:
     data = CASES["16-bit rgb png"]()
     error = resizer(io.BytesIO(data[: len(data) // 2]))[5]
     assert error is not None and error.startswith("corrupt: truncated: PNG")
-
