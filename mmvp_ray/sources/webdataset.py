@@ -217,7 +217,7 @@ def _add(
     if _is_image(extension):
         sample.has_picture = sample.has_picture or extension in IMAGE_EXTENSIONS
         if _is_link(info):
-            detail = f"a link to {info.linkname[:200]}; pack the files themselves (tar --dereference --hard-dereference)"
+            detail = f"a link to {reasons.one_line(info.linkname, max_chars=200)}; pack the files themselves (tar --dereference --hard-dereference)"
             sample.rejects.append((info.name, reasons.RejectReason.UNREADABLE_MEMBER, detail))
             return
         if info.issparse():
