@@ -9,8 +9,8 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NoReturn, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from typing import Any, NoReturn, TypeVar
 
 from mmvp_ray import logs
 from mmvp_ray.config import load_yaml
@@ -44,11 +44,7 @@ def parse(cls: type[C], argv: Sequence[str], *, description: str) -> C:
         logs.setup(log_format)
     argv, path = _take(argv, "--config", "a file", "--config configs/imagenet.yaml")
     default = cls() if path is None else load_yaml(cls, path)
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-        flag = "--" + field.name.replace("_", "-")
-        given = any(arg.split("=", 1)[0].replace("_", "-") == flag for arg in argv)
-        if given and isinstance(getattr(default, field.name), tuple):
-            default = dataclasses.replace(default, **{field.name: ()})  # type: ignore[type-var]
+    default = _emptied(default, {arg.split("=", 1)[0].replace("_", "-") for arg in argv})
     style = (
         tyro.conf.OmitArgPrefixes,
         tyro.conf.UseAppendAction,
@@ -164,6 +160,18 @@ def _sigterm_raises() -> Iterator[Callable[[], bool]]:
     finally:
         if not came:
             signal.signal(signal.SIGTERM, before)
+
+
+def _emptied(default: C, given: Set[str]) -> C:
+    """The config without what the repeatable flags among `given` would be added to, in its parts too."""
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(default):  # type: ignore[arg-type]
+        value = getattr(default, field.name)
+        if dataclasses.is_dataclass(value):
+            changes[field.name] = _emptied(value, given)
+        elif isinstance(value, tuple) and "--" + field.name.replace("_", "-") in given:
+            changes[field.name] = ()
+    return dataclasses.replace(default, **changes)  # type: ignore[type-var]
 
 
 def _take(argv: list[str], flag: str, what: str, example: str) -> tuple[list[str], str | None]:

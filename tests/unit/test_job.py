@@ -24,6 +24,8 @@ from mmvp_ray.errors import ConfigError
 class Part:
     near_above: float = 0.95
     """Near enough."""
+    license: tuple[str, ...] = ("cc0",)
+    """Licences."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +81,15 @@ def test_a_repeated_flag_replaces_what_the_file_and_the_defaults_say(recipe: str
 @pytest.mark.parametrize("flag", ["--more-words", "--more_words"])
 def test_both_spellings_of_a_repeated_flag_replace(recipe: str, flag: str) -> None:
     assert parse("--config", recipe, flag, "b").more_words == ("b",)
+
+
+@pytest.mark.parametrize("form", ["two words", "one word"])
+def test_a_repeated_flag_of_a_part_replaces_what_the_file_and_the_defaults_say(recipe: str, form: str) -> None:
+    flags = ["--license", "cc-by"] if form == "two words" else ["--license=cc-by"]
+    assert parse(*flags).part.license == ("cc-by",)
+    Path(recipe).write_text("part: {near_above: 0.5, license: [any, none]}\n")
+    assert parse("--config", recipe).part.license == ("any", "none")
+    assert parse("--config", recipe, *flags).part == Part(near_above=0.5, license=("cc-by",))
 
 
 def test_config_errors(tmp_path: Path) -> None:
