@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,24 +152,30 @@ class EmbedActor:
         encoders: dict[str, tuple[int, float]] = {}
         started = time.perf_counter()
         num_lost = self._attempts.begin(corpus, name)
-        if num_lost >= MAX_TRIES:
-            raise ResourceError(
-                f"expected encoders that outlive piece {name} of {item.piece.shard.uri}, found that {num_lost} processes died of it, "
-                "those that embedded it apart too; see the workers' logs, and whether they have memory enough"
-            )
-        embed = self._embed_apart if num_lost >= NUM_LOST_ACTORS else self._embed
         num_without = 0
-        for slug in item.missing:
-            began = time.perf_counter()
-            found = embed(slug, item)
-            encoders[slug] = (len(item.ids_N16), time.perf_counter() - began)
-            if slug == item.missing[-1]:
-                # What comes now no image can kill; the two writes and this removal do not wait for one another.
-                wait = self._attempts.end(corpus, name)
-            num_without += self._commit(slug, item, found)
-        if not item.missing:
-            wait = self._attempts.end(corpus, name)
-        wait()
+        wait: Callable[[], None] | None = None
+        try:
+            if num_lost >= MAX_TRIES:
+                raise ResourceError(
+                    f"expected encoders that outlive piece {name} of {item.piece.shard.uri}, found that {num_lost} processes died of it, "
+                    "those that embedded it apart too; see the workers' logs, and whether they have memory enough: "
+                    "the same command tries it anew"
+                )
+            embed = self._embed_apart if num_lost >= NUM_LOST_ACTORS else self._embed
+            for slug in item.missing:
+                began = time.perf_counter()
+                found = embed(slug, item)
+                encoders[slug] = (len(item.ids_N16), time.perf_counter() - began)
+                if slug == item.missing[-1]:
+                    # What comes now no image can kill; the two writes and this removal do not wait for one another.
+                    wait = self._attempts.end(corpus, name)
+                num_without += self._commit(slug, item, found)
+            (wait or self._attempts.end(corpus, name))()
+        except Exception:
+            # Errors are not deaths: counted as such, they would lock the piece after their cause is mended.
+            with contextlib.suppress(MmvpError):  # It is the first error that counts.
+                self._attempts.end(corpus, name)()
+            raise
         summary |= {
             "piece": name,
             "num_embedded": len(item.ids_N16) * len(item.missing) - num_without,

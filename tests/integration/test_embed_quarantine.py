@@ -137,6 +137,9 @@ def test_a_piece_that_kills_although_embedded_apart_ends_the_run(
     with pytest.raises(ResourceError, match="5 processes died of it") as caught:
         EmbedActor(plan)(row(plan, photos(make_jpeg, 2)))
     assert "\n" not in str(caught.value)
+    # Where the cause was mended (more memory, another driver), the next run comes through.
+    EmbedActor(plan)(row(plan, photos(make_jpeg, 2)))
+    assert attempt_files(plan.store) == []
 
 
 def test_an_encoder_that_dies_of_anything_is_no_images_fault(
@@ -169,6 +172,33 @@ def test_an_exception_of_the_encoder_names_it_and_the_piece(tmp_path: Path, make
     with pytest.raises(DataError, match=r"ValueError .no such picture in my book. on piece x-.* of /x.tar") as caught:
         EmbedActor(plan)(row(plan, images))
     assert "\n" not in str(caught.value)
+
+
+def test_runs_that_failed_lock_no_piece(tmp_path: Path, make_jpeg: Callable[..., bytes]) -> None:
+    plan = job(tmp_path)
+    images = [*photos(make_jpeg, 2), ("r.png", poison("raise"))]
+    for _ in range(MAX_TRIES + 1):
+        with pytest.raises(DataError, match="no such picture in my book"):
+            EmbedActor(plan)(row(plan, images))
+        assert attempt_files(plan.store) == []
+
+
+def test_what_a_failed_commit_says_is_not_lost_where_the_store_takes_nothing(
+    tmp_path: Path, make_jpeg: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = job(tmp_path, PLAIN)
+    actor, item = EmbedActor(plan), row(plan, photos(make_jpeg, 2))
+
+    def full(*_: object) -> int:
+        raise ResourceError("the disk is full")
+
+    def lost_too(*_: object) -> None:
+        raise ResourceError("cannot be removed")
+
+    monkeypatch.setattr(module, "commit_embeddings", full)
+    monkeypatch.setattr(storage, "remove", lost_too)
+    with pytest.raises(ResourceError, match="the disk is full"):
+        actor(item)
 
 
 ACTOR = """
