@@ -24,7 +24,10 @@ from mmvp_ray.images.reasons import one_line
 T = TypeVar("T")
 
 END_SECONDS: Final = 2.0
-"""How long a child may take to end by itself, which keeps its exit status for the detail."""
+"""How long a child may take to end by itself when it is no longer needed."""
+
+FAILED_SECONDS: Final = 60.0
+"""How long one may take that answered no more: an interpreter with torch ends seconds after its last word, and its exit status is the detail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +135,7 @@ class IsolatedProcess:
             # The limit may have passed while the last bytes came in: the answer is whole, the child is gone.
             self.alive = not deadline.passed
             return result
-        self._end()
+        self._end(FAILED_SECONDS)
         if deadline.passed:
             return Ended(timed_out=True, how=f"took longer than {seconds:g} s", last_words="")
         code = self._process.returncode
@@ -142,14 +145,14 @@ class IsolatedProcess:
             how = f"died of signal {-code}"
         return Ended(timed_out=False, how=how, last_words=self._last_words)
 
-    def _end(self) -> None:
+    def _end(self, seconds: float = END_SECONDS) -> None:
         """Let the child go, by force if it does not go by itself; safe to call twice."""
         self.alive = False
         # Closing flushes what a dead child never read.
         with contextlib.suppress(OSError):
             self._questions.close()
         try:
-            self._process.wait(END_SECONDS)
+            self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

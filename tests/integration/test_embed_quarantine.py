@@ -157,6 +157,39 @@ def test_an_encoder_that_dies_of_anything_is_no_images_fault(
         EmbedActor(plan)(row(plan, photos(make_jpeg, 2)))
 
 
+HUNGRY = """
+import os
+import torch
+from mmvp_ray.images.geometry import Geometry
+if "FREE_MB" in os.environ:  # A machine with so little memory.
+    import psutil
+    whole = psutil.virtual_memory
+    psutil.virtual_memory = lambda: whole()._replace(available=int(os.environ["FREE_MB"]) << 20)
+class Encoder:
+    geometry = Geometry(library="pil", resize="shortest", resize_px=(64, 64), interpolation="bicubic", crop_px=(64, 64))
+    dim = 4
+    def embed(self, pixels):
+        activations = torch.ones(len(pixels) * (100 << 20) // 4)  # 100 MB for an image
+        return torch.ones(len(pixels), 4) * activations[-1]
+def make(*, device, dtype):
+    return Encoder()
+"""
+
+
+def test_memory_that_no_batch_has_enough_of_is_no_images_fault(
+    tmp_path: Path, make_jpeg: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hungry_encoder.py").write_text(HUNGRY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    plan = job(tmp_path / "store", "python:hungry_encoder:make", batch_size=4)
+    lost(plan.store, NUM_LOST_ACTORS)
+    monkeypatch.setenv("FREE_MB", "600")
+    with pytest.raises(
+        ResourceError, match=r"expected a child process to embed with .* found that it ended with exit code 1"
+    ):
+        EmbedActor(plan)(row(plan, photos(make_jpeg, 4)))
+
+
 def test_an_error_of_loading_is_raised_by_the_first_piece(tmp_path: Path, make_jpeg: Callable[..., bytes]) -> None:
     plan = job(tmp_path, PLAIN)
     spec = next(iter(plan.specs.values()))

@@ -18,6 +18,7 @@ from mmvp_ray.errors import ResourceError
 from mmvp_ray.images.decode import Decoded, decode
 from mmvp_ray.images.isolated import decode_isolated
 from mmvp_ray.images.isolated_child import QUESTION, READY
+from mmvp_ray.images.isolated_process import END_SECONDS, Ended, IsolatedProcess
 from mmvp_ray.images.limits import MAX_DECODER_MEMORY_BYTES
 from mmvp_ray.images.reasons import Rejected
 
@@ -173,6 +174,14 @@ def test_a_child_that_cannot_start_is_an_error_that_says_why() -> None:
     with pytest.raises(ResourceError, match="no_such_module") as caught:
         decode_isolated([b"x"], decoder="no_such_module:decode")
     assert "\n" not in str(caught.value)
+
+
+def test_a_child_that_takes_long_to_end_keeps_its_exit_status() -> None:
+    """An interpreter that has torch to take down ends seconds after its last word."""
+    slow = f"import os, time; os.close(1); time.sleep({END_SECONDS + 1.0}); os._exit(3)"
+    with IsolatedProcess(["-c", slow]) as child:
+        found = child.ask(lambda _, answers: answers.read(1) or None, seconds=60.0)
+    assert isinstance(found, Ended) and found.how == "ended with exit code 3"
 
 
 def test_an_orphan_that_hangs_ends_itself(dying_decoder: str, tmp_path: Path) -> None:
