@@ -52,7 +52,7 @@ class MoFConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
 
     model_type = "mmvp_mof"
 
-    # In place of sub_configs_defaults, which transformers 5.17 and 5.18 lack.
+    # In place of sub_configs_defaults, which transformers 5.17 of the GPU machine (benchmarks/gpu_mof.py) lacks.
     sub_configs = {"vision_config": AutoConfig, "ssl_config": AutoConfig, "text_config": AutoConfig}  # noqa: RUF012  (the name and form that transformers reads)
 
     vision_config: Any = None

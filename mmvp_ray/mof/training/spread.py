@@ -56,7 +56,7 @@ def prepared(model: Any, config: TrainConfig, *, activation_checkpointing: bool 
     if activation_checkpointing:
         # Not through the whole model: towers run without gradients.
         body: Any = core(model).model.language_model
-        # The second name is that of transformers before 5.23.
+        # The second name is that of transformers before 5.23, which the GPU machine has (benchmarks/gpu_mof.py).
         name = "activation_checkpointing_enable"
         getattr(body, name if hasattr(body, name) else "gradient_checkpointing_enable")({"use_reentrant": False})
     return model.train()
