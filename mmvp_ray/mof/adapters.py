@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import torch
@@ -47,18 +48,18 @@ def save_adapters(model: Any, uri: str, *, state_dict: dict[str, torch.Tensor] |
 
     weights = model.state_dict() if state_dict is None else state_dict
     found = {name: weights[name].detach().cpu().contiguous() for name in _adapter_weights(model)}
-    storage.write_bytes(uri, save(found, metadata={"format": "pt", "mode": model.config.mode}))
+    storage.write_bytes(uri, save(found, metadata={"format": "pt"} | mixture_of(model.config)))
 
 
 def load_adapters(model: Any, uri: str) -> None:
-    """Read what `save_adapters` wrote into the adapters of a model; every name and shape must fit.
+    """Read what `save_adapters` wrote into the adapters of a model; names, shapes and the mixture that they learned must fit.
 
     Args:
         model: A MoFForConditionalGeneration, before FSDP takes it to pieces.
         uri: The file.
 
     Raises:
-        DataError: no such file, no safetensors file, or its names or shapes are not those of the model's adapters; nothing is
+        DataError: no such file, no safetensors file, or its names, shapes or mixture are not those of the model's adapters; nothing is
             loaded then.
     """
     from safetensors import SafetensorError
@@ -85,9 +86,34 @@ def load_adapters(model: Any, uri: str) -> None:
                 f"expected {name} of shape {tuple(wanted[name].shape)} at {uri}, found {tuple(value.shape)}; "
                 "take the file of the same towers and language model"
             )
+    mixture = mixture_of(model.config)
+    learned = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+    if other := [name for name in mixture if name in learned and learned[name] != mixture[name]]:
+        raise DataError(
+            f"expected adapters that learned with {_said(mixture, other)} at {uri}, found {_said(learned, other)}; take the file of the same recipe"
+        )
     with torch.no_grad():
         for name, value in found.items():
             wanted[name].copy_(value)
+
+
+def mixture_of(config: Any) -> dict[str, str]:
+    """What reaches the adapters of a model, but for weights, by the names of MoFConfig; what its mode does not use is left out."""
+    towers = {"vision": config.vision_config} | ({} if config.ssl_config is None else {"ssl": config.ssl_config})
+    told = {"mode": config.mode, "image_px": config.image_px}
+    if "ssl" in towers:
+        told |= {"ssl_px": config.ssl_px, "grid": config.grid}
+    if config.mode == "additive":
+        told["ssl_ratio"] = float(config.ssl_ratio)
+    for name, tower in towers.items():
+        # Layer -2 of 24 blocks is layer 23.
+        layer = getattr(config, f"{name}_layer") % (int(tower.num_hidden_layers) + 1)
+        told |= {f"{name}_layer": layer, f"{name}_tower": tower.model_type}
+    return {name: str(value) for name, value in told.items()}
+
+
+def _said(mixture: dict[str, str], names: list[str]) -> str:
+    return ", ".join(f"{name} {mixture[name]}" for name in names)
 
 
 def _adapter_weights(model: Any) -> dict[str, nn.Parameter]:

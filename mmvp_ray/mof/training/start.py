@@ -9,8 +9,10 @@ from mmvp_ray.errors import ConfigError
 from mmvp_ray.mof.training.config import TrainConfig
 
 if TYPE_CHECKING:
+    from mmvp_ray.mof.config import MoFConfig
     from mmvp_ray.mof.model import MoFForConditionalGeneration
     from mmvp_ray.mof.processor import MoFProcessor
+    from mmvp_ray.mof.recipe import MoFRecipe
 
 ADAPTERS_FILE = "adapters.safetensors"
 MODEL_FOLDER = "model"
@@ -44,8 +46,8 @@ def load_start(config: TrainConfig) -> tuple[MoFForConditionalGeneration, MoFPro
     """The model before its first step, whole, in float32 on the CPU, and its processor.
 
     Raises:
-        ConfigError: backbones that do not go together, or a saved model of another mode than the recipe's. DataError: weights that are
-            missing or do not read.
+        ConfigError: backbones that do not go together, or a saved model with another mixture than the recipe's. DataError: weights that are
+            missing or do not read, or adapters that learned with another mixture.
     """
     from mmvp_ray.mof.adapters import load_adapters
     from mmvp_ray.mof.checkpoints import load_model
@@ -57,9 +59,26 @@ def load_start(config: TrainConfig) -> tuple[MoFForConditionalGeneration, MoFPro
             load_adapters(model, adapters)
         return model, processor
     model, processor = load_model(folder, dtype="float32")
-    if model.config.mode != config.model.mode:
-        raise ConfigError(
-            f"expected a saved model of mode {config.model.mode} in --start, found one of mode {model.config.mode} in {folder}; set --mode "
-            f"{model.config.mode}, or start from another model"
-        )
+    _check_recipe(config.model, model.config, folder)
     return model, processor
+
+
+def _check_recipe(recipe: MoFRecipe, saved: MoFConfig, folder: str) -> None:
+    """Raise ConfigError where a saved model is not what the recipe names; what the recipe leaves open is not compared."""
+    other = []
+    for name in ("mode", "adapter", "image_px", *(() if recipe.ssl is None else ("ssl_px", "grid"))):
+        wanted, found = getattr(recipe, name), getattr(saved, name)
+        if wanted not in (None, found):
+            other.append((name, wanted, found))
+    if recipe.mode == saved.mode == "additive" and recipe.ssl_ratio != saved.ssl_ratio:
+        other.append(("ssl_ratio", recipe.ssl_ratio, saved.ssl_ratio))
+    for name, tower in (("vision_layer", saved.vision_config), ("ssl_layer", saved.ssl_config)):
+        wanted, found = getattr(recipe, name), getattr(saved, name)
+        if tower is not None and wanted is not None and (wanted - found) % (int(tower.num_hidden_layers) + 1):
+            other.append((name, wanted, found))
+    if other:
+        flags = ", ".join(f"--{name.replace('_', '-')} {found}" for name, _, found in other)
+        raise ConfigError(
+            f"expected a saved model with {', '.join(f'{name} {wanted}' for name, wanted, _ in other)} in --start, found one with "
+            f"{', '.join(f'{name} {found}' for name, _, found in other)} in {folder}; set {flags}, or start from another model"
+        )
