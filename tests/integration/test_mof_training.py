@@ -22,8 +22,10 @@ from mmvp_ray.mof.training.feed import BatchMaker, feed_for
 from mmvp_ray.mof.training.ranks import Ranks
 from mmvp_ray.mof.training.saving import unreadable
 from mmvp_ray.mof.training.spread import core, prepared, spread_model
+from mmvp_ray.mof.training.start import load_start
 from mmvp_ray.mof.training.steps import optimizer_for, train_step
-from tests.integration.mof_training_data import config_for
+from tests.integration.mof_small_models import save_llama
+from tests.integration.mof_training_data import config_for, save_rows
 from tests.integration.mof_training_rank import run
 from tests.integration.mof_training_reference import reference
 
@@ -204,8 +206,19 @@ def test_both_stages_and_the_whole_model_again(
     third = dataclasses.replace(second, start=str(tmp_path / "two"))
     again, _ = spread_model(third, ScaleConfig(), ALONE)
     torch.testing.assert_close(again.state_dict(), found.state_dict(), rtol=0, atol=0)
-    with pytest.raises(ConfigError, match="expected a saved model of mode none"):
+    with pytest.raises(
+        ConfigError, match="expected a saved model with mode none in --start, found one with mode inter"
+    ):
         spread_model(config_for(backbones, data, tmp_path, mode="none", start=third.start), ScaleConfig(), ALONE)
+    recipes = {
+        "vision_layer -1 in --start, found one with vision_layer -2 in .*; set --vision-layer -2": {"vision_layer": -1},
+        "image_px 14, ssl_px 14 in --start, found one with image_px 28, ssl_px 28": {"image_px": 14, "ssl_px": 14},
+        "adapter linear": {"adapter": "linear"},
+    }
+    for match, changes in recipes.items():
+        with pytest.raises(ConfigError, match=match):
+            load_start(dataclasses.replace(third, model=dataclasses.replace(third.model, **changes)))
+    load_start(dataclasses.replace(third, model=dataclasses.replace(third.model, vision_layer=2, ssl_layer=-1)))
     with pytest.raises(ConfigError, match="found none of them"):
         spread_model(dataclasses.replace(second, start=str(tmp_path / "nowhere")), ScaleConfig(), ALONE)
 
@@ -291,6 +304,49 @@ def test_rows_that_are_lost_are_counted_and_limited(
         check_losses(points, config.missing, num_rows=24)
     check_losses(points, MissingConfig(max_missing_fraction=1.0), num_rows=24)
     check_losses(points[:1], config.missing, num_rows=1000)
+
+
+def test_what_goes_on_has_the_rows_and_weights_of_its_start(
+    backbones: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mmvp_ray.cluster import Inline
+    from mmvp_ray.mof.data.images import MissingConfig
+    from mmvp_ray.mof.training import run as stages
+
+    orders: list[list[list[int]]] = []
+
+    def interrupted(job: Any, **_: Any) -> None:
+        order = job.feed.sample_order()
+        orders.append([job.feed.kept_K[order.batch(0, step)].tolist() for step in range(job.num_steps)])
+        raise ResourceError("interrupted")
+
+    monkeypatch.setattr(stages, "_fit", interrupted)
+    monkeypatch.setattr(stages, "shares", lambda have, scale: ("cpu", 1.0, 1.0))
+    monkeypatch.setattr(Inline, "resources", lambda self: None)
+    own = {**backbones, "llm": save_llama(tmp_path / "llm")}
+    data = save_rows(tmp_path)
+    missing = MissingConfig(missing="drop", max_missing_fraction=0.1)
+    config = config_for(own, data, tmp_path / "out", missing=missing)
+
+    def start(**changes: Any) -> None:
+        stages.train(dataclasses.replace(config, **changes), ScaleConfig(), session=Inline())
+
+    image = tmp_path / "images" / "5.png"
+    picture = image.read_bytes()
+    image.unlink()
+    with pytest.raises(ResourceError, match="interrupted"):
+        start()
+    image.write_bytes(picture)
+    # The limit is no part of the result: whoever meets it is told to raise it.
+    with pytest.raises(ResourceError, match="interrupted"):
+        start(missing=dataclasses.replace(missing, max_missing_fraction=0.2))
+    assert orders[0] == orders[1] and 5 not in {row for batch in orders[0] for row in batch}
+    save_llama(tmp_path / "llm")
+    with pytest.raises(ResourceError, match="interrupted"):
+        start()
+    save_llama(tmp_path / "llm", seed=99)
+    with pytest.raises(ConfigError, match="same settings, rows and weights in --out, found another training"):
+        start()
 
 
 def test_what_is_wrong_is_said_before_training(backbones: dict[str, str], data: dict[str, str], tmp_path: Path) -> None:

@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 
 from mmvp_ray.cluster import Resources
 from mmvp_ray.config import load_yaml
-from mmvp_ray.errors import ConfigError, ResourceError
+from mmvp_ray.errors import ConfigError, DataError, ResourceError
 from mmvp_ray.mof.data.image_index import IndexConfig
+from mmvp_ray.mof.data.images import MissingConfig
 from mmvp_ray.mof.recipe import MoFRecipe
 from mmvp_ray.mof.training.command import TrainCommand
 from mmvp_ray.mof.training.config import OptimConfig, ScaleConfig, TrainConfig
 from mmvp_ray.mof.training.curve import Point, from_parquet, to_parquet
+from mmvp_ray.mof.training.loop import check_losses
 from mmvp_ray.mof.training.run import shares
 from mmvp_ray.mof.training.schedule import rate_at
 from mmvp_ray.mof.training.speed import Work, peak_flops
@@ -170,6 +172,14 @@ COUNTS = st.integers(0, 2**40)
 )
 def test_a_curve_comes_back(points: list[Point]) -> None:
     assert from_parquet(to_parquet(points)) == points
+
+
+def test_rows_that_go_on_as_text_are_no_further_rows() -> None:
+    numbers = dict.fromkeys((item.name for item in dataclasses.fields(Point)), 0)
+    point = Point(**numbers | {"num_rows": 100, "counts": {"image_missing": 15}})  # type: ignore[arg-type]
+    check_losses([point], MissingConfig(missing="drop", max_missing_fraction=0.14), num_rows=100)
+    with pytest.raises(DataError, match="found 15 of 100 so far"):
+        check_losses([point], MissingConfig(missing="text_only", max_missing_fraction=0.14), num_rows=100)
 
 
 @given(

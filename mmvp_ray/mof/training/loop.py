@@ -18,7 +18,7 @@ from mmvp_ray.mof.training.curve import Point
 from mmvp_ray.mof.training.ranks import Ranks
 from mmvp_ray.mof.training.schedule import rate_at
 from mmvp_ray.mof.training.spread import is_sharded
-from mmvp_ray.mof.training.steps import seed_step, set_rate, train_step
+from mmvp_ray.mof.training.steps import IMAGE_COUNTS, seed_step, set_rate, train_step
 
 NUM_ROWS_TO_JUDGE = 1000
 """Fewer rows are too few to say that too many are lost, unless the data set has no more."""
@@ -109,7 +109,9 @@ def check_losses(points: Sequence[Point], missing: MissingConfig, *, num_rows: i
     counts = lost_rows(points)
     lost = {name: count for name, count in sorted(counts.items()) if name != "truncated"}
     num_lost = sum(lost.values())
-    num_seen = sum(point.num_rows for point in points) + num_lost
+    # Rows that go on as text alone are among those of the steps.
+    num_as_text = sum(count for name, count in lost.items() if missing.missing == "text_only" and name in IMAGE_COUNTS)
+    num_seen = sum(point.num_rows for point in points) + num_lost - num_as_text
     if num_seen >= min(NUM_ROWS_TO_JUDGE, num_rows) and num_lost > missing.max_missing_fraction * num_seen:
         said = ", ".join(f"{name} {count}" for name, count in lost.items())
         raise DataError(

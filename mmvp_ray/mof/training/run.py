@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from mmvp_ray import storage
 from mmvp_ray.cluster import Resources, Session, own_error
 from mmvp_ray.errors import ConfigError, MmvpError, ResourceError
-from mmvp_ray.mof.data.convert import MANIFEST
 from mmvp_ray.mof.data.rows import Rows
 from mmvp_ray.mof.training.board import Board
 from mmvp_ray.mof.training.config import ScaleConfig, TrainConfig
 from mmvp_ray.mof.training.curve import Point, from_parquet
 from mmvp_ray.mof.training.feed import feed_for
 from mmvp_ray.mof.training.loop import lost_rows
+from mmvp_ray.mof.training.stage_file import feed_as_before, key_of, read_stage, write_stage
 from mmvp_ray.mof.training.start import ADAPTERS_FILE, MODEL_FOLDER, starting_point
 from mmvp_ray.mof.training.worker import CURVE_FILE, Job, work
 
-STAGE_FILE = "stage.json"
 RUN_NAME = "checkpoints"
 MAX_STARTS = 20
 """Starts of the workers that may fail, each after Ray Train's own wait: an autoscaler may need some of them."""
@@ -88,13 +83,15 @@ def train(
     out = storage.normalise(config.out)
     feed = feed_for(config, num_micro_batches=scale.num_micro_batches)
     rows, config = feed.rows, dataclasses.replace(config, collate=feed.collate)
-    key = _key(config, rows)
-    if _is_finished(out, key):
-        return Trained(stage=config.stage, out=out, points=tuple(_curve(out)))
+    key = key_of(config, rows)
+    if (before := read_stage(out, key)) is not None:
+        if before["finished"]:
+            return Trained(stage=config.stage, out=out, points=tuple(_curve(out)))
+        feed = feed_as_before(feed, before)
     num_steps = feed.num_steps()
     device, cpus_per_worker, cpus_per_loader = shares(session.resources(), scale)
     check_model(config, scale, device=device)
-    storage.write_json(storage.join(out, STAGE_FILE), {"key": key, "stage": config.stage, "finished": False})
+    write_stage(out, key, config.stage, feed, is_finished=False)
     say(
         f"stage {config.stage}: {len(feed.kept_K):,} rows ({rows.num_rows - len(feed.kept_K):,} left out without their image), {num_steps:,} steps of {config.order.batch_rows} rows, {scale.num_workers} x {device}"
     )
@@ -111,7 +108,7 @@ def train(
         cpus_per_loader=cpus_per_loader,
     )
     _fit(job, device=device, cpus_per_worker=cpus_per_worker, say=say)
-    storage.write_json(storage.join(out, STAGE_FILE), {"key": key, "stage": config.stage, "finished": True})
+    write_stage(out, key, config.stage, feed, is_finished=True)
     return Trained(stage=config.stage, out=out, points=tuple(_curve(out)))
 
 
@@ -247,32 +244,6 @@ def _meant(error: BaseException) -> MmvpError:
 def _without_texts(rows: Rows) -> Rows:
     """What deciding which rows a step has takes, without the rows themselves."""
     return dataclasses.replace(rows, batches=(), first_rows=())
-
-
-def _key(config: TrainConfig, rows: Rows) -> str:
-    """Names a training: another model, data set or setting that changes the result has another."""
-    told = dataclasses.asdict(dataclasses.replace(config, out=None))
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
-    for column in (rows.num_words_N, rows.num_images_N):
-        digest.update(np.ascontiguousarray(column).tobytes())
-    manifest = storage.read_json(storage.join(storage.normalise(str(config.rows)), MANIFEST))
-    digest.update(json.dumps([part["files"] for part in manifest["parts"]], sort_keys=True).encode())
-    for uri in filter(None, starting_point(config.start)):
-        digest.update(repr([(file.num_bytes, file.etag) for file in storage.find_files(uri)]).encode())
-    return digest.hexdigest()[:16]
-
-
-def _is_finished(out: str, key: str) -> bool:
-    uri = storage.join(out, STAGE_FILE)
-    if not storage.exists(uri):
-        return False
-    found = storage.read_json(uri)
-    if not isinstance(found, dict) or found.get("key") != key:
-        raise ConfigError(
-            f"expected an empty folder or an interrupted training with the same settings in --out, found another training in {out}; choose another "
-            "folder, or remove this one"
-        )
-    return bool(found["finished"])
 
 
 def _curve(out: str) -> list[Point]:

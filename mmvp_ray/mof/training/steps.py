@@ -16,14 +16,14 @@ from mmvp_ray.mof.data.collate import Batch
 from mmvp_ray.mof.training.config import OptimConfig
 from mmvp_ray.mof.training.ranks import Ranks
 
+IMAGE_COUNTS = ("image_missing", "image_broken")
 COUNTED = (
     "truncated",
     "dropped_too_long",
     "dropped_cut_image",
     "dropped_cut_answer",
     "dropped_unlabelled",
-    "image_missing",
-    "image_broken",
+    *IMAGE_COUNTS,
 )
 """What Batch.counts is summed up to; image_broken stands for all reasons that an image could not be decoded for."""
 

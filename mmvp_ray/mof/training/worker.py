@@ -92,6 +92,7 @@ def _train(job: Job, board: Board) -> None:
         points = load_state(model, optimizer, storage.join(job.run, Path(checkpoint.path).name), ranks)
         if ranks.rank == 0:
             board.post(f"going on behind step {len(points)} of {job.num_steps}")
+        check_losses(points, config.missing, num_rows=job.num_rows)
     batches = stream(
         job.rows_ref[0],
         job.feed,
@@ -119,15 +120,17 @@ def _train(job: Job, board: Board) -> None:
     for point in steps:
         points.append(point)
         is_last = point.step == job.num_steps
-        if is_last or point.step % scale.log_every_steps == 0:
-            check_losses(points, config.missing, num_rows=job.num_rows)
-            if ranks.rank == 0:
-                board.post(_line(point, job.num_steps, speed))
+        is_told = is_last or point.step % scale.log_every_steps == 0
+        if is_told and ranks.rank == 0:
+            board.post(_line(point, job.num_steps, speed))
         if is_last or point.step % scale.checkpoint_every_steps == 0:
             _checkpoint(model, optimizer, points, num_saved, job.run, ranks)
             num_saved = len(points)
             if ranks.rank == 0 and not is_last:
                 _show(points, job.out)
+        # Behind the checkpoint: with a higher limit the training goes on from it.
+        if is_told:
+            check_losses(points, config.missing, num_rows=job.num_rows)
     # Here, not with the last checkpoint: a worker that is lost behind that one has no step left to show.
     if ranks.rank == 0:
         _show(points, job.out)
