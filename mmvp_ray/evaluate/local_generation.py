@@ -70,14 +70,27 @@ class LocalGenerator:
         tokenizer.padding_side = "right" if model.config.is_encoder_decoder or _reads_apart(model) else "left"
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
+        # A chat template, or somebody's text, may begin with the token that the tokenizer puts in front.
+        begins = tokenizer.bos_token is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+        self._begin = str(tokenizer.bos_token) if begins else ""
 
     def complete(self, prompts: Sequence[LocalPrompt]) -> list[Completion | str]:
         """What came of each prompt, in order: a completion, or one line that says why the model cannot take it.
 
-        A batch that the GPU's memory does not hold is halved; so is one that raises, until the prompt that made it stands alone.
-
         Raises:
             ResourceError: not even one prompt at a time fits into the GPU's memory.
+        """
+        found: list[Completion | str] = []
+        for one in self.attempt(prompts):
+            if isinstance(one, ResourceError):
+                raise one
+            found.append(one)
+        return found
+
+    def attempt(self, prompts: Sequence[LocalPrompt]) -> list[Completion | str | ResourceError]:
+        """As `complete`, with a ResourceError in the place of each prompt that does not even alone fit into the GPU's memory.
+
+        A batch that the GPU's memory does not hold is halved; so is one that raises, until the prompt that made it stands alone.
         """
         import torch
 
@@ -88,31 +101,31 @@ class LocalGenerator:
                 return list(self._complete(prompts))
         except torch.OutOfMemoryError as error:
             if len(prompts) == 1:
-                raise ResourceError(
-                    f"expected room for one prompt on {self._device}, found too little ({one_line(error)}); take a smaller model or --dtype"
-                ) from error
+                return [
+                    ResourceError(
+                        f"expected room for one prompt on {self._device}, found too little ({one_line(error)}); take a smaller model or --dtype"
+                    )
+                ]
             torch.cuda.empty_cache()
         # A prompt that the model or its template cannot take: what they raise differs from model to model.
         except Exception as error:
             if len(prompts) == 1:
                 return [f"{self.name} cannot take this prompt ({type(error).__name__}: {one_line(error)})"]
         middle = len(prompts) // 2
-        return [*self.complete(prompts[:middle]), *self.complete(prompts[middle:])]
+        return [*self.attempt(prompts[:middle]), *self.attempt(prompts[middle:])]
 
     def inputs(self, prompts: Sequence[LocalPrompt]) -> dict[str, Any]:
         """The model's inputs, padded to one length, on its device; `input_ids` and `attention_mask` are (B, T)."""
         import torch
 
-        texts = [prompt.text for prompt in prompts]
+        texts = [prompt.text.removeprefix(self._begin) for prompt in prompts]
         images = [image for prompt in prompts for image in prompt.images]
-        begin = self.processor.tokenizer.bos_token
         inputs = self.processor(
             text=texts,
             images=images or None,
             padding=True,
             return_tensors="pt",
-            # A chat template may have written the first token already.
-            add_special_tokens=not (begin and texts[0].startswith(begin)),
+            add_special_tokens=True,
         )
         dtype = getattr(torch, self._dtype)
         return {

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mmvp_ray.cluster import Inline, Session
 from mmvp_ray.errors import ConfigError, DataError, ResourceError
@@ -133,6 +134,45 @@ def test_rows_with_different_settings_share_a_batch(folder: Path) -> None:
     assert isinstance(stopped, Completion)
     assert (stopped.text, stopped.finish) == (free.text[: free.text.index(word)], "stop")
     assert len({one.text for one in together[6:] if isinstance(one, Completion)}) == 4
+
+
+def test_a_first_token_in_a_text_changes_no_other_prompt(folder: Path) -> None:
+    from mmvp_ray.evaluate.local_decoding import Decoding
+    from mmvp_ray.evaluate.local_generation import LocalPrompt
+
+    generator = load_mof_model(responder(folder).spec).generator
+    texts = ("USER: is it red ? ASSISTANT:", "<s>USER: is it red ? ASSISTANT:", "USER: what is it ? ASSISTANT:")
+    plain, written, other = (LocalPrompt(text=text, decoding=Decoding(max_tokens=4)) for text in texts)
+    wanted = {one.text: generator.inputs([one])["input_ids"][0].tolist() for one in (plain, other)}
+    assert all(ids.count(1) == 1 and ids[0] == 1 for ids in wanted.values())
+    wanted[written.text] = wanted[plain.text]
+    for batch in ([written, plain, other], [other, written], [written]):
+        inputs = generator.inputs(batch)
+        for one, ids_T, mask_T in zip(batch, inputs["input_ids"], inputs["attention_mask"], strict=True):
+            assert ids_T[mask_T == 1].tolist() == wanted[one.text]
+
+
+def test_a_prompt_that_does_not_fit_takes_no_answer_away(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mmvp_ray.evaluate.local_decoding import Decoding
+    from mmvp_ray.evaluate.local_generation import LocalGenerator, LocalPrompt
+
+    generator = load_mof_model(responder(folder).spec).generator
+    whole = LocalGenerator._complete
+
+    def complete(self: Any, prompts: Any) -> Any:
+        if any(prompt.text == "large" for prompt in prompts):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(self, prompts)
+
+    monkeypatch.setattr(LocalGenerator, "_complete", complete)
+    texts = ("what is it ?", "is it red ?", "large", "yes")
+    prompts = [LocalPrompt(text=text, decoding=Decoding(max_tokens=4)) for text in texts]
+    found = generator.attempt(prompts)
+    assert isinstance(found[2], ResourceError) and "expected room for one prompt on cpu" in str(found[2])
+    others = [0, 1, 3]
+    assert [found[at] for at in others] == [generator.complete([prompts[at]])[0] for at in others]
+    with pytest.raises(ResourceError, match="expected room for one prompt"):
+        generator.complete(prompts)
 
 
 def test_a_prompt_or_an_image_that_cannot_be_taken_fails_alone(folder: Path) -> None:

@@ -126,6 +126,9 @@ def test_fields_that_ask_for_nothing_are_taken() -> None:
     assert read(body(stop=["a", "b"])).stop == ("a", "b")
 
 
+SYSTEM, USER, ASSISTANT = ({"role": role, "content": "a"} for role in ("system", "user", "assistant"))
+
+
 def test_turns() -> None:
     turns = [
         {"role": "system", "content": "s"},
@@ -143,6 +146,13 @@ def test_turns() -> None:
     [
         ({"messages": [{"role": "user", "content": ""}, {"role": "system", "content": "s"}]}, "system's message first"),
         ({"messages": [{"role": "assistant", "content": "a"}]}, "user's message last"),
+        ({"messages": [USER, USER]}, r"expected the assistant's message, found one of the user in messages\[1\]"),
+        (
+            {"messages": [SYSTEM, USER, USER]},
+            r"expected the assistant's message, found one of the user in messages\[2\]",
+        ),
+        ({"messages": [ASSISTANT, USER]}, r"expected the user's message, found one of the assistant in messages\[0\]"),
+        ({"messages": [USER, ASSISTANT, ASSISTANT, USER]}, r"found one of the assistant in messages\[2\]"),
         ({"messages": [{"role": "tool", "content": "a"}]}, "role"),
         ({"messages": [{"role": "user", "content": None}]}, "content"),
         ({"messages": [{"role": "user", "content": []}]}, "content"),

@@ -161,6 +161,15 @@ def _messages(found: Any) -> tuple[Message, ...]:
         raise bad("expected the system's message first, found one later", "messages")
     if messages[-1].role != "user":
         raise bad(f"expected the user's message last, found one of the {messages[-1].role}", "messages")
+    # The model has read nothing else: two in a row would stand around an answer of no words.
+    turns = messages[1:] if messages[0].role == "system" else messages
+    for at, message in enumerate(turns, len(messages) - len(turns)):
+        wanted = ("user", "assistant")[(at - len(messages) + len(turns)) % 2]
+        if message.role != wanted:
+            raise bad(
+                f"expected the {wanted}'s message, found one of the {message.role} in messages[{at}]; user and assistant speak in turn",
+                "messages",
+            )
     return messages
 
 

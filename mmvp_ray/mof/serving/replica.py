@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from mmvp_ray.config import fingerprint
-from mmvp_ray.errors import MmvpError
+from mmvp_ray.errors import MmvpError, ResourceError
 from mmvp_ray.evaluate.local_decoding import Decoding, seed_of
 from mmvp_ray.evaluate.local_generation import Completion, LocalPrompt
 from mmvp_ray.evaluate.local_spec import LocalModelConfig
@@ -139,6 +139,8 @@ class ChatReplica:
         asked, images = await loop.run_in_executor(self._readers, self._read, data)
         prompt = await loop.run_in_executor(self._counting, self._prompt, asked, images)
         found = await self._complete(prompt)
+        if isinstance(found, ResourceError):
+            raise found
         if isinstance(found, str):
             raise bad(found, "messages")
         assert isinstance(found, Completion)
@@ -152,8 +154,8 @@ class ChatReplica:
 
     @serve.batch
     async def _complete(self, prompts: Any) -> Any:
-        """Completions of prompts, whose settings may differ."""
-        return await asyncio.get_running_loop().run_in_executor(self._answering, self._generator.complete, prompts)
+        """What came of prompts, whose settings may differ; one that does not fit takes no other's answer away."""
+        return await asyncio.get_running_loop().run_in_executor(self._answering, self._generator.attempt, prompts)
 
     def _read(self, data: bytes) -> tuple[ChatRequest, list[Image.Image]]:
         config = self._config
