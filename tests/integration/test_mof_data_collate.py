@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mmvp_ray import storage
 from mmvp_ray.errors import ConfigError, DataError
@@ -88,6 +89,18 @@ def test_pixels_stand_in_the_order_of_their_tokens(both: Any) -> None:
     expected = both[1].image_processor(images, return_tensors="pt")
     for name in ("pixel_values", "ssl_pixel_values"):
         assert torch.equal(batch.inputs[name], expected[name])
+
+
+@pytest.mark.parametrize(("height_px", "width_px"), [(1, 60), (3, 90), (4, 50), (40, 3), (3, 3)])
+def test_thin_pictures_are_read_as_they_are(both: Any, height_px: int, width_px: int) -> None:
+    _, processor = both
+    red_HWC = np.zeros((height_px, width_px, 3), dtype=np.uint8)
+    red_HWC[..., 0] = 255
+    row = Row(0, "0", ("a",), (("human", "<image>\nwhat is it ?"), ("gpt", "a red cat .")))
+    found = Collator(processor, CollateConfig(max_tokens=128))([Sample(row, (red_HWC,))])
+    wanted = processor.image_processor([Image.fromarray(red_HWC)], return_tensors="pt")
+    for name in ("pixel_values", "ssl_pixel_values"):
+        torch.testing.assert_close(found.inputs[name], wanted[name], rtol=0, atol=0)
 
 
 def test_plain_shows_image_and_caption_alone(both: Any) -> None:

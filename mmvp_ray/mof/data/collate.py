@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from PIL import Image
+
 from mmvp_ray.errors import ConfigError, DataError
 from mmvp_ray.mof.data.images import Sample
 from mmvp_ray.mof.data.records import IMAGE_TOKEN, Row, Template, num_image_places
@@ -186,7 +188,8 @@ def messages_of(row: Row, images_HWC: Sequence[Any]) -> list[dict[str, Any]]:
             f"expected one image for each {IMAGE_TOKEN} in {row.named()}, found {len(images_HWC)} images and {sum(places)} marks; convert the "
             "JSON again"
         )
-    left = iter(images_HWC)
+    # As pictures: of an array of 1, 3 or 4 rows transformers takes the rows for channels.
+    left = map(Image.fromarray, images_HWC)
     messages = []
     for (speaker, text), count in zip(row.turns, places, strict=True):
         content: list[dict[str, Any]] = [{"type": "image", "image": next(left)} for _ in range(count)]
