@@ -63,6 +63,7 @@ def read_items(uri: str) -> list[ProbeItem]:
         DataError: a line that is no such item; the line is named. ConfigError: no such file.
     """
     items: dict[str, ProbeItem] = {}
+    # Not splitlines, which also ends a line at characters that JSON holds as they are, such as U+2028.
     for number, line in enumerate(storage.read_bytes(uri).decode("utf-8-sig").split("\n"), start=1):
         if not line.strip():
             continue

@@ -36,8 +36,11 @@ def masked_text(tokenizer: Any, question: WordQuestion, clean: Callable[[str], s
         tokenizer: Of the model; must have a mask token.
         question: What is asked for.
         clean: How the model's own code prepares a text, such as lower case without punctuation; the masks are put in afterwards.
+
+    Raises:
+        DataError: the tokenizer knows no piece of the answer.
     """
-    pieces = answer_pieces(tokenizer, question.answer)
+    pieces = answer_pieces(tokenizer, clean(question.answer))
     hole = "maskedwordhere"
     text = clean(question.item.masked(question.word, hole, with_context=question.with_context))
     return text.replace(hole, " ".join([tokenizer.mask_token] * len(pieces))), pieces

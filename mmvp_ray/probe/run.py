@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -22,6 +23,7 @@ from mmvp_ray.probe.models import load_model
 from mmvp_ray.probe.summary import ProbeSummary, summarise
 
 ROWS_FOLDER = "rows"
+NUM_READING_THREADS = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +89,7 @@ class ProbeResult:
 def run_probe(
     config: ProbeConfig, session: Session, *, device: str, on_model: Callable[[str], None] = lambda name: None
 ) -> ProbeResult:
-    """Measure what no earlier run with the same items, changes and model did, and summarise.
+    """Measure what no earlier run with the same items, images, changes and model did, and summarise.
 
     Args:
         config: The run.
@@ -101,7 +103,7 @@ def run_probe(
     config.check()
     items = tuple(read_items(config.items))
     # A model in a local folder may change under its name: its rows are kept only as long as the run's folder is.
-    made_of = hashlib.sha256(storage.read_bytes(config.items)).hexdigest()
+    made_of = _made_of(config.items, items)
     out = storage.normalise(config.out)
     tasks = [
         _Task(
@@ -128,6 +130,17 @@ def run_probe(
         summary=summarise(rows, models=config.models, seed=config.seed),
         rows={task.model: task.to for task in tasks},
     )
+
+
+def _made_of(uri: str, items: Sequence[ProbeItem]) -> str:
+    """SHA-256 of the file of items and of its images, whose bytes may change under their names."""
+
+    def digest(one: str) -> bytes:
+        return hashlib.sha256(storage.read_bytes(one)).digest()
+
+    uris = [uri, *dict.fromkeys(item.image_uri for item in items)]
+    with ThreadPoolExecutor(NUM_READING_THREADS) as pool:
+        return hashlib.sha256(b"".join(pool.map(digest, uris))).hexdigest()
 
 
 def _measure(task: _Task) -> str:

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from mmvp_ray.cluster import Inline
 from mmvp_ray.config import load_yaml
 from mmvp_ray.errors import ConfigError, DataError
 from mmvp_ray.miniature.probe_items import write_probe_items
 from mmvp_ray.probe.changes import BLOCK_RGB, CHANGES, blocked, change, grey, mirrored
-from mmvp_ray.probe.items import read_items
+from mmvp_ray.probe.items import AskedWord, ProbeItem, read_items
+from mmvp_ray.probe.masked_words import masked_text
 from mmvp_ray.probe.measure import INVARIANCE, MATCH, SWAPPED, WORD, measure
 from mmvp_ray.probe.models import PROBABILITY, WordQuestion, load_model
-from mmvp_ray.probe.run import ProbeConfig
+from mmvp_ray.probe.run import ProbeConfig, run_probe
 from mmvp_ray.probe.summary import mean_interval, summarise
 from mmvp_ray.report.probe_page import ProbeReport, render_probe_html
 from tests.conftest import jpeg
@@ -79,6 +83,31 @@ def test_items_are_read_and_words_found_in_their_place(tmp_path: Path) -> None:
     assert first.masked(first.words[0], "[M]", with_context=True) == "The dog is [M] of the Left tree."
     assert second.text(with_context=True) == "At home. A cat."
     assert second.text(with_context=False) == "A cat."
+
+
+def test_a_line_ends_where_json_lines_end(tmp_path: Path) -> None:
+    path = tmp_path / "items.jsonl"
+    sentences = ["A dog.\u2028A cat.", "A dog.\x85A cat.", "A dog."]
+    lines = [json.dumps({"image": "a.jpg", "sentence": sentence}, ensure_ascii=False) for sentence in sentences]
+    path.write_bytes("\r\n".join(lines).encode())
+    assert [item.sentence for item in read_items(str(path))] == sentences
+
+
+def test_an_answer_is_prepared_as_the_text_around_it() -> None:
+    from mmvp_ray.probe.albef_model import clean_text
+
+    class Words:
+        mask_token, unk_token_id = "[MASK]", 0
+
+        def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+            return {"input_ids": [len(piece) for piece in re.findall(r"\w+|[^\w\s]", text)]}
+
+    sentence = "A man in a T-shirt."
+    item = ProbeItem(key="1", image_uri="a.jpg", sentence=sentence)
+    word = AskedWord(word="T-shirt", start=sentence.index("T-shirt"), end=len(sentence) - 1)
+    question = WordQuestion(item, word, word.word, with_context=False)
+    assert masked_text(Words(), question, clean_text) == ("a man in a [MASK] [MASK]", [1, 5])
+    assert masked_text(Words(), question) == ("A man in a [MASK] [MASK] [MASK].", [1, 1, 5])
 
 
 @pytest.mark.parametrize(
@@ -219,6 +248,22 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
         low, high = mean_interval(rng.normal(size=40), np.ones(40), seed=seed, num_resamples=400)
         hits += low <= 0 <= high
     assert 175 <= hits <= 200
+
+
+def test_an_image_that_was_replaced_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[str] = []
+    monkeypatch.setattr("mmvp_ray.probe.run.load_model", lambda name, device: loaded.append(name) or Looks())
+    config = ProbeConfig(items=world(tmp_path, 2), models=("looks",), out=str(tmp_path / "out"))
+
+    def brightness() -> list[float]:
+        found = run_probe(config, Inline(), device="cpu")
+        rows = pq.read_table(found.rows["looks"]).to_pylist()
+        return [row["value"] for row in rows if row["measure"] == MATCH and row["key"] == "1"]
+
+    before = brightness()
+    assert brightness() == before and loaded == ["looks"]
+    Image.fromarray(np.full((20, 30, 3), 1, dtype=np.uint8)).save(tmp_path / "0.png")
+    assert brightness()[0] < before[0] and loaded == ["looks", "looks"]
 
 
 def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
