@@ -59,7 +59,11 @@ def main(root: Path, rank: int, size: int) -> None:
     jobs: dict[str, tuple[TrainConfig, ScaleConfig]] = pickle.loads((root / "jobs").read_bytes())
     dist.init_process_group("gloo", init_method=f"file://{root}/sync", rank=rank, world_size=size)
     for name, (config, scale) in jobs.items():
-        points, weights = run(config, scale, Ranks(rank, size))
+        state = root / f"{name}.state" if "resumed" in name else None
+        if state is not None:
+            run(config, scale, Ranks(rank, size), state=state, until=4)
+            dist.barrier()
+        points, weights = run(config, scale, Ranks(rank, size), state=state)
         if rank == 0:
             torch.save({"points": [dataclasses.asdict(p) for p in points], "weights": weights}, root / f"{name}.out")
     dist.destroy_process_group()

@@ -74,7 +74,7 @@ PLAIN = {
     "ddp additive align": ("ddp", "additive", "align"),
     "fsdp none align": ("fsdp", "none", "align"),
 }
-SHARDED = {"fp32 lora": ("fp32", 4), "bf16 lora": ("bf16", 4), "bf16": ("bf16", 0)}
+SHARDED = {"fp32 lora": ("fp32", 4), "bf16 lora": ("bf16", 4), "bf16": ("bf16", 0), "fp32 tied resumed": ("fp32", 0)}
 TWO = ScaleConfig(num_workers=2, num_micro_batches=2)
 
 
@@ -84,13 +84,15 @@ def jobs(
 ) -> dict[str, tuple[TrainConfig, ScaleConfig]]:
     """Stages for two ranks, by name."""
     out = tmp_path_factory.mktemp("out")
+    tied = {**backbones, "llm": save_llama(tmp_path_factory.mktemp("tied"), tied=True)}
     found = {}
     for name, (strategy, mode, stage) in PLAIN.items():
         config = config_for(backbones, data, out, mode=mode, stage=stage, num_epochs=2, max_steps=8)
         found[name] = (config, dataclasses.replace(TWO, strategy=strategy))
     for name, (precision, lora_rank) in SHARDED.items():
         lora = {"lora_rank": lora_rank, "lora_alpha": 8, "lora_dropout": 0.0}
-        config = config_for(backbones, data, out, num_epochs=2, max_steps=6, precision=precision, **lora)
+        parts = tied if "tied" in name else backbones
+        config = config_for(parts, data, out, num_epochs=2, max_steps=6, precision=precision, **lora)
         found[name] = (config, dataclasses.replace(TWO, strategy="fsdp", activation_checkpointing=True))
     return found
 
