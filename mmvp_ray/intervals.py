@@ -32,12 +32,22 @@ def wilson_interval(successes: float, trials: float, z: float = 1.959964) -> tup
         raise ConfigError(f"expected z > 0, found {z}; 1.959964 gives 95 %")
     if trials == 0:
         return 0.0, 1.0
-    fraction = successes / trials
+    return wilson_bounds(successes / trials, trials, z)
+
+
+def wilson_bounds(fraction: float, trials: float, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's bounds of a fraction whose number of trials may be an effective one, such as that of a mean of fractions.
+
+    Args:
+        fraction: 0..1.
+        trials: > 0, not necessarily whole.
+        z: as for `wilson_interval`.
+    """
     shrink = 1 + z * z / trials
     centre = (fraction + z * z / (2 * trials)) / shrink
     half_width = z / shrink * math.sqrt(fraction * (1 - fraction) / trials + z * z / (4 * trials * trials))
-    low = 0.0 if successes == 0 else max(0.0, centre - half_width)
-    high = 1.0 if successes == trials else min(1.0, centre + half_width)
+    low = 0.0 if fraction == 0 else max(0.0, centre - half_width)
+    high = 1.0 if fraction == 1 else min(1.0, centre + half_width)
     return low, high
 
 

@@ -1,4 +1,4 @@
-"""One run beside another: options swapped, image left out, and which pairs most models fail."""
+"""One run beside another: options swapped, and the image left out."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mmvp_ray.benchmark.items import Question, pairs_of
-from mmvp_ray.errors import DataError
 from mmvp_ray.evaluate.parsing import Parsed
 from mmvp_ray.evaluate.rates import Rate, clustered_rate, wilson_rate
-from mmvp_ray.evaluate.scores import Answer, RunScores
+from mmvp_ray.evaluate.scores import Answer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,52 +118,6 @@ def check_blind(questions: Sequence[Question], answers: Mapping[str, Answer]) ->
         pairs_right=wilson_rate(right, replied),
         refused_or_unread=wilson_rate(unread, num_replies),
     )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PairDifficulty:
-    """How one pair fared with several models.
-
-    Attributes:
-        pair_id, pattern: The pair's.
-        num_models: Models with a verdict on it.
-        num_right: Models that got it right.
-        right: Names of those models.
-    """
-
-    pair_id: str
-    pattern: str
-    num_models: int
-    num_right: int
-    right: tuple[str, ...]
-
-
-def difficulty(runs: Sequence[RunScores]) -> tuple[PairDifficulty, ...]:
-    """Every pair, the hardest first (by the share of models that got it right), in the benchmark's order among equals.
-
-    Raises:
-        DataError: the runs are not of the same pairs.
-    """
-    if not runs:
-        return ()
-    ids = [pair.pair_id for pair in runs[0].pairs]
-    for run in runs:
-        if {pair.pair_id for pair in run.pairs} != set(ids):
-            raise DataError(
-                f"expected runs of one benchmark, found other pairs in that of {run.model!r} than in {runs[0].model!r}"
-            )
-    by_run = [{pair.pair_id: pair for pair in run.pairs} for run in runs]
-    found = []
-    for pair in runs[0].pairs:
-        verdicts = [(run.model, pairs[pair.pair_id].is_right) for run, pairs in zip(runs, by_run, strict=True)]
-        right = tuple(model for model, is_right in verdicts if is_right)
-        num_models = sum(is_right is not None for _, is_right in verdicts)
-        found.append(
-            PairDifficulty(
-                pair_id=pair.pair_id, pattern=pair.pattern, num_models=num_models, num_right=len(right), right=right
-            )
-        )
-    return tuple(sorted(found, key=lambda one: one.num_right / one.num_models if one.num_models else 2.0))
 
 
 def _choice(answers: Mapping[str, Answer], question: Question) -> int | None:

@@ -163,31 +163,6 @@ def score_run(
     )
 
 
-def score_keys(
-    model: str, questions_by_key: Mapping[str, Sequence[Question]], answers: Mapping[str, Answer], **options: bool | int
-) -> tuple[dict[str, RunScores], tuple[str, ...]]:
-    """Score one model's answers with several answer keys, such as `original` and `corrected`.
-
-    Args:
-        model: Its name.
-        questions_by_key: Key's name -> the benchmark with that key's answers.
-        answers: As for `score_run`.
-        options: Passed on to `score_run`.
-
-    Returns:
-        Scores by key, and the ids of the pairs whose verdict is not the same with every key.
-    """
-    scores = {
-        name: score_run(model, questions, answers, answer_key=name, **options)  # type: ignore[arg-type]
-        for name, questions in questions_by_key.items()
-    }
-    verdicts: dict[str, set[bool | None]] = {}
-    for run in scores.values():
-        for pair in run.pairs:
-            verdicts.setdefault(pair.pair_id, set()).add(pair.is_right)
-    return scores, tuple(pair_id for pair_id, found in verdicts.items() if len(found) > 1)
-
-
 def _check_answers(known: Mapping[str, Question], answers: Mapping[str, Answer]) -> None:
     for question in known.values():
         check_question(question)

@@ -13,12 +13,12 @@ from mmvp_ray.benchmark.items import Statement, pairs_of
 from mmvp_ray.benchmark.patterns import PATTERNS
 from mmvp_ray.errors import DataError
 from mmvp_ray.evaluate.rates import Rate, clustered_rate, wilson_rate
+from mmvp_ray.intervals import wilson_bounds
 
 # Shapes: N texts or images, D numbers in a vector, K items of one pair (two in the paper's benchmark).
 
 METRICS = ("text_to_image", "image_to_text", "group")
 """The official score, the same question asked the other way round, and both at once (Winoground's group score)."""
-_Z = 1.959964
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -212,15 +212,8 @@ def average_of(rates: Sequence[Rate]) -> Average:
     """The mean of the patterns' fractions, see `Average`."""
     value = math.fsum(one.fraction for one in rates) / len(rates)
     trials = len(rates) ** 2 / math.fsum(1 / one.num_total for one in rates)
-    shrink = 1 + _Z * _Z / trials
-    centre = (value + _Z * _Z / (2 * trials)) / shrink
-    half_width = _Z / shrink * math.sqrt(value * (1 - value) / trials + _Z * _Z / (4 * trials * trials))
-    return Average(
-        num_patterns=len(rates),
-        value=value,
-        low=0.0 if value == 0 else max(0.0, centre - half_width),
-        high=1.0 if value == 1 else min(1.0, centre + half_width),
-    )
+    low, high = wilson_bounds(value, trials)
+    return Average(num_patterns=len(rates), value=value, low=low, high=high)
 
 
 def chance(metric: str, num_items: int) -> float:

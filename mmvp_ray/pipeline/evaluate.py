@@ -251,6 +251,8 @@ def _score_lines(report: EvaluationReport) -> list[str]:
             "pairs right without images": row.blind,
         }
         lines += [f"    {name} {_shown(share)}" for name, share in more.items() if share is not None]
+        if row.changed_pairs:
+            lines.append(f"    another verdict with the other key: pairs {', '.join(row.changed_pairs)}")
     lines += [f"  {row.model}: pairs right, text to image {_shown(row.text_to_image)}" for row in report.encoders]
     if report.people is not None:
         lines.append(f"  people: pairs right {_shown(report.people)}")

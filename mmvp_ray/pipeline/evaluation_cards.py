@@ -43,6 +43,7 @@ def score_row(run: RunScores, found: MllmResult, benchmark: Benchmark, questions
     """The scores of one model, with the other answer key, swapped options and the blind run where they are there."""
     swapped, blind = found.by_variant.get(SWAPPED), found.by_variant.get(BLIND)
     other = None
+    changed: list[str] = []
     keys = [name for name in available_keys(benchmark) if name not in (benchmark.key, AS_FOUND)]
     if keys and benchmark.key != AS_FOUND:
         again = score_run(
@@ -53,6 +54,9 @@ def score_row(run: RunScores, found: MllmResult, benchmark: Benchmark, questions
             allow_incomplete=True,
         )
         other = _share(again.pair_accuracy, again.num_pairs)
+        changed = [
+            one.pair_id for one, same in zip(run.pairs, again.pairs, strict=True) if one.is_right != same.is_right
+        ]
     same = compare_swapped(questions, found.by_variant[PLAIN], swapped).same_option if swapped is not None else None
     without = check_blind(questions, blind).pairs_right if blind is not None else None
     return ScoreRow(
@@ -60,6 +64,7 @@ def score_row(run: RunScores, found: MllmResult, benchmark: Benchmark, questions
         pairs=_share(run.pair_accuracy, run.num_pairs),
         questions=_share(run.question_accuracy, run.num_questions),
         pairs_other_key=other,
+        changed_pairs=changed,
         swapped=None if same is None else _share(same, same.num_total),
         blind=None if without is None else _share(without, without.num_total),
         num_unread=run.num_unparsed,

@@ -48,7 +48,8 @@ class ScoreRow:
     """The scores of one model.
 
     ``pairs`` is the headline: pairs of which every item is right. ``questions`` are single items, with the interval of a bootstrap
-    over pairs. ``pairs_other_key`` is the same under the other answer key, ``swapped`` the questions that are answered alike with the
+    over pairs. ``pairs_other_key`` is the same under the other answer key, ``changed_pairs`` the ids of the pairs that
+    are right with one key and not with the other, ``swapped`` the questions that are answered alike with the
     options in the other order, ``blind`` the pairs that are right without the images. ``rules`` counts answers by the rule that read them.
     """
 
@@ -56,6 +57,7 @@ class ScoreRow:
     pairs: Share
     questions: Share
     pairs_other_key: Share | None = None
+    changed_pairs: list[str] = field(default_factory=list)
     swapped: Share | None = None
     blind: Share | None = None
     num_unread: int = 0

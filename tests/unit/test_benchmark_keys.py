@@ -235,3 +235,31 @@ def test_the_papers_scores_stand_beside_the_published_benchmark_alone(published:
     assert published_scores(published(num_pairs=149)) == []
     assert published_scores(make_mmvp(tmp_path / "other", num_pairs=3, seed=1)) == []
     assert published_scores(None) == []
+
+
+def test_a_report_scores_both_keys_and_lists_the_pairs_whose_verdict_changes(published: Make) -> None:
+    from mmvp_ray.evaluate.mllm_results import MllmResult
+    from mmvp_ray.evaluate.parsing import Parsed
+    from mmvp_ray.evaluate.scores import score_run
+    from mmvp_ray.pipeline.evaluation_cards import score_row
+
+    benchmark = with_key(published(), "original")
+    answers = {
+        question.key: Parsed(question.answer, "whole") for question in with_key(benchmark, "corrected").questions
+    }
+    answers["140/a"] = answers["140/b"]
+    found = MllmResult(
+        model="m",
+        identity={},
+        benchmark_url="",
+        benchmark_name="MMVP",
+        asked_fingerprint=benchmark.asked_fingerprint,
+        key="original",
+        form="letter",
+        labels=None,
+        by_variant={"plain": answers},
+        config={},
+    )
+    row = score_row(score_run("m", benchmark.questions, answers), found, benchmark, benchmark.questions)
+    assert row.pairs_other_key is not None
+    assert (row.pairs.k, row.pairs_other_key.k, row.changed_pairs) == (148, 149, ["50"])

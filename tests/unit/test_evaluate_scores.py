@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from mmvp_ray.benchmark.items import Question
 from mmvp_ray.errors import DataError
-from mmvp_ray.evaluate.contrasts import check_blind, compare_swapped, difficulty
+from mmvp_ray.evaluate.contrasts import check_blind, compare_swapped
 from mmvp_ray.evaluate.parsing import Parsed
-from mmvp_ray.evaluate.scores import MIXED_PATTERN, NO_PATTERN, Failed, score_keys, score_run
+from mmvp_ray.evaluate.scores import MIXED_PATTERN, NO_PATTERN, Failed, score_run
 from mmvp_ray.intervals import wilson_interval
 
 
@@ -121,16 +121,6 @@ def test_question_bootstrap_knows_that_answers_come_in_pairs():
     assert (alike.low, alike.high) == (0.5, 0.5)
 
 
-def test_two_answer_keys_beside_each_other():
-    original = benchmark(3)
-    corrected = [replace(q, answer=1 - q.answer) if q.pair_id == "1" else q for q in original]
-    answers = {q.key: read(q.answer) for q in corrected}
-    scores, differing = score_keys("m", {"original": original, "corrected": corrected}, answers)
-    assert differing == ("1",)
-    assert [scores[key].pair_accuracy.num_right for key in ("original", "corrected")] == [2, 3]
-    assert scores["corrected"].answer_key == "corrected"
-
-
 def test_swapped_options_show_who_goes_by_position():
     questions = benchmark(4)
     looks = {q.key: read(q.answer) for q in questions}
@@ -154,21 +144,3 @@ def test_a_blind_model_cannot_be_right_on_pairs_that_ask_the_same():
     assert (told.num_same_text, told.other_pairs_right.value) == (0, 1.0)
     silent = check_blind(questions, {q.key: read(None) for q in questions})
     assert silent.refused_or_unread.value == 1 and silent.same_answer.num_total == 0
-
-
-def test_difficulty_lists_the_hardest_first():
-    questions = benchmark(3)
-    right = {q.key: read(q.answer) for q in questions}
-    runs = [
-        score_run("one", questions, {**right, "1/a": read(1)}),
-        score_run("two", questions, {**right, "1/a": read(1), "2/a": read(1)}),
-    ]
-    found = difficulty(runs)
-    assert [(pair.pair_id, pair.num_right, pair.right) for pair in found] == [
-        ("1", 0, ()),
-        ("2", 1, ("one",)),
-        ("0", 2, ("one", "two")),
-    ]
-    with pytest.raises(DataError, match="other pairs"):
-        difficulty([runs[0], score_run("x", benchmark(2), {})])
-    assert difficulty([]) == ()

@@ -65,6 +65,7 @@ def example_evaluation(*, hostile: bool = False, num_hard: int = 30) -> Evaluati
                 pairs=share,
                 questions=Share.of(min(270, 2 * share.k + 40), 270),
                 pairs_other_key=Share.of(share.k + 2, 135),
+                changed_pairs=["50", HOSTILE if hostile else "140"],
                 swapped=Share.of(200, 270),
                 blind=Share.of(12, 135),
                 num_unread=3,
@@ -209,6 +210,7 @@ def test_the_page_shows_its_numbers() -> None:
     for row in report.scores:
         assert f"{row.pairs.k}/{row.pairs.n}" in text
         assert f"{row.questions.k}/{row.questions.n}" in text
+        assert "another verdict: 50, 140" in text
     assert "24.7" in page.by_id("published-table")["text"]
     assert "4 : 17" in page.by_id("duel-table")["text"]
     assert "17 : 4" in page.by_id("duel-table")["text"]
