@@ -9,14 +9,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from mmvp_ray import storage
 from mmvp_ray.errors import DataError
 from mmvp_ray.pipeline.places import seen_ids
+from mmvp_ray.pipeline.results import read_blind_pairs
 from mmvp_ray.report.diff_data import CHANGES, FIXED, GONE, NEW_BLIND, NEW_IMAGES, STILL_BLIND
 from mmvp_ray.search import PairBatch, PieceRef
 from mmvp_ray.search.id_words import IdIndex
-from mmvp_ray.search.table import record_batches
-from mmvp_ray.store import Store, id_keys, id_matrix
+from mmvp_ray.store import Store, id_keys
 
 # Shapes: P pairs, M ids. A pair's key is both ids in one text of 32 bytes.
 
@@ -34,22 +33,8 @@ class Side:
     pieces: Sequence[PieceRef]
 
     def batches(self) -> Iterator[PairBatch]:
-        """The blind pairs in the order of the files, at most 2^20 at a time.
-
-        Raises:
-            DataError: a file is missing or broken.
-        """
-        names = [name for name in storage.list_names(self.folder) if name.endswith(".parquet")]
-        for name in names:
-            for batch in record_batches(
-                storage.join(self.folder, name), columns=["image_id_a", "image_id_b", "cos_near", "cos_far"]
-            ):
-                yield PairBatch(
-                    ids_a_P16=id_matrix(batch.column("image_id_a")),
-                    ids_b_P16=id_matrix(batch.column("image_id_b")),
-                    cos_near_P=batch.column("cos_near").to_numpy(),
-                    cos_far_P=batch.column("cos_far").to_numpy(),
-                )
+        """The blind pairs (results.read_blind_pairs)."""
+        return read_blind_pairs(self.folder)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

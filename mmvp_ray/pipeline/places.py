@@ -118,20 +118,23 @@ def find_places(
     return Places(rows, dict(zip(names, counts.tolist(), strict=True)))
 
 
-def first_places(store: Store, pieces: Sequence[PieceRef], wanted: Iterable[bytes]) -> dict[bytes, dict[str, Any]]:
-    """The first row of the images tables, in the order of `pieces`, for each image id (16 bytes) that occurs.
+def first_places(
+    store: Store, pieces: Sequence[PieceRef], wanted: Iterable[bytes]
+) -> dict[bytes, tuple[PieceRef, dict[str, Any]]]:
+    """For each image id (16 bytes) that occurs, the first row of the images tables in the order of `pieces`, and its piece.
 
     Tables are looked through, in order, until every image is found.
     """
     left = _keys(wanted)
     index = IdIndex(left)
-    found: dict[bytes, dict[str, Any]] = {}
+    found: dict[bytes, tuple[PieceRef, dict[str, Any]]] = {}
     for first, parts in seen_ids(store, pieces) if len(left) else ():
-        for piece, ids_N16 in enumerate(parts, start=first):
+        for number, ids_N16 in enumerate(parts, start=first):
             at = index.find(ids_N16)
             here = np.unique(at[at >= 0])
             if len(here):
-                found |= _first_rows(images_uri(store, pieces[piece]), key_bytes(left[here]))
+                rows = _first_rows(images_uri(store, pieces[number]), key_bytes(left[here]))
+                found |= {key: (pieces[number], row) for key, row in rows.items()}
                 left = np.delete(left, here)
                 index = IdIndex(left)
         if not len(left):

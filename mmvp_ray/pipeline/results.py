@@ -91,8 +91,18 @@ class BlindPairs:
 
     def batches(self) -> Iterator[PairBatch]:
         """All of them sorted by ids, at most BATCH_PAIRS at a time."""
-        for name in storage.list_names(self.folder):
-            for rows in record_batches(storage.join(self.folder, name), columns=BLIND_PAIRS.names[:4]):
+        return read_blind_pairs(self.folder)
+
+
+def read_blind_pairs(folder: str) -> Iterator[PairBatch]:
+    """The blind pairs in a folder (`blind_folder`) sorted by ids, at most BATCH_PAIRS at a time.
+
+    Raises:
+        DataError: a file is missing or broken.
+    """
+    for name in storage.list_names(folder):
+        if name.endswith(".parquet"):
+            for rows in record_batches(storage.join(folder, name), columns=BLIND_PAIRS.names[:4]):
                 yield PairBatch(
                     ids_a_P16=id_matrix(rows.column("image_id_a")),
                     ids_b_P16=id_matrix(rows.column("image_id_b")),

@@ -98,7 +98,7 @@ class Run:
             raise ConfigError(
                 f"expected an image of the run {self.url}, found none with id {missing.hex()}; ids are in pairs() and blind_pairs()"
             )
-        return dict(found)
+        return {key: row for key, (_, row) in found.items()}
 
     def image_bytes(self, image_id: str | bytes) -> bytes:
         """The encoded bytes of an image, read again from its shard.

@@ -8,22 +8,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute
 from numpy.typing import NDArray
 
 from mmvp_ray import storage
 from mmvp_ray.errors import DataError
 from mmvp_ray.pipeline.changes import Changes, Side
-from mmvp_ray.pipeline.places import images_uri, seen_ids
+from mmvp_ray.pipeline.places import first_places
 from mmvp_ray.pipeline.results import PIECES_FILE, REPORT_JSON, blind_folder
 from mmvp_ray.pipeline.run import Run
 from mmvp_ray.report.data import EncoderCard, MiningReport
-from mmvp_ray.schema import IMAGE_ID
 from mmvp_ray.search import PieceRef, Space, load_vectors
 from mmvp_ray.search.decide import exact_cosines
-from mmvp_ray.search.id_words import IdIndex
-from mmvp_ray.store import id_keys, key_bytes, open_store, read_table
+from mmvp_ray.store import open_store, read_table
 
 # Shapes: N rows of an images table, M images, P pairs, D numbers in a vector.
 
@@ -80,23 +76,8 @@ class RunSide:
         Raises:
             DataError: an images table is missing or broken.
         """
-        keys = id_keys(np.frombuffer(b"".join(sorted(wanted - self.places.keys())), dtype=np.uint8).reshape(-1, 16))
-        index, piece_M = IdIndex(keys), np.full(len(keys), -1, dtype=np.int64)
-        for first, parts in seen_ids(self.side.store, self.side.pieces) if len(keys) else ():
-            for piece, ids_N16 in enumerate(parts, start=first):
-                at = np.unique(index.find(ids_N16))
-                at = at[(at >= 0) & (piece_M[at] < 0)]
-                piece_M[at] = piece
-            if (piece_M >= 0).all():
-                break
-        for number in np.unique(piece_M[piece_M >= 0]).tolist():
-            piece = self.side.pieces[number]
-            here = key_bytes(keys[piece_M == number])
-            table = read_table(images_uri(self.side.store, piece))
-            rows = pa.compute.is_in(table.column("image_id"), value_set=pa.array(here, type=IMAGE_ID))
-            for row in table.filter(rows).to_pylist():
-                self.places.setdefault(row["image_id"], row)
-            self.piece_of |= dict.fromkeys(here, piece)
+        for key, (piece, row) in first_places(self.side.store, self.side.pieces, wanted - self.places.keys()).items():
+            self.places[key], self.piece_of[key] = row, piece
 
     def cosines(self, card: EncoderCard, pairs: Changes) -> NDArray[np.float64]:
         """Cosines of some pairs in an encoder of this run, from its vectors; NaN where the store has none (any more)."""

@@ -99,7 +99,8 @@ def test_places_are_the_first_ones_and_all_are_counted(made: Made) -> None:
         assert (told["member"], told["image_id"]) == (f"{place}.jpg", IDS[row].tobytes())
         number = next(n for n in range(len(pieces)) if shard(n).piece_name(0) == piece.name)
         assert told["caption"] == f"{number}/{place}"
-    assert dict(found.rows) == places.first_places(store, pieces, [IDS[row].tobytes() for row in wanted])
+    firsts = places.first_places(store, pieces, [IDS[row].tobytes() for row in wanted])
+    assert firsts == {IDS[row].tobytes(): (first[row][0], found.rows[IDS[row].tobytes()]) for row in wanted}
     keys = np.unique(id_keys(IDS[wanted]))
     by_key = places.count_places(store, pieces, keys)
     assert dict(zip(key_bytes(keys), by_key.tolist(), strict=True)) == dict(found.counts)
