@@ -232,8 +232,8 @@ class MiningReport:
     finds CLIP-blind pairs. ``created_at`` is ISO 8601 in UTC. ``pairs`` is the selection by rank (all of it, or its
     head: the funnel's "selected" has the whole count); ``nearest_misses`` are the pairs that came closest to the rule.
     ``matrix`` has a cell for each near with each far encoder, rows after rows; ``near`` and ``far`` are the two that the
-    rest of the report is about. ``hubs`` are the largest of ``num_hubs``. ``diff_href`` is the path, relative to the page, of a page that compares this run with
-    an earlier one. Fields with a default may be missing in JSON that an older release wrote.
+    rest of the report is about. ``hubs`` are the largest of ``num_hubs``. ``diff_href`` is the path, relative to the page,
+    of a page that compares this run with an earlier one. Fields with a default may be missing in JSON that an older release wrote.
     """
 
     title: str
