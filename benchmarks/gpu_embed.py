@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.gpu import Bench, CheckError, percent
+from benchmarks.gpu_bench import Bench, CheckError, Found, percent
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +51,7 @@ class Towers:
 
     encoders: dict[str, Any] = field(default_factory=dict)
     folders: dict[str, Path] = field(default_factory=dict)
-    _compiled: dict[str, Any] = field(default_factory=dict)
+    _references: dict[str, Any] = field(default_factory=dict)
 
     @property
     def dtype(self) -> str:
@@ -63,21 +63,16 @@ class Towers:
         """Of their images."""
         return int(next(iter(self.encoders.values())).spec.geometry.shape_px[0])
 
-    def compile(self, bench: Bench, *, on: bool) -> None:
-        """Let torch.compile's code stand for the vision towers, or take it away again; code once made is kept."""
-        for name, encoder in self.encoders.items():
-            # The encoders have no switch for it, and nothing else needs one so far.
-            tower = encoder._family.tower(encoder._model)
-            if on and name not in self._compiled:
-                # On a small CPU inductor takes longer than all else; eager still shows that the model can be traced.
-                tower.compile(backend=compile_backend(bench), dynamic=False)
-                self._compiled[name] = tower._compiled_call_impl
-            tower._compiled_call_impl = self._compiled.get(name) if on else None
+    def check(self, name: str, pixels_BCHW: torch.Tensor, bench: Bench) -> float:
+        """Least cosine between an encoder's vectors of pixels that begin with checked_pixels and transformers' own.
 
-
-def compile_backend(bench: Bench) -> str:
-    """inductor, torch's own, but at smoke scale."""
-    return "inductor" if bench.is_full else "eager"
+        Raises:
+            CheckError: as check_vectors.
+        """
+        if name not in self._references:
+            self._references[name] = reference(self.folders[name], name, checked_pixels(self.side_px), bench.device)
+        found_BD = self.encoders[name].embed(pixels_BCHW)[:NUM_CHECKED]
+        return check_vectors(name, found_BD, self._references[name], LEAST_COSINE[self.dtype])
 
 
 def open_towers(root: Path, bench: Bench) -> Towers:
@@ -186,49 +181,73 @@ def smooth_pixels(count: int, side_px: int) -> torch.Tensor:
     return torch.from_numpy(np.clip(levels, 0, 255).astype(np.uint8))
 
 
-def measure_embed(towers: Towers, bench: Bench) -> dict[str, Any]:
-    """Check both encoders, then measure each and both together, as they are and compiled."""
+def checked_pixels(side_px: int) -> torch.Tensor:
+    """The pictures whose vectors are compared."""
+    return smooth_pixels(NUM_CHECKED, side_px)
+
+
+def measure_embed(towers: Towers, bench: Bench, found: Found) -> None:
+    """Check both encoders, then measure each and both together."""
     import torch
 
     from mmvp_ray.pipeline.encoder_flop import flop_per_image
 
-    checked = smooth_pixels(NUM_CHECKED, towers.side_px)
-    expected = {name: reference(folder, name, checked, bench.device) for name, folder in towers.folders.items()}
-    cosines = {name: _check(towers, name, checked, expected) for name in towers.encoders}
-    figures: dict[str, Any] = {"dtype": towers.dtype, "least_cosine": cosines, "encoders": {}}
+    checked = checked_pixels(towers.side_px)
+    cosines = {name: towers.check(name, checked, bench) for name in towers.encoders}
+    # The references took more than what is measured.
+    bench.forget_peak_memory()
+    found.add(dtype=towers.dtype, least_cosine=cosines, encoders={})
     bound = LEAST_COSINE[towers.dtype]
     print(f"embed: least cosine to float32 {min(cosines.values()):.7f} (bound {bound}), {towers.dtype}", flush=True)
-    # The same few pictures again and again.
-    batches = {size: checked.repeat(-(-size // NUM_CHECKED), 1, 1, 1)[:size] for size in BATCHES[bench.scale]}
+    rates: dict[str, dict[int, dict[str, float]]] = {name: {} for name in towers.encoders}
     for name, encoder in towers.encoders.items():
         flop, is_counted = flop_per_image(encoder.spec)
-        rates = {size: _rates(encoder, pixels_BCHW, bench) for size, pixels_BCHW in batches.items()}
-        for size, found in rates.items():
-            shown = ", ".join(f"{place} {rate:,.0f}" for place, rate in found.items())
-            share = bench.share(max(found.values()) * flop, towers.dtype)
-            print(f"embed {name}, batch {size}: {shown} images/s; {percent(share)}", flush=True)
-        figures["encoders"][name] = {
+        found["encoders"][name] = {
             "flop_per_image": flop,
             "flop_is_counted": is_counted,
-            "images_per_second": rates,
+            "images_per_second": rates[name],
         }
+        for size in BATCHES[bench.scale]:
+            rates[name][size] = _rates(encoder, pixels_of(towers, size), bench)
+            found.add()
+            shown = ", ".join(f"{place} {rate:,.0f}" for place, rate in rates[name][size].items())
+            share = bench.share(max(rates[name][size].values()) * flop, towers.dtype)
+            print(f"embed {name}, batch {size}: {shown} images/s; {percent(share)}", flush=True)
     # The batch at which both together are fastest.
-    each = [
-        {size: max(found.values()) for size, found in one["images_per_second"].items()}
-        for one in figures["encoders"].values()
-    ]
-    size = min(batches, key=lambda size: sum(1 / best[size] for best in each))
-    figures["both"] = _both(
-        towers, bench, batches[size], expected, sum(one["flop_per_image"] for one in figures["encoders"].values())
-    )
+    size = min(BATCHES[bench.scale], key=lambda size: sum(1 / max(one[size].values()) for one in rates.values()))
+    found.add(both={"batch": size, **_both(towers, bench, pixels_of(towers, size), "as they are")})
     if bench.device == "cuda":
-        figures["peak_gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
-    return figures
+        found.add(peak_gpu_gib=torch.cuda.max_memory_allocated() / 2**30)
 
 
-def _check(towers: Towers, name: str, pixels_BCHW: torch.Tensor, expected: dict[str, torch.Tensor]) -> float:
-    found_BD = towers.encoders[name].embed(pixels_BCHW)[:NUM_CHECKED]
-    return check_vectors(f"embed, {name}", found_BD, expected[name], LEAST_COSINE[towers.dtype])
+def measure_compiled(towers: Towers, bench: Bench, embed: dict[str, Any] | None, found: Found) -> None:
+    """Both encoders compiled, at the batch of part embed; they stay compiled."""
+    batch = batch_of(embed, bench)
+    # On a small CPU inductor takes longer than all else; eager still shows that the models can be traced.
+    backend = "inductor" if bench.is_full else "eager"
+    found.add(batch=batch, backend=backend)
+    pixels_BCHW = pixels_of(towers, batch)
+    # As they are first: what is right is known before the clock starts.
+    for name in towers.encoders:
+        towers.check(name, pixels_BCHW, bench)
+    started = time.perf_counter()
+    for encoder in towers.encoders.values():
+        # The encoders have no switch for it, and nothing else needs one so far.
+        encoder._family.tower(encoder._model).compile(backend=backend, dynamic=False)
+    # In a batch of this size: another one would be compiled anew.
+    cosines = {name: towers.check(name, pixels_BCHW, bench) for name in towers.encoders}
+    found.add(least_cosine=cosines, seconds_to_compile=time.perf_counter() - started)
+    found.add(**_both(towers, bench, pixels_BCHW, f"compiled by {backend} in {found['seconds_to_compile']:.0f} s"))
+
+
+def batch_of(embed: dict[str, Any] | None, bench: Bench) -> int:
+    """Images of a batch at which part embed found both fastest; a middling one where it was left out."""
+    return int(embed["both"]["batch"]) if embed else BATCHES[bench.scale][len(BATCHES[bench.scale]) // 2]
+
+
+def pixels_of(towers: Towers, size: int) -> torch.Tensor:
+    """A batch: the same few pictures again and again."""
+    return checked_pixels(towers.side_px).repeat(-(-size // NUM_CHECKED), 1, 1, 1)[:size]
 
 
 def _rates(encoder: Any, pixels_BCHW: torch.Tensor, bench: Bench) -> dict[str, float]:
@@ -242,10 +261,10 @@ def _rates(encoder: Any, pixels_BCHW: torch.Tensor, bench: Bench) -> dict[str, f
     }
 
 
-def _both(
-    towers: Towers, bench: Bench, pixels_BCHW: torch.Tensor, expected: dict[str, torch.Tensor], flop: float
-) -> dict[str, Any]:
-    """Both encoders on the same pixels, from pinned memory where there is a GPU, as they are and compiled."""
+def _both(towers: Towers, bench: Bench, pixels_BCHW: torch.Tensor, word: str) -> dict[str, Any]:
+    """Both encoders on the same pixels, from pinned memory where there is a GPU."""
+    from mmvp_ray.pipeline.encoder_flop import flop_per_image
+
     size, pixels_BCHW = len(pixels_BCHW), pixels_BCHW.pin_memory() if bench.device == "cuda" else pixels_BCHW
 
     def both() -> None:
@@ -253,42 +272,10 @@ def _both(
         for encoder in towers.encoders.values():
             encoder.embed(here_BCHW)
 
-    def measured(word: str) -> dict[str, Any]:
-        rate = size / bench.seconds(both)
-        share = bench.share(rate * flop, towers.dtype)
-        print(
-            f"embed both, batch {size}, {word}: {rate:,.0f} images/s; {percent(share)} (goal {GOAL_SHARE:.0%})",
-            flush=True,
-        )
-        return {"images_per_second": rate, "share_of_peak": share}
-
-    figures = {
-        "batch": size,
-        "flop_per_image": flop,
-        **measured("as they are"),
-        "compiled": {"backend": compile_backend(bench)},
-    }
-    try:
-        towers.compile(bench, on=True)
-        started = time.perf_counter()
-        both()
-        bench.synchronise()
-        seconds = time.perf_counter() - started
-        figures["compiled"] |= measured(f"compiled by {compile_backend(bench)} in {seconds:.0f} s") | {
-            "seconds_to_compile": seconds,
-            "each": {
-                name: size / bench.seconds(lambda e=encoder: e.embed(pixels_BCHW))
-                for name, encoder in towers.encoders.items()
-            },
-            # In a batch of this size: another one would be compiled anew.
-            "least_cosine": {name: _check(towers, name, pixels_BCHW, expected) for name in towers.encoders},
-        }
-    except CheckError:
-        raise
-    except Exception as error:
-        # A compiler that does not work here is a finding too, and none that should cost the other figures.
-        figures["compiled"]["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        print(f"embed both: torch.compile failed: {figures['compiled']['error']}", flush=True)
-    finally:
-        towers.compile(bench, on=False)
-    return figures
+    flop = sum(flop_per_image(encoder.spec)[0] for encoder in towers.encoders.values())
+    rate = size / bench.seconds(both)
+    share = bench.share(rate * flop, towers.dtype)
+    print(
+        f"embed both, batch {size}, {word}: {rate:,.0f} images/s; {percent(share)} (goal {GOAL_SHARE:.0%})", flush=True
+    )
+    return {"flop_per_image": flop, "images_per_second": rate, "share_of_peak": share}

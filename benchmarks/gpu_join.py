@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.gpu import Bench, CheckError, percent
+from benchmarks.gpu_bench import Bench, CheckError, Found, percent
 from mmvp_ray.processor import multiplies_bf16
 from mmvp_ray.search.kernel import JoinedPairs, join_block
 
@@ -21,7 +23,7 @@ TAU = 0.95
 GOAL_ERROR = 0.25
 PLANTED_EVERY = 100
 """One vector in so many is a near copy of the one before it, with a cosine from 0.90 to 1.00."""
-SIZES = {"full": (100_000, 200_000, 400_000, 1_000_000), "smoke": (4_000, 5_600, 8_000)}
+SIZES = {"full": (100_000, 200_000, 300_000, 400_000, 600_000, 1_000_000), "smoke": (3_000, 4_000, 5_600, 8_000)}
 DIM = {"full": 768, "smoke": 64}
 CHECKED = 3_000
 FORETOLD = {"full": 10_000_000, "smoke": 100_000}
@@ -30,10 +32,11 @@ BLOCK = {"full": 2_000_000, "smoke": 3_000}
 CHUNK = 1 << 17
 
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
+Law = tuple[float, float, float]
 
 
-def measure_join(bench: Bench, root: Path) -> dict[str, Any]:
-    """Check against brute force, then measure the sizes, fit, and foretell; with --join-vectors, join so many."""
+def measure_join(bench: Bench, found: Found) -> None:
+    """Check against brute force, then measure the sizes, fit, and foretell."""
     dim, device = DIM[bench.scale], bench.device
     small_ND, _ = plant(CHECKED, dim, device, seed=1, every=5)
     # A copy stands behind its original: of the two, one has an even row.
@@ -45,38 +48,58 @@ def measure_join(bench: Bench, root: Path) -> dict[str, Any]:
         f"join: {len(within.cos_P):,} pairs of {CHECKED:,} vectors are those of a float64 brute force, bit by bit",
         flush=True,
     )
-    dtype = "float16" if device == "cuda" else "bfloat16" if multiplies_bf16() else "float32"
-    rows = [_measured(size, dim, bench, dtype) for size in SIZES[bench.scale]]
-    fixed, square = fit([(row["num_vectors"], row["seconds"]) for row in rows[:-1]])
-    last = rows[-1]
-    error = (fixed + square * last["num_vectors"] ** 2) / last["seconds"] - 1
+    found.add(tau=TAU, dim=dim, checked_pairs=len(within.cos_P), peak_dtype=peak_dtype(bench), sizes=[])
+    for size in SIZES[bench.scale]:
+        found.add(sizes=[*found["sizes"], _measured(size, dim, bench)])
+    *rows, last = found["sizes"]
+    law = fit([(row["num_vectors"], row["seconds"]) for row in rows])
+    error = foretell(law, [last["num_vectors"]]) / last["seconds"] - 1
     goal = FORETOLD[bench.scale]
-    foretold = fixed + square * goal**2
+    foretold = foretell(law, [goal])
     print(
-        f"join: t = {fixed:.3g} s + {square:.3g} s N^2, fitted on all but the largest, is {error:+.1%} off there (goal: within {GOAL_ERROR:.0%}); "
-        f"it foretells {foretold:,.1f} s for {goal:,} x {dim}",
+        f"join: t = {law[0]:.3g} s + {law[1]:.3g} s N + {law[2]:.3g} s N^2, fitted on all but the largest, is {error:+.1%} off there "
+        f"(goal: within {GOAL_ERROR:.0%}); it foretells {foretold:,.1f} s for {goal:,} x {dim}",
         flush=True,
     )
-    figures: dict[str, Any] = {
-        "tau": TAU,
-        "dim": dim,
-        "checked_pairs": len(within.cos_P),
-        "peak_dtype": dtype,
-        "sizes": rows,
-        "fit": {"a": fixed, "b": square, "error_at_largest": error},
-        "foretold": {"num_vectors": goal, "seconds": foretold},
-    }
-    if bench.join_vectors:
-        figures["blockwise"] = _blockwise(bench, root, dim, dtype, fixed + square * bench.join_vectors**2)
-    return figures
+    found.add(
+        fit={**dict(zip("abc", law, strict=True)), "error_at_largest": error},
+        foretold={"num_vectors": goal, "seconds": foretold},
+    )
 
 
-def fit(points: list[tuple[int, float]]) -> tuple[float, float]:
-    """(a, b) of t = a + b N^2 by least squares of relative errors: small sizes count as much as large ones."""
+def peak_dtype(bench: Bench) -> str:
+    """Of the products that propose pairs, whose peak shares are of."""
+    return "float16" if bench.device == "cuda" else "bfloat16" if multiplies_bf16() else "float32"
+
+
+def fit(points: Sequence[tuple[int, float]]) -> Law:
+    """(a, b, c) of t = a + b N + c N^2, none below 0, by least squares of relative errors: small sizes count as much as large ones.
+
+    What every call costs, what grows with the vectors (they are copied to the device) and the products.
+    """
     sizes, seconds = (np.array(column, dtype=np.float64) for column in zip(*points, strict=True))
-    columns = np.stack([np.ones_like(sizes), sizes**2], axis=1) / seconds[:, None]
-    a, b = np.linalg.lstsq(columns, np.ones_like(seconds), rcond=None)[0]
-    return float(a), float(b)
+    columns = np.stack([np.ones_like(sizes), sizes, sizes**2], axis=1) / seconds[:, None]
+    best, least = np.zeros(3), np.inf
+    # Three coefficients: every choice of those that are not 0 can be tried.
+    for terms in itertools.chain.from_iterable(itertools.combinations(range(3), count) for count in (1, 2, 3)):
+        chosen = columns[:, terms]
+        # Of equal length, else lstsq takes the squares of millions for all there is.
+        lengths = np.linalg.norm(chosen, axis=0)
+        some = np.linalg.lstsq(chosen / lengths, np.ones_like(seconds), rcond=None)[0] / lengths
+        off = float(((chosen @ some - 1) ** 2).sum())
+        if some.min() >= 0 and off < least:
+            best, least = np.zeros(3), off
+            best[list(terms)] = some
+    return float(best[0]), float(best[1]), float(best[2])
+
+
+def foretell(law: Law, blocks: Sequence[int]) -> float:
+    """Seconds of joining blocks of so many vectors, each with itself and with every other one."""
+    a, b, c = law
+    pairs = itertools.combinations(blocks, 2)
+    within = sum(a + b * size + c * size**2 for size in blocks)
+    # All of one times all of the other: half of that is what a block computes of itself.
+    return within + sum(a + b * (one + other) + 2 * c * one * other for one, other in pairs)
 
 
 def plant(
@@ -130,7 +153,7 @@ def _check_same(found: JoinedPairs, expected: Pairs, source: str) -> None:
         )
 
 
-def _measured(num: int, dim: int, bench: Bench, dtype: str) -> dict[str, Any]:
+def _measured(num: int, dim: int, bench: Bench) -> dict[str, Any]:
     vectors_ND, planted = plant(num, dim, bench.device, seed=num)
     seconds = []
     # From the host's vectors to the host's pairs. The first time warms up: kernels are chosen, memory is taken.
@@ -143,7 +166,7 @@ def _measured(num: int, dim: int, bench: Bench, dtype: str) -> dict[str, Any]:
     _check_same(found, planted, f"{num:,} vectors as planted")
     median = statistics.median(seconds[1:])
     rate = num**2 * dim / median
-    share = bench.share(rate, dtype)
+    share = bench.share(rate, peak_dtype(bench))
     print(
         f"join {num:,} x {dim}: {median:.3f} s, {len(found.cos_P):,} pairs, {rate / 1e12:.2f} TFLOP/s, {percent(share)}",
         flush=True,
@@ -158,9 +181,9 @@ def _measured(num: int, dim: int, bench: Bench, dtype: str) -> dict[str, Any]:
     }
 
 
-def _blockwise(bench: Bench, root: Path, dim: int, dtype: str, foretold: float) -> dict[str, Any]:
+def measure_blockwise(bench: Bench, root: Path, join: dict[str, Any] | None, found: Found) -> None:
     """Join blocks that lie on disk, two at a time in memory; loading is timed apart."""
-    num, block = bench.join_vectors, BLOCK[bench.scale]
+    num, block, dim = bench.join_vectors, BLOCK[bench.scale], DIM[bench.scale]
     firsts = range(0, num, block)
     # Besides those within blocks one pair of any two: a row that is in all, neither original nor copy otherwise.
     expected = math.comb(len(firsts), 2)
@@ -187,24 +210,27 @@ def _blockwise(bench: Bench, root: Path, dim: int, dtype: str, foretold: float) 
             num_pairs += len(join_block(a_ND, b_MD, TAU, device=bench.device).cos_P)
             join_s += time.perf_counter() - started
             del b_MD
+            found.add(num_vectors=num, num_joined=found.get("num_joined", 0) + 1, join_seconds=join_s)
     if num_pairs != expected:
         raise CheckError(f"join: expected the {expected:,} planted pairs of {num:,} vectors, found {num_pairs:,}")
     rate = num**2 * dim / join_s
-    error = foretold / join_s - 1
-    share = bench.share(rate, dtype)
+    share = bench.share(rate, peak_dtype(bench))
+    foretold = None
+    if join:
+        law = (join["fit"]["a"], join["fit"]["b"], join["fit"]["c"])
+        foretold = foretell(law, [min(block, num - first) for first in firsts])
+    said = f"foretold {foretold:.1f} s ({foretold / join_s - 1:+.1%})" if foretold else "not foretold (no part join)"
     print(
         f"join {num:,} x {dim}, {len(firsts)} blocks: {join_s:.1f} s joining and {load_s:.1f} s loading, {num_pairs:,} pairs, "
-        f"{rate / 1e12:.2f} TFLOP/s, {percent(share)}; foretold {foretold:.1f} s ({error:+.1%})",
+        f"{rate / 1e12:.2f} TFLOP/s, {percent(share)}; {said}",
         flush=True,
     )
-    return {
-        "num_vectors": num,
-        "num_blocks": len(firsts),
-        "join_seconds": join_s,
-        "load_seconds": load_s,
-        "num_pairs": num_pairs,
-        "flop_per_second": rate,
-        "share_of_peak": share,
-        "foretold_seconds": foretold,
-        "foretold_error": error,
-    }
+    found.add(
+        num_blocks=len(firsts),
+        load_seconds=load_s,
+        num_pairs=num_pairs,
+        flop_per_second=rate,
+        share_of_peak=share,
+        foretold_seconds=foretold,
+        foretold_error=foretold / join_s - 1 if foretold else None,
+    )

@@ -7,7 +7,7 @@ import statistics
 import time
 from typing import Any
 
-from benchmarks.gpu import Bench, CheckError, percent
+from benchmarks.gpu_bench import Bench, CheckError, Found, percent
 
 # Shapes: R rows, T tokens, I images (one a row), C = 3, H x W pixels.
 
@@ -38,7 +38,7 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def measure_mof(bench: Bench) -> dict[str, Any]:
+def measure_mof(bench: Bench, found: Found) -> None:
     """Compare a small model's losses in both precisions, then time steps of the model of this scale in bf16."""
     import torch
 
@@ -49,6 +49,8 @@ def measure_mof(bench: Bench) -> dict[str, Any]:
         f"mof: losses of {CHECKED_STEPS} steps: fp32 {shown['fp32']}; bf16 {shown['bf16']}; at most {worst:.2%} apart",
         flush=True,
     )
+    found.add(losses=losses, largest_difference=worst, tolerance=LOSS_TOLERANCE)
+    bench.forget_peak_memory()
     from mmvp_ray.mof.training.speed import peak_flops, work_of
 
     rows, tokens = ROWS_AND_TOKENS[bench.scale]
@@ -59,20 +61,17 @@ def measure_mof(bench: Bench) -> dict[str, Any]:
     seconds = []
     for _ in range(NUM_TIMED[bench.scale]):
         started = time.perf_counter()
-        found = trainee.step()
+        step = trainee.step()
         bench.synchronise()
         seconds.append(time.perf_counter() - started)
-    if not math.isfinite(found.loss):
-        raise CheckError(f"mof: expected a finite loss of the model that was timed, found {found.loss}")
+    if not math.isfinite(step.loss):
+        raise CheckError(f"mof: expected a finite loss of the model that was timed, found {step.loss}")
     median = statistics.median(seconds)
-    flop = work_of(trainee.model).of_step(num_tokens=found.num_tokens, num_images=found.num_images)
+    flop = work_of(trainee.model).of_step(num_tokens=step.num_tokens, num_images=step.num_images)
     share = bench.share(flop / median, "bfloat16")
     published = peak_flops(torch.cuda.get_device_name()) if bench.device == "cuda" else None
     figures = {
         "mode": "interleaved",
-        "losses": losses,
-        "largest_difference": worst,
-        "tolerance": LOSS_TOLERANCE,
         "num_parameters": sum(value.numel() for value in trainee.model.parameters()),
         "num_trained": sum(value.numel() for value in trainee.model.parameters() if value.requires_grad),
         "activation_checkpointing": True,
@@ -80,7 +79,7 @@ def measure_mof(bench: Bench) -> dict[str, Any]:
         "tokens_per_row": tokens,
         "image_tokens_per_row": trainee.model.config.num_image_tokens,
         "step_seconds": median,
-        "tokens_per_second": found.num_tokens / median,
+        "tokens_per_second": step.num_tokens / median,
         "flop_per_second": flop / median,
         "share_of_measured_peak": share,
         "share_of_published_peak": flop / median / published if published else None,
@@ -94,7 +93,7 @@ def measure_mof(bench: Bench) -> dict[str, Any]:
         f"{median:.3f} s a step, {flop / median / 1e12:.2f} TFLOP/s without what checkpointing computes twice: MFU {percent(share)}{memory}",
         flush=True,
     )
-    return figures
+    found.add(**figures)
 
 
 class Trainee:

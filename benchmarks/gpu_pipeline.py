@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.gpu import Bench, CheckError
-from benchmarks.gpu_embed import BATCHES, LEAST_COSINE, NUM_CHECKED, Towers, check_vectors
+from benchmarks.gpu_bench import Bench, CheckError, Found
+from benchmarks.gpu_embed import LEAST_COSINE, NUM_CHECKED, Towers, batch_of, check_vectors
 
 if TYPE_CHECKING:
     import torch
@@ -195,8 +195,8 @@ def read_again_and_again(tars: list[Path]) -> Iterator[bytes]:
                         yield sample.data
 
 
-def measure_pipeline(towers: Towers, bench: Bench, root: Path, embed: dict[str, Any] | None) -> dict[str, Any]:
-    """Images a second from tars to both encoders' vectors; batch size and compile as part embed found them fastest."""
+def measure_pipeline(towers: Towers, bench: Bench, root: Path, embed: dict[str, Any] | None, found: Found) -> None:
+    """Images a second from tars to both encoders' vectors, in batches of the size that part embed found fastest."""
     import torch
 
     from benchmarks.embed import make_shards
@@ -204,15 +204,8 @@ def measure_pipeline(towers: Towers, bench: Bench, root: Path, embed: dict[str, 
     num_tars, per_tar, num_images = SHARDS[bench.scale]
     (root / "tars").mkdir()
     tars = make_shards(root / "tars", num_tars, per_tar)
-    batch = embed["both"]["batch"] if embed else BATCHES[bench.scale][len(BATCHES[bench.scale]) // 2]
-    # A compiler that failed has no rate.
-    modes = {
-        False: embed["both"]["images_per_second"] if embed else 0.0,
-        True: embed["both"]["compiled"].get("images_per_second", 0.0) if embed else 0.0,
-    }
-    is_compiled = modes[True] > modes[False]
+    batch, alone = batch_of(embed, bench), embed["both"]["images_per_second"] if embed else 0.0
     expected = _expected(towers, tars)
-    towers.compile(bench, on=is_compiled)
     num_batches = num_images // batch
     with Decoders(towers, bench, batch) as decoders:
         for encoder, view in zip(towers.encoders.values(), decoders.views[0], strict=True):
@@ -223,7 +216,6 @@ def measure_pipeline(towers: Towers, bench: Bench, root: Path, embed: dict[str, 
         started, cpu_started = time.perf_counter(), time.process_time()
         vectors, busy_s = _embed_batches(towers, bench, decoders, num_batches)
         seconds, main_cpu_s = time.perf_counter() - started, time.process_time() - cpu_started
-    towers.compile(bench, on=False)
     for name, vectors_ND in vectors.items():
         if vectors_ND.shape[0] != num_batches * batch or not bool(torch.isfinite(vectors_ND).all()):
             raise CheckError(
@@ -233,13 +225,12 @@ def measure_pipeline(towers: Towers, bench: Bench, root: Path, embed: dict[str, 
         check_vectors(
             f"pipeline, {name}", vectors_ND[: len(expected[name])].float(), expected[name], LEAST_COSINE["float16"]
         )
-    rate, alone = num_batches * batch / seconds, modes[is_compiled]
+    rate = num_batches * batch / seconds
     figures = {
         "num_images": num_batches * batch,
         "bytes_per_image": sum(tar.stat().st_size for tar in tars) / (num_tars * per_tar),
         "geometry_library": next(iter(towers.encoders.values())).spec.geometry.library,
         "batch": batch,
-        "is_compiled": is_compiled,
         "is_pinned": decoders.is_pinned,
         "decoders": bench.decoders,
         "seconds": seconds,
@@ -262,7 +253,7 @@ def measure_pipeline(towers: Towers, bench: Bench, root: Path, embed: dict[str, 
         f"{decoders.wait_s:.1f} s for pixels, the reader {decoders.reader_wait_s:.1f} s for free memory",
         flush=True,
     )
-    return figures
+    found.add(**figures)
 
 
 def _expected(towers: Towers, tars: list[Path]) -> dict[str, torch.Tensor]:

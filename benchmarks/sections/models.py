@@ -33,8 +33,9 @@ MOF = Section(
 
 
 def keep_gpu(figures: Figures) -> Figures:
-    """Without single rounds and losses; which device it was decides whether anything was measured on a GPU."""
+    """Parts that came to their end, without single rounds; which device it was decides whether anything was measured on a GPU."""
     kept = everything(figures) | {"device": pick(figures, "arguments", "device")}
+    kept = {name: value for name, value in kept.items() if name not in ("unfinished", "seconds")}
     if join := kept.get("join"):
         sizes = [{name: value for name, value in one.items() if name != "all_seconds"} for one in join["sizes"]]
         kept["join"] = join | {"sizes": sizes}
@@ -48,11 +49,11 @@ def gpu_tables(figures: Figures) -> list[str]:
         rows = ((dtype, f"{one['best'] / 1e12:,.1f}") for dtype, one in sorted(peak.items()))
         lines += table(("square products, best size", "TFLOP/s"), rows)
     if embed := figures.get("embed"):
-        lines += _embed(embed)
+        lines += _embed(embed, figures.get("compile"))
     if pipeline := figures.get("pipeline"):
         lines += table(("from tars to both encoders' vectors", ""), _pipeline(pipeline))
     if join := figures.get("join"):
-        lines += _join(join)
+        lines += _join(join, figures.get("blockwise"))
     if mof := figures.get("mof"):
         facts = (
             ("parameters", f"{mof['num_parameters']:,}"),
@@ -70,23 +71,21 @@ def _percent(share: float | None) -> str:
     return "not known" if share is None else f"{share:.1%}"
 
 
-def _embed(embed: dict[str, Any]) -> list[str]:
+def _embed(embed: dict[str, Any], compiled: dict[str, Any] | None) -> list[str]:
     places = sorted(next(iter(next(iter(embed["encoders"].values()))["images_per_second"].values())))
     rows = [
         (name, size, *(f"{rates[place]:,.0f}" for place in places))
         for name, one in sorted(embed["encoders"].items())
         for size, rates in sorted(one["images_per_second"].items(), key=lambda item: int(item[0]))
     ]
-    both, words = embed["both"], {"as they are": embed["both"], "compiled": embed["both"]["compiled"]}
+    words = {"as they are": embed["both"]} | ({"compiled": compiled} if compiled else {})
     lines = table(
         (f"{embed['dtype']}, images/s", "batch", *(f"pixels {place.replace('_', ' ')}" for place in places)), rows
     )
     return lines + table(
-        (f"both encoders, batch {both['batch']}", "images/s", "of the measured peak"),
+        ("both encoders", "batch", "images/s", "of the measured peak"),
         (
-            (said, f"{one['images_per_second']:,.0f}", _percent(one["share_of_peak"]))
-            if "images_per_second" in one
-            else (said, f"failed: {one.get('error')}", "")
+            (said, str(one["batch"]), f"{one['images_per_second']:,.0f}", _percent(one["share_of_peak"]))
             for said, one in words.items()
         ),
     )
@@ -102,7 +101,7 @@ def _pipeline(found: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _join(join: dict[str, Any]) -> list[str]:
+def _join(join: dict[str, Any], block: dict[str, Any] | None) -> list[str]:
     rows = [
         (
             f"{one['num_vectors']:,}",
@@ -112,22 +111,24 @@ def _join(join: dict[str, Any]) -> list[str]:
         )
         for one in join["sizes"]
     ]
-    if block := join.get("blockwise"):
-        what = f"{block['num_vectors']:,} in {block['num_blocks']} blocks (foretold {block['foretold_seconds']:,.0f} s)"
+    if block:
+        foretold = block["foretold_seconds"]
+        said = f" (foretold {foretold:,.0f} s)" if foretold is not None else ""
+        what = f"{block['num_vectors']:,} in {block['num_blocks']} blocks{said}"
         rate, share = f"{block['flop_per_second'] / 1e12:,.1f}", _percent(block["share_of_peak"])
         rows.append((what, f"{block['join_seconds']:.1f}", rate, share))
-    fit, foretold = join["fit"], join["foretold"]
+    fit, largest = join["fit"], join["foretold"]
     return [
         *table((f"join of N vectors of {join['dim']} numbers", "seconds", "TFLOP/s", "of the measured peak"), rows),
-        f"t = {fit['a']:.3g} s + {fit['b']:.3g} s N^2 foretells {foretold['seconds']:,.0f} s for "
-        f"{foretold['num_vectors']:,}; "
+        f"t = {fit['a']:.3g} s + {fit['b']:.3g} s N + {fit['c']:.3g} s N^2 foretells {largest['seconds']:,.0f} s for "
+        f"{largest['num_vectors']:,}; "
         f"at the largest size measured it is {fit['error_at_largest']:+.1%} off.",
         "",
     ]
 
 
 def _both_share(figures: Figures) -> float | None:
-    found = [pick(figures, "embed", "both", *path, "share_of_peak") for path in ((), ("compiled",))]
+    found = [pick(figures, *path, "share_of_peak") for path in (("embed", "both"), ("compile",))]
     shares = [share for share in found if share is not None]
     return max(shares) if shares else None
 

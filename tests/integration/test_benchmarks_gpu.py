@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from benchmarks.gpu import PARTS
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -51,13 +54,14 @@ def test_every_part_runs_without_ray(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("not measured on a GPU; torch ")
     found = json.loads(out.read_text())
-    assert found["failed"] is None
+    assert found["failed"] == found["unfinished"] == {}
+    assert all(found["seconds"][part] > 0 for part in (*PARTS, "blockwise"))
     assert found["machine"]["gpu"] is None
     positive: dict[str, Any] = {f"peak {dtype}": peak["best"] for dtype, peak in found["peak"].items()}
     embed, pipeline, join, mof = (found[part] for part in ("embed", "pipeline", "join", "mof"))
     assert set(embed["encoders"]) == set(embed["least_cosine"]) == {"clip", "dinov2"}
     assert min(embed["least_cosine"].values()) >= 0.99999
-    assert min(embed["both"]["compiled"]["least_cosine"].values()) >= 0.99999
+    assert min(found["compile"]["least_cosine"].values()) >= 0.99999
     for name, one in embed["encoders"].items():
         assert one["flop_is_counted"]
         positive |= {
@@ -65,24 +69,25 @@ def test_every_part_runs_without_ray(tmp_path: Path) -> None:
             for size, rates in one["images_per_second"].items()
             for place, rate in rates.items()
         }
-    for word, both in (("both", embed["both"]), ("compiled", embed["both"]["compiled"])):
+    for word, both in (("both", embed["both"]), ("compiled", found["compile"])):
         positive |= {f"{word} {key}": both[key] for key in ("images_per_second", "share_of_peak")}
     assert pipeline["num_images"] == 96
     for key in ("images_per_second", "share_of_embed", "cores_decoding", "cores_main_process", "device_busy_share"):
         positive[f"pipeline {key}"] = pipeline[key]
-    assert join["checked_pairs"] > 100 and len(join["sizes"]) == 3
-    for row in [*join["sizes"], join["blockwise"]]:
+    assert join["checked_pairs"] > 100 and len(join["sizes"]) == 4
+    for row in [*join["sizes"], found["blockwise"]]:
         positive |= {f"join {key}": row[key] for key in ("num_pairs", "flop_per_second", "share_of_peak")}
     # Three blocks: three pairs lie across them.
-    assert join["blockwise"]["num_blocks"] == 3 and join["blockwise"]["num_pairs"] > 3
-    assert set(join["fit"]) == {"a", "b", "error_at_largest"}
+    assert found["blockwise"]["num_blocks"] == 3 and found["blockwise"]["num_pairs"] > 3
+    assert found["blockwise"]["foretold_seconds"] > 0 and found["blockwise"]["num_joined"] == 6
+    assert set(join["fit"]) == {"a", "b", "c", "error_at_largest"}
     assert mof["largest_difference"] <= mof["tolerance"]
     positive |= {f"mof {key}": mof[key] for key in ("tokens_per_second", "flop_per_second", "share_of_measured_peak")}
     assert not {name: figure for name, figure in positive.items() if not figure > 0}
 
 
 def test_shares_are_of_what_was_measured_and_an_unknown_part_is_refused(tmp_path: Path) -> None:
-    from benchmarks.gpu import Bench, percent
+    from benchmarks.gpu_bench import Bench, percent
 
     bench = Bench(device="cpu", scale="smoke", peaks={"float32": 4e12})
     assert bench.share(1e12, "float32") == 0.25 and percent(0.25) == "25.0% of the measured peak"
@@ -94,7 +99,7 @@ def test_shares_are_of_what_was_measured_and_an_unknown_part_is_refused(tmp_path
 def test_vectors_that_are_off_swapped_or_no_numbers_are_found() -> None:
     import torch
 
-    from benchmarks.gpu import CheckError
+    from benchmarks.gpu_bench import CheckError
     from benchmarks.gpu_embed import check_vectors
 
     # As random towers give them: all in about the same direction.
@@ -113,7 +118,7 @@ def test_vectors_that_are_off_swapped_or_no_numbers_are_found() -> None:
 
 
 def test_pairs_that_are_missing_too_many_or_off_are_found() -> None:
-    from benchmarks.gpu import CheckError
+    from benchmarks.gpu_bench import CheckError
     from benchmarks.gpu_join import TAU, check_pairs, plant
     from mmvp_ray.search.kernel import JoinedPairs, join_block
 
@@ -135,15 +140,33 @@ def test_pairs_that_are_missing_too_many_or_off_are_found() -> None:
         check_pairs(join_block(nothing, None, TAU), nothing, None, TAU)
 
 
-def test_the_fit_finds_the_law_that_made_the_times() -> None:
-    from benchmarks.gpu_join import fit
+@pytest.mark.parametrize("gigabytes_per_second", [4, 12, 50])
+def test_the_fit_foretells_joins_whose_vectors_are_copied_first(gigabytes_per_second: float) -> None:
+    from benchmarks.gpu_join import GOAL_ERROR, SIZES, fit, foretell
 
-    a, b = fit([(num, 0.25 + 3e-12 * num**2) for num in (100_000, 200_000, 400_000)])
-    assert (a, b) == pytest.approx((0.25, 3e-12))
+    a, b, c = 0.02, 768 * 2 / (gigabytes_per_second * 1e9), 2.4e-12
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        noise = 1 + 0.03 * rng.standard_normal(len(SIZES["full"]))
+        rows = [(num, (a + b * num + c * num**2) * off) for num, off in zip(SIZES["full"], noise, strict=True)]
+        law = fit(rows[:-1])
+        assert min(law) >= 0
+        assert abs(foretell(law, [rows[-1][0]]) / rows[-1][1] - 1) < GOAL_ERROR
+    exact = fit([(num, a + b * num + c * num**2) for num in SIZES["full"]])
+    assert exact == pytest.approx((a, b, c), rel=1e-3)
+
+
+def test_blocks_are_foretold_as_they_are_joined() -> None:
+    from benchmarks.gpu_join import foretell
+
+    # Three joins: each block with itself, and both; that of both computes twice what either does, and copies both.
+    assert foretell((1.0, 0.0, 0.0), [10, 20]) == 3
+    assert foretell((0.0, 1.0, 0.0), [10, 20]) == 10 + 20 + 30
+    assert foretell((0.0, 0.0, 1.0), [10, 20]) == (10 + 20) ** 2
 
 
 def test_losses_that_are_apart_no_numbers_or_do_not_fall_are_found() -> None:
-    from benchmarks.gpu import CheckError
+    from benchmarks.gpu_bench import CheckError
     from benchmarks.gpu_mof import check_losses
 
     exact = [5.0, 4.5, 4.0]
@@ -155,21 +178,84 @@ def test_losses_that_are_apart_no_numbers_or_do_not_fall_are_found() -> None:
         check_losses([4.0, 4.5, 4.0], [4.0, 4.5, 4.0], 0.02)
 
 
-WRONG = """
-import sys
-from benchmarks import gpu, gpu_mof
+ALTERED = """
+import sys, time
+from benchmarks import gpu, gpu_join, gpu_mof
+from benchmarks.gpu_bench import CheckError
 
-gpu_mof.measure_mof = lambda bench: {"worst": gpu_mof.check_losses([5.0, 4.0], [6.0, 4.0], 0.02)}
+def crash(bench, found):
+    found.add(sizes=[1])
+    raise RuntimeError("no memory at /somewhere/of/this/machine.py")
+
+def hang(bench, found):
+    found.add(sizes=[1])
+    print("hangs", flush=True)
+    time.sleep(100)
+
+def wrong(bench, found):
+    gpu_mof.check_losses([5.0, 4.0], [6.0, 4.0], 0.02)
+
+def right(bench, found):
+    found.add(tokens_per_second=1.0)
+
+{changes}
 sys.argv = ["gpu", *sys.argv[1:]]
 gpu.main()
 """
+OPTIONS = ["--device", "cpu", "--scale", "smoke"]
 
 
 def test_a_check_that_fails_ends_with_one_line_and_exit_code_1(tmp_path: Path) -> None:
     out = tmp_path / "figures.json"
-    options = ["--device", "cpu", "--scale", "smoke", "--parts", "mof", "--json", str(out)]
-    done = without(tmp_path, "-c", WRONG, *options)
+    done = without(
+        tmp_path,
+        "-c",
+        ALTERED.format(changes="gpu_mof.measure_mof = wrong"),
+        *OPTIONS,
+        "--parts",
+        "mof",
+        "--json",
+        str(out),
+    )
     assert done.returncode == 1
     said = done.stderr.splitlines()
-    assert len(said) == 1 and said[0].startswith("FAILED: mof: expected losses in bf16 within 2% of fp32's"), said
-    assert json.loads(out.read_text())["failed"] in said[0]
+    assert len(said) == 1 and said[0].startswith("FAILED: mof: mof: expected losses in bf16 within 2% of fp32's"), said
+    assert json.loads(out.read_text())["failed"]["mof"] in said[0]
+
+
+def test_a_part_that_crashes_is_named_and_the_others_go_on(tmp_path: Path) -> None:
+    out = tmp_path / "figures.json"
+    script = ALTERED.format(changes="gpu_join.measure_join, gpu_mof.measure_mof = crash, right")
+    done = without(tmp_path, "-c", script, *OPTIONS, "--parts", "peak,join,mof", "--json", str(out))
+    assert done.returncode == 1
+    found = json.loads(out.read_text())
+    assert found["failed"] == {"join": "RuntimeError: no memory at machine.py"}
+    assert found["unfinished"] == {"join": {"sizes": [1]}} and "join" not in found
+    assert found["peak"]["float32"]["best"] > 0 and found["mof"] == {"tokens_per_second": 1.0}
+    assert "in crash" in done.stderr and "FAILED: join: RuntimeError: no memory at machine.py" in done.stderr
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL])
+def test_a_call_that_is_cut_off_leaves_what_it_measured(sign: signal.Signals, tmp_path: Path) -> None:
+    out = tmp_path / "figures.json"
+    script = ALTERED.format(changes="gpu_join.measure_join = hang")
+    command = [sys.executable, "-c", script, *OPTIONS, "--parts", "peak,join,mof", "--json", str(out)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert any(line == "hangs\n" for line in process.stdout)
+        process.send_signal(sign)
+    assert process.returncode == (143 if sign == signal.SIGTERM else -sign)
+    found = json.loads(out.read_text())
+    assert found["peak"]["float32"]["best"] > 0 and "mof" not in found
+    assert found["failed"] == {"join": "cut off"} and found["unfinished"] == {"join": {"sizes": [1]}}
+
+
+def test_a_container_has_the_cores_of_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import gpu_bench
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda number: set(range(8)))
+    monkeypatch.setattr(gpu_bench, "CPU_MAX", tmp_path / "cpu.max")
+    assert gpu_bench.usable_cores() == 8
+    for text, expected in (("max 100000", 8), ("350000 100000", 3), ("50000 100000", 1), ("1600000 100000", 8)):
+        (tmp_path / "cpu.max").write_text(f"{text}\n")
+        assert gpu_bench.usable_cores() == expected

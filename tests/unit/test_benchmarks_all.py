@@ -133,7 +133,7 @@ def taken(folder: Path, *raws: dict[str, Any]) -> str:
 def of_gpu(*parts: str, **more: Any) -> dict[str, Any]:
     """What benchmarks.gpu wrote by a call for these parts."""
     arguments = {**RAW["gpu"]["arguments"], "parts": ",".join(parts)}
-    facts = {"machine": RAW["gpu"]["machine"], "arguments": arguments, "failed": None}
+    facts = {"machine": RAW["gpu"]["machine"], "arguments": arguments, "failed": {}}
     return {**facts, **{part: RAW["gpu"][part] for part in parts if part in RAW["gpu"]}, **more}
 
 
