@@ -134,11 +134,16 @@ class EmbedActor:
             self._failure = error
 
     def _load(self) -> None:
+        import torch
+
         for slug, spec in self._job.specs.items():
             if slug not in self._encoders:
-                self._encoders[slug] = load_for_embedding(
-                    spec, device=self._job.device, cpu_products=self._job.cpu_products
-                )
+                try:
+                    self._encoders[slug] = load_for_embedding(
+                        spec, device=self._job.device, cpu_products=self._job.cpu_products
+                    )
+                except torch.OutOfMemoryError as error:
+                    raise self._too_little(spec, error) from error
 
     def __call__(self, row: pa.Table) -> pa.Table:
         """Embed and commit the piece of a one-row table; gives one row of numbers for the driver's bookkeeping."""
@@ -205,10 +210,7 @@ class EmbedActor:
         except MmvpError:
             raise
         except torch.OutOfMemoryError as error:
-            raise ResourceError(
-                f"encoder {spec.name!r} needs more GPU memory than there is for batches of {self._job.batch_size} ({_line(error)}); "
-                "use a smaller --batch-size, or fewer actors on a GPU (--gpus-per-actor)"
-            ) from error
+            raise self._too_little(spec, error) from error
         except torch.AcceleratorError:
             # A CUDA context does not survive such an error: nothing can be embedded in this process any more.
             log.exception("encoder %s on piece %s: this process ends itself", spec.name, item.piece.name)
@@ -219,6 +221,12 @@ class EmbedActor:
                 f"{item.piece.shard.uri}; mend the encoder"
             ) from error
         return Apart(vectors_ND, finite_N, {})
+
+    def _too_little(self, spec: EncoderSpec, error: BaseException) -> ResourceError:
+        return ResourceError(
+            f"encoder {spec.name!r} needs more GPU memory than there is for batches of {self._job.batch_size} ({_line(error)}); "
+            "use a smaller --batch-size, or fewer actors on a GPU (--gpus-per-actor)"
+        )
 
     def _embed_apart(self, slug: str, item: PixelPiece) -> Apart:
         """Embed a piece in child processes, without the images that kill them."""

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from mmvp_ray import storage
 from mmvp_ray.encoders import EncoderSpec, TextEncoder, load_encoder
-from mmvp_ray.errors import DataError
+from mmvp_ray.errors import DataError, ResourceError
 from mmvp_ray.evaluate.item_vectors import write_vectors
 from mmvp_ray.images.decode import decode
 from mmvp_ray.images.geometry import apply_geometry
-from mmvp_ray.images.reasons import Rejected
+from mmvp_ray.images.reasons import Rejected, one_line
 from mmvp_ray.sources.piece import image_id
 
 if TYPE_CHECKING:
@@ -77,10 +77,14 @@ class EncodeJob:
 
 
 def encode(job: EncodeJob) -> str:
-    """The task: encode the images and texts of a job and write their files; the encoder's slug comes back."""
+    """The task: encode the images and texts of a job and write their files; the encoder's slug comes back.
+
+    Raises:
+        ResourceError: The GPU's memory is too small. DataError: an image is not there or cannot be used, or has no finite vector.
+    """
     import torch
 
-    with torch_threads(job.placement.num_threads):
+    with torch_threads(job.placement.num_threads), gpu_memory(job.spec, job.placement):
         encoder = loaded(job.spec, job.placement.device)
         if job.texts_to is not None:
             assert isinstance(encoder, TextEncoder)
@@ -143,6 +147,20 @@ def loaded(spec: EncoderSpec, device: str) -> Encoder:
         _loaded.clear()
         _loaded[key] = load_encoder(spec, device=device)
     return _loaded[key]
+
+
+@contextlib.contextmanager
+def gpu_memory(spec: EncoderSpec, placement: Placement) -> Iterator[None]:
+    """Load and run an encoder; too little GPU memory becomes a ResourceError that says what to change."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ResourceError(
+            f"encoder {spec.name!r} needs more GPU memory than there is for batches of {placement.batch_size} "
+            f"({one_line(str(error), max_chars=200)}); use a smaller --batch-size, or fewer encoders on a GPU (--gpus-per-encoder)"
+        ) from error
 
 
 @contextlib.contextmanager
