@@ -24,9 +24,6 @@ class IndexHolder:
     Args:
         device: "cuda": neighbours are looked for on the GPU that FAISS sees first.
         num_threads: Threads that FAISS may take; all unless given.
-
-    Raises:
-        ResourceError: FAISS sees no GPU.
     """
 
     def __init__(self, device: str = "cpu", *, num_threads: int | None = None) -> None:
@@ -37,16 +34,29 @@ class IndexHolder:
         self._shard: tuple[str, Shard] | None = None
         if num_threads is not None:
             faiss.omp_set_num_threads(num_threads)
+        self._failure: ResourceError | None = None
         if device == "cuda" and not faiss.get_num_gpus():
-            raise ResourceError(
+            # What an actor's __init__ raises reaches the driver as the text of a stack alone; the first call raises it as it is.
+            self._failure = ResourceError(
                 f"expected a GPU for FAISS {faiss.__version__}, found none that it can use; install faiss-gpu and a driver for its CUDA, or use --device cpu"
             )
 
     def ready(self) -> None:
-        """Answers as soon as the process is there."""
+        """Answers as soon as the process is there.
+
+        Raises:
+            ResourceError: FAISS sees no GPU.
+        """
+        if self._failure is not None:
+            raise self._failure
 
     def run(self, work: Callable[..., Any], item: Any, *shared: Any) -> Any:
-        """`work(self, item, *shared)`."""
+        """`work(self, item, *shared)`.
+
+        Raises:
+            ResourceError: FAISS sees no GPU.
+        """
+        self.ready()
         return work(self, item, *shared)
 
     def codec(self, place: IndexPlace) -> Codec:
@@ -104,6 +114,22 @@ class Holders:
             for actor in self._actors:
                 ray.kill(actor)
             self._actors.clear()
+
+    def ready(self) -> None:
+        """Wait until every process has its place and says that it can work.
+
+        Raises:
+            ResourceError: FAISS cannot use the GPU that it was given.
+        """
+        if self._here is not None:
+            return
+        self._start()
+        import ray
+
+        try:
+            ray.get([actor.ready.remote() for actor in self._actors])
+        except ray.exceptions.RayError as error:
+            raise own_error(error) from error
 
     def run(self, calls: Sequence[Call]) -> Iterator[Any]:
         """What the calls give, as they come to an end. A process that dies is started again, and its call repeated.

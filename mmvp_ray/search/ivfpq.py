@@ -46,7 +46,7 @@ def ivfpq_join(work: JoinWork, method: Method, session: Session, on_part: OnPart
         Names of the parts, and facts: the index, how it was calibrated on how many true pairs, what was compared.
 
     Raises:
-        ResourceError: more candidates than memory holds. DataError: a table is missing or broken.
+        ResourceError: FAISS cannot use a GPU, or more candidates than memory holds. DataError: a table is missing or broken.
     """
     own = storage.join(work.store.root, INDEXES, work.space.name, "candidates", work.folder.rsplit("/", 1)[-1])
     return join_once(work.folder, own, lambda: _join(work, method, own, session, on_part))
@@ -66,6 +66,10 @@ def _join(work: JoinWork, method: Method, own: str, session: Session, on_part: O
     )
     # What an attempt with another codec or index measured and found means nothing to this one.
     scratch = storage.join(own, f"{plan.place.codec_key}-{plan.place.content_key}")
+    if work.device == "cuda":
+        # Whether FAISS can use the GPUs is known before hours are spent on what only they read.
+        with Holders(session, "cuda") as holders:
+            holders.ready()
     # Compressing is work for CPUs; a GPU looks for neighbours.
     with Holders(session, "cpu") as holders:
         search = settle_search(work, plan, config, scratch, holders, session)
