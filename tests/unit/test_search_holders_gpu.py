@@ -18,7 +18,7 @@ def test_a_holder_without_a_gpu_says_so_when_it_is_asked(monkeypatch: pytest.Mon
     # What an actor's __init__ raises reaches nobody as it is.
     holder = IndexHolder("cuda")
     for ask in (holder.ready, lambda: holder.run(lambda holder, item: item, 1)):
-        with pytest.raises(ResourceError, match="expected a GPU for FAISS .* or use --device cpu"):
+        with pytest.raises(ResourceError, match=r"expected a GPU for FAISS .* or use --device cpu"):
             ask()
     assert IndexHolder("cpu").run(lambda holder, item: item, 1) == 1
 
