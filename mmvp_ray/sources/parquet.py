@@ -29,6 +29,9 @@ PREFERRED_COLUMNS = (
     "content",
 )
 
+_ODD_VALUE = (ValueError, OverflowError, KeyError)
+"""What Arrow raises for a value that no Python object stands for: text that is no UTF-8, a far time, a time zone of no known name."""
+
 
 def read_parquet(shard: Shard, skip: frozenset[int]) -> Iterator[Sample | Reject | None]:
     """Yield the images of a Parquet file row by row; None for each one of a piece in `skip`.
@@ -42,7 +45,7 @@ def read_parquet(shard: Shard, skip: frozenset[int]) -> Iterator[Sample | Reject
     with storage.open_file(shard.uri, etag=shard.etag) as file:
         try:
             yield from _rows(shard, pq.ParquetFile(file), skip)
-        except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+        except pa.ArrowInvalid as error:
             raise DataError(
                 f"expected a Parquet file, found something else in {shard.uri} ({' '.join(str(error).split())}); take it out of the corpus"
             ) from error
@@ -63,9 +66,38 @@ def _rows(shard: Shard, parquet: Any, skip: frozenset[int]) -> Iterator[Sample |
             row += num_rows
             continue
         for batch in parquet.iter_batches(batch_size=READ_ROWS, row_groups=[group], columns=columns):
-            for record in batch.to_pylist():
+            for record in _records(batch):
                 yield (_member(shard.uri, row, record, column, names) if row // PIECE_MEMBERS not in skip else None)
                 row += 1
+
+
+def _records(batch: Any) -> Iterator[dict[str, Any]]:
+    columns = [_values(column) for column in batch.columns]
+    return (dict(zip(batch.schema.names, row, strict=True)) for row in zip(*columns, strict=True))
+
+
+def _values(column: Any) -> list[Any]:
+    try:
+        return list(column.to_pylist())
+    except _ODD_VALUE:
+        return [_value(cell) for cell in column]
+
+
+def _value(cell: Any) -> Any:
+    """A cell of a column that holds odd values: bytes that are no UTF-8, or a time that Python has none for, cost no record."""
+    try:
+        return cell.as_py()
+    except _ODD_VALUE:
+        pass
+    if isinstance(cell, pa.StructScalar):
+        return {name: _value(cell[name]) for name in cell}
+    if isinstance(cell, pa.ListScalar):
+        return [_value(one) for one in cell.values]
+    if isinstance(cell, pa.DictionaryScalar):
+        return _value(cell.value)
+    if isinstance(cell, pa.BinaryScalar):
+        return cell.as_buffer().to_pybytes().decode("utf-8", errors="replace")
+    return f"{getattr(cell, 'value', 'a value')} of {cell.type}"
 
 
 def image_column(schema: pa.Schema, *, where: str) -> str:

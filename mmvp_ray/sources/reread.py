@@ -68,8 +68,9 @@ def _from_parquet(place: Place) -> bytes:
             for group in range(parquet.num_row_groups):
                 num_rows = parquet.metadata.row_group(group).num_rows
                 if row < first + num_rows:
-                    cell = parquet.read_row_group(group, columns=[column]).column(0)[row - first].as_py()
-                    return bytes(cell["bytes"] if isinstance(cell, dict) else cell)
+                    cell = parquet.read_row_group(group, columns=[column]).column(0)[row - first]
+                    # Not cell.as_py(): the path beside the bytes need be no UTF-8.
+                    return bytes((cell["bytes"] if isinstance(cell, pa.StructScalar) else cell).as_py())
                 first += num_rows
         raise DataError(f"expected row {row} in {place.uri}, found {first} rows; the file changed since it was mined")
 

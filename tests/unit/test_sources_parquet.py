@@ -188,11 +188,37 @@ def test_what_is_no_parquet_is_a_data_error_wherever_it_breaks(tmp_path: Path) -
         list(read_pieces(shard))
 
 
-def test_text_that_is_no_utf8_is_a_data_error(tmp_path: Path) -> None:
-    texts = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff\xfe"], pa.binary()).buffers())
-    shard = write(tmp_path / "x.parquet", pa.table({"image": [b"x"], "caption": texts}))
-    with pytest.raises(DataError, match=r"x\.parquet"):
-        list(read_pieces(shard))
+def not_utf8(*texts: bytes) -> pa.Array:
+    return pa.Array.from_buffers(pa.string(), len(texts), pa.array(texts, pa.binary()).buffers())
+
+
+def test_text_that_is_no_utf8_costs_no_record(tmp_path: Path) -> None:
+    captions, paths = not_utf8(b"a dog", b"caf\xe9"), not_utf8(b"a.jpg", b"\xff.jpg")
+    tags = pa.ListArray.from_arrays([0, 1, 2], not_utf8(b"x", b"\xe9"))
+    images = pa.StructArray.from_arrays([pa.array([b"one", b"two"]), paths], ["bytes", "path"])
+    shard = write(tmp_path / "x.parquet", pa.table({"image": images, "caption": captions, "tags": tags}))
+    first, second = read(shard)
+    assert (first.data, first.member, first.caption) == (b"one", "0:a.jpg", "a dog")
+    assert (second.data, second.member, second.caption) == (b"two", "1:\ufffd.jpg", "caf\ufffd")
+    assert json.loads(second.metadata) == {"tags": ["\ufffd"]}
+    assert read_image(Place(uri=second.uri, member=second.member, offset=None, num_bytes=3)) == b"two"
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (pa.timestamp("us"), 10**18),
+        (pa.timestamp("ns"), 1),
+        (pa.timestamp("s", tz="No/Where"), 5),
+        (pa.date32(), 10**8),
+        (pa.duration("s"), 10**18),
+    ],
+)
+def test_a_time_that_python_has_none_for_costs_no_record(tmp_path: Path, kind: pa.DataType, value: int) -> None:
+    times = pa.array([None, value], kind)
+    first, second = read(write(tmp_path / "x.parquet", pa.table({"image": [b"one", b"two"], "when": times})))
+    assert first.metadata is None and second.data == b"two"
+    assert isinstance(json.loads(second.metadata)["when"], str)
 
 
 class TestReadAgain:
