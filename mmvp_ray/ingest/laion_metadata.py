@@ -12,6 +12,7 @@ Names were taken from the releases' own cards and from img2dataset's recipes:
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -61,11 +62,8 @@ def read_schema(uri: str) -> pa.Schema:
     Raises:
         DataError: it is no Parquet.
     """
-    with storage.open_file(uri) as file:
-        try:
-            return pq.read_schema(file)
-        except pa.ArrowInvalid as error:
-            raise _no_parquet(uri, error) from error
+    with storage.open_file(uri) as file, _as_parquet(uri):
+        return pq.read_schema(file)
 
 
 def parse_overrides(texts: Sequence[str]) -> dict[str, str]:
@@ -90,8 +88,16 @@ def map_columns(schema: pa.Schema, overrides: Mapping[str, str], *, where: str) 
 
     Raises:
         ConfigError: no URLs, or a column that was named is not there or of the wrong kind.
+        DataError: a column that is read stands there twice.
     """
     found: dict[str, str] = {}
+    read = {*overrides.values(), *(name for column in COLUMNS.values() for name in column.names)}
+    doubled = sorted(name for name in read if schema.names.count(name) > 1)
+    if doubled:
+        raise DataError(
+            f"expected one column of each name, found {', '.join(map(repr, doubled))} more than once in {where}; write the file "
+            f"again with other names"
+        )
     for name, column in COLUMNS.items():
         theirs = overrides.get(name)
         if theirs is not None and (theirs not in schema.names or not _fits(schema.field(theirs).type, column.kind)):
@@ -125,21 +131,17 @@ def read_metadata(uri: str, names: Mapping[str, str], columns: Sequence[str]) ->
         DataError: it is no Parquet, or a value does not fit its column.
     """
     schema = plan_schema(columns)
-    with storage.open_file(uri) as file:
-        try:
-            with pq.ParquetFile(file) as parquet:
-                # No threads: Arrow's would let go of the file after Python's end.
-                wanted = sorted({names[name] for name in columns if name in names})
-                for batch in parquet.iter_batches(batch_size=BATCH_ROWS, columns=wanted, use_threads=False):
-                    arrays = [
-                        _clean(name, batch.column(names[name]))
-                        if name in names
-                        else pa.nulls(batch.num_rows, COLUMNS[name].kind)
-                        for name in columns
-                    ]
-                    yield pa.Table.from_arrays(arrays, schema=schema)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise _no_parquet(uri, error) from error
+    with storage.open_file(uri) as file, _as_parquet(uri), pq.ParquetFile(file) as parquet:
+        # No threads: Arrow's would let go of the file after Python's end.
+        wanted = sorted({names[name] for name in columns if name in names})
+        for batch in parquet.iter_batches(batch_size=BATCH_ROWS, columns=wanted, use_threads=False):
+            arrays = [
+                _clean(name, batch.column(names[name]))
+                if name in names
+                else pa.nulls(batch.num_rows, COLUMNS[name].kind)
+                for name in columns
+            ]
+            yield pa.Table.from_arrays(arrays, schema=schema)
 
 
 def _clean(name: str, column: pa.Array) -> pa.Array:
@@ -178,7 +180,16 @@ def _listed(schema: pa.Schema) -> str:
     return ", ".join(f"{field.name} ({field.type})" for field in schema)[:600] or "no columns"
 
 
-def _no_parquet(uri: str, error: Exception) -> DataError:
-    return DataError(
-        f"expected a LAION metadata Parquet file, found something else in {uri} ({' '.join(str(error).split())[:300]}); download it again"
-    )
+@contextlib.contextmanager
+def _as_parquet(uri: str) -> Iterator[None]:
+    """What Arrow raises of damaged bytes, as a DataError that names the file."""
+    try:
+        yield
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        # Of a damaged footer or page Arrow raises an OSError too, without the number that a file system's has.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        text = " ".join(str(error).split())[:300]
+        raise DataError(
+            f"expected a LAION metadata Parquet file, found something else in {uri} ({text}); download it again"
+        ) from error

@@ -186,6 +186,24 @@ def test_metadata_that_is_none(tmp_path: Path) -> None:
         plan_laion(config(tmp_path), Inline())
 
 
+def test_metadata_that_is_damaged_or_has_a_column_twice_is_named(tmp_path: Path) -> None:
+    urls = pa.array([f"http://a.example/{index}" for index in range(5000)])
+    path = tmp_path / "damaged.parquet"
+    pq.write_table(pa.table({"URL": urls}), path, compression="zstd")
+    whole = path.read_bytes()
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    for place in (slice(footer, footer + 40), slice(60, 120)):
+        damaged = bytearray(whole)
+        damaged[place] = b"\xff" * (place.stop - place.start)
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"damaged\.parquet"):
+            plan_laion(LaionConfig(metadata=(str(path),), out=str(tmp_path / f"out{place.start}")), Inline())
+    doubled = tmp_path / "doubled.parquet"
+    pq.write_table(pa.Table.from_arrays([urls, urls], names=["URL", "URL"]), doubled)
+    with pytest.raises(DataError, match=r"'URL' more than once in .*doubled\.parquet"):
+        plan_laion(LaionConfig(metadata=(str(doubled),), out=str(tmp_path / "out")), Inline())
+
+
 @pytest.mark.parametrize(
     "changes",
     [
