@@ -31,6 +31,7 @@ from mmvp_ray.ingest.laion_layout import LaionLayout
 from mmvp_ray.ingest.laion_plan import LaionPlan
 from mmvp_ray.ingest.laion_writer import CheckedResizer, import_img2dataset, writer_class
 from mmvp_ray.ingest.opener import GuardedOpener, installed
+from mmvp_ray.retries import translate
 from mmvp_ray.store.layout import FileEntry, read_marker, write_marker
 
 SUCCESS = "success"
@@ -79,6 +80,10 @@ def download_shard(index: int, config: LaionConfig, plan: LaionPlan, deny: DenyL
             except (ConfigError, ResourceError):
                 raise
             except Exception as found:
+                if isinstance(translate(found, action="writing", uri=str(_scratch_root(config))), ResourceError):
+                    raise ResourceError(
+                        f"no space left in {_scratch_root(config)}, where a shard is made; free space, or choose another --scratch"
+                    ) from found
                 error = found
     finally:
         # A process that dies leaves it behind: that is what the file is for.
@@ -158,10 +163,14 @@ def _opener(fetch: FetchConfig, deny: DenyList) -> GuardedOpener:
     return GuardedOpener(fetch, denies=deny.denies_host)
 
 
+def _scratch_root(config: LaionConfig) -> Path:
+    return Path(config.scratch or tempfile.gettempdir())
+
+
 @contextlib.contextmanager
 def _scratch(config: LaionConfig, layout: LaionLayout, name: str) -> Iterator[Path]:
     """A local folder for one shard. Those that dead processes left for the same shard are removed first."""
-    root = Path(config.scratch) if config.scratch else Path(tempfile.gettempdir())
+    root = _scratch_root(config)
     root.mkdir(parents=True, exist_ok=True)
     prefix = f"mmvp-ray-{fingerprint(layout.root)}-{name}-"
     for left in root.glob(prefix + "*"):

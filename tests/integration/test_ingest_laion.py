@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import io
 import json
@@ -25,7 +26,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mmvp_ray.cluster import Inline, Session
-from mmvp_ray.errors import ConfigError, DataError
+from mmvp_ray.errors import ConfigError, DataError, ResourceError
 from mmvp_ray.ingest.fetch_config import FetchConfig
 from mmvp_ray.ingest.filters import LaionFilters
 from mmvp_ray.ingest.laion import LaionSummary, ingest_laion
@@ -568,6 +569,18 @@ def test_a_url_that_img2dataset_loses_is_found_missing(
     ):
         run(config(tmp_path, [f"{server.url}/jpeg/{index}" for index in range(10)]))
     assert not (tmp_path / "out/done").exists()
+
+
+def test_a_full_scratch_disk_is_told_at_once(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mmvp_ray.ingest import laion_writer
+
+    def full(tar: Path, places: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(tar))
+
+    monkeypatch.setattr(laion_writer, "put_in_order", full)
+    with pytest.raises(ResourceError, match=r"no space left in .*/scratch, .* another --scratch"):
+        run(config(tmp_path, [f"{server.url}/jpeg/{index}" for index in range(3)]))
+    assert set(server.asked.values()) == {1}
 
 
 def test_rows_as_laion_has_them(server: Server, real_data: Path, tmp_path: Path) -> None:
