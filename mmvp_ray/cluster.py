@@ -60,7 +60,7 @@ class Session:
     """A connection to Ray that is made on first use and closed with the `with` block if it was made here.
 
     Args:
-        address: A running cluster ("auto", "host:port", "ray://..."); None means RAY_ADDRESS if it is set (`ray job submit` sets
+        address: A running cluster ("auto", "host:port"); None means RAY_ADDRESS if it is set (`ray job submit` sets
             it), else a cluster of its own on this machine, never one that happens to run here.
     """
 
@@ -79,7 +79,11 @@ class Session:
         trace: TracebackType | None,
     ) -> None:
         if self._has_request:
-            self._request([])
+            try:
+                self._request([])
+            except Exception as failure:
+                # A cluster that is lost needs no such word, and what it was lost by is the error to tell.
+                log.warning("the wish for a GPU could not be withdrawn (%s)", failure)
         if self._is_ours:
             import ray
 
@@ -100,12 +104,21 @@ class Session:
         """Connect to the cluster, or start one here; nothing if that is done.
 
         Raises:
-            ResourceError: Ray did not start. ConfigError: no cluster answers at the address.
+            ResourceError: Ray did not start. ConfigError: no cluster answers at the address, or it is of a kind that cannot be joined.
         """
         if self.is_started:
             return
+        if self._address is not None and "://" in self._address:
+            # Ray Data needs a driver that is part of the cluster, which a Ray client (ray://) is not; http:// is the dashboard's.
+            raise ConfigError(
+                f"expected auto or host:port, found {self._address} in --address or RAY_ADDRESS; run the job on the cluster: "
+                "`ray job submit --address http://HEAD:8265 --working-dir . -- python jobs/...`"
+            )
         os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-        if not self.joins_cluster:
+        if self.joins_cluster:
+            # A try at an address where nobody is takes 41 s; Ray would make 20.
+            os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
+        else:
             # Ray 2.60 would turn token authentication on for a cluster that only this process can reach.
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         os.environ.setdefault("RAY_raylet_start_wait_time_s", str(START_SECONDS))
@@ -132,16 +145,23 @@ class Session:
                     ray.init(address=self._address or "local", **options)
                 self._is_ours = True
                 return
-            except ConnectionError as error:
-                where = self._address or "this machine"
-                raise ConfigError(
-                    f"expected a Ray cluster at {where}, found none ({' '.join(str(error).split())}); check --address and RAY_ADDRESS"
-                ) from error
             except Exception as error:
                 ray.shutdown()
+                why = " ".join(str(error).split())[:300]
+                # Ray says ValueError of an address that it cannot read.
+                if isinstance(error, ConnectionError) or (self.joins_cluster and isinstance(error, ValueError)):
+                    where = self._address or "this machine"
+                    raise ConfigError(
+                        f"expected a Ray cluster at {where}, found none ({why}); check --address and RAY_ADDRESS"
+                    ) from error
+                if attempt == NUM_START_ATTEMPTS - 1 and self.joins_cluster:
+                    raise ResourceError(
+                        f"expected to join the Ray cluster at {self._address}, found that Ray failed to ({why}); see whether its versions of Ray "
+                        "and Python are those of this machine"
+                    ) from error
                 if attempt == NUM_START_ATTEMPTS - 1:
                     raise ResourceError(
-                        f"Ray did not start on this machine ({' '.join(str(error).split())[:300]}); it may be too busy: try again"
+                        f"Ray did not start on this machine ({why}); it may be too busy: try again"
                     ) from error
                 log.warning("Ray did not start (%s); trying once more", error)
 

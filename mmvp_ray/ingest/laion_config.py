@@ -45,7 +45,7 @@ class LaionConfig:
     scratch: str | None = None
     """Local folder where a shard is put together, twice its size; the system's temporary folder unless given."""
     address: str | None = None
-    """A running Ray cluster to use (auto, host:port, ray://...); a cluster of its own on this machine unless given or RAY_ADDRESS is set."""
+    """A running Ray cluster to use (auto, host:port); a cluster of its own on this machine unless given or RAY_ADDRESS is set."""
     plan: bool = False
     """Stop after the plan: read and filter the metadata, say how many URLs and shards there are, ask for nothing."""
 

@@ -54,7 +54,7 @@ class MineConfig:
     max_reject_fraction: float = 0.05
     """Fail when a larger share of the images cannot be used."""
     address: str | None = None
-    """A running Ray cluster to use (auto, host:port, ray://...); a cluster of its own on this machine unless given or RAY_ADDRESS is set."""
+    """A running Ray cluster to use (auto, host:port); a cluster of its own on this machine unless given or RAY_ADDRESS is set."""
     wait_for_gpus: float = 0.0
     """With --device cuda on a cluster that grows by itself: seconds to wait for its first GPU."""
     trust_remote_code: bool = False

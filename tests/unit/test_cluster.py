@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import py_compile
 import signal
 import sys
@@ -15,6 +16,7 @@ import pytest
 
 from mmvp_ray import cluster, task_queue
 from mmvp_ray.cluster import Resources, Session
+from mmvp_ray.errors import ConfigError, MmvpError, ResourceError
 from mmvp_ray.metrics import RECORDER
 from mmvp_ray.task_queue import run_queue
 
@@ -142,6 +144,70 @@ def test_the_depth_of_the_queue_is_reported(ray: FakeRay, monkeypatch: pytest.Mo
     running = [value for name, value in seen if name == "tasks_running"]
     assert waiting == [5, 4, 3, 2, 1, 0, 0]
     assert running == [1, 1, 1, 1, 1, 1, 0]
+
+
+class TestAddress:
+    def start(self, monkeypatch: pytest.MonkeyPatch, ray: FakeRay, address: str, fails: Exception) -> int:
+        """Begin a session; gives how often Ray was asked to start."""
+        asked: list[str] = []
+
+        def init(*, address: str, **options: object) -> None:
+            asked.append(address)
+            raise fails
+
+        ray.is_alive = False
+        monkeypatch.setattr(ray, "init", init, raising=False)
+        monkeypatch.setattr(ray, "shutdown", lambda: None, raising=False)
+        monkeypatch.setenv("RAY_NUM_REDIS_GET_RETRIES", "1")
+        with pytest.raises(MmvpError) as caught:
+            Session(address).start()
+        self.error = caught.value
+        return len(asked)
+
+    @pytest.mark.parametrize("address", ["ray://head:10001", "http://127.0.0.1:8265", "https://head"])
+    def test_of_a_kind_that_cannot_be_joined_is_refused_at_once(
+        self, monkeypatch: pytest.MonkeyPatch, ray: FakeRay, address: str
+    ) -> None:
+        assert self.start(monkeypatch, ray, address, AssertionError()) == 0
+        assert isinstance(self.error, ConfigError)
+        assert f"found {address}" in str(self.error) and "ray job submit" in str(self.error)
+
+    @pytest.mark.parametrize("fails", [ConnectionError("nobody there"), ValueError("Invalid Ray address")])
+    def test_where_nobody_answers_or_that_cannot_be_read(
+        self, monkeypatch: pytest.MonkeyPatch, ray: FakeRay, fails: Exception
+    ) -> None:
+        assert self.start(monkeypatch, ray, "10.0.0.1:6379", fails) == 1
+        assert isinstance(self.error, ConfigError) and "a Ray cluster at 10.0.0.1:6379" in str(self.error)
+
+    def test_a_cluster_that_is_not_joined_is_not_this_machine(
+        self, monkeypatch: pytest.MonkeyPatch, ray: FakeRay
+    ) -> None:
+        assert self.start(monkeypatch, ray, "head:6379", RuntimeError("Version mismatch")) == 2
+        assert "this machine (" not in str(self.error) and "head:6379" in str(self.error)
+        assert self.start(monkeypatch, ray, "local", RuntimeError("no raylet")) == 2
+        assert "did not start on this machine (no raylet)" in str(self.error)
+
+    def test_where_nobody_is_ray_tries_once(self, monkeypatch: pytest.MonkeyPatch, ray: FakeRay) -> None:
+        self.start(monkeypatch, ray, "head:6379", RuntimeError())
+        monkeypatch.delenv("RAY_NUM_REDIS_GET_RETRIES")
+        with pytest.raises(MmvpError):
+            Session("head:6379").start()
+        assert os.environ["RAY_NUM_REDIS_GET_RETRIES"] == "1"
+
+
+def test_the_end_on_a_lost_cluster_keeps_the_first_error(monkeypatch: pytest.MonkeyPatch, ray: FakeRay) -> None:
+    ended: list[bool] = []
+    monkeypatch.setattr(ray, "shutdown", lambda: ended.append(True), raising=False)
+
+    def lost(bundles: object) -> None:
+        raise ConnectionError("no GCS")
+
+    session = Session("head:6379")
+    session._is_ours = session._has_request = True
+    monkeypatch.setattr(session, "_request", lost)
+    with pytest.raises(ResourceError, match="the first"), session:
+        raise ResourceError("the first")
+    assert ended == [True]
 
 
 def resources(**more: Any) -> Resources:
