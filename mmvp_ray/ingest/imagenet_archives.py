@@ -142,12 +142,14 @@ def _rejected(member: str, reason: RejectReason, detail: str) -> list[str]:
 
 
 def _write_lost(out: str, split: str, url: str, rejects: Sequence[Sequence[str]]) -> Counter[str]:
-    """Write the rejects of an archive itself, if there are any, and count them by reason."""
+    """Write the rejects of an archive itself, or remove an earlier run's where there are none now, and count them by reason."""
+    uri = storage.join(out, "rejects", f"{split}.parquet")
     if rejects:
         rows = [
             {"uri": utf8(url), "member": member, "reason": reason, "detail": detail}
             for member, reason, detail in rejects
         ]
-        uri = storage.join(out, "rejects", f"{split}.parquet")
         write_table(Store(out), uri, pa.Table.from_pylist(rows, schema=REJECTS))
+    else:
+        storage.remove(uri)
     return Counter(reason for _, reason, _ in rejects)

@@ -180,12 +180,15 @@ class _Writer:
         if self._num_in_part:
             self._put()
         num_bytes = sum(entry.num_bytes for entry in self._files)
+        uri = storage.join(task.out, "rejects", f"{task.name}.parquet")
         if self._rejects:
-            uri = storage.join(task.out, "rejects", f"{task.name}.parquet")
             rows = [
                 {"uri": r.uri, "member": r.member, "reason": str(r.reason), "detail": r.detail} for r in self._rejects
             ]
             self._files.append(write_table(Store(task.out), uri, pa.Table.from_pylist(rows, schema=REJECTS)))
+        else:
+            # An earlier run's, of a source that has changed since.
+            storage.remove(uri)
         counts: dict[str, Any] = {
             "num_images": self._num_images,
             "num_unlabelled": self._num_unlabelled,

@@ -309,6 +309,16 @@ class TestBadArchives:
         assert len(samples(tmp_path / "out")) == 5
         assert ingest(tmp_path / "out", train=path, max_reject_fraction=0.2).num_rejected == 1
 
+    def test_rejects_of_a_source_that_was_mended_are_gone(self, tmp_path: Path, archive: Path) -> None:
+        whole = archive.read_bytes()
+        archive.write_bytes(whole.replace(b"\xff\xd8\xff", b"not", 1)[: len(whole) * 2 // 3])
+        ingest(tmp_path / "out", train=archive, max_reject_fraction=1.0, allow_truncated=True)
+        before = {path.name for path in (tmp_path / "out" / "rejects").iterdir()}
+        assert "train.parquet" in before and len(before) > 1
+        archive.write_bytes(whole)
+        assert ingest(tmp_path / "out", train=archive).num_rejected == 0
+        assert rejects(tmp_path / "out") == []
+
     def test_a_png_that_is_called_jpeg_gets_its_own_extension(self, tmp_path: Path) -> None:
         from PIL import Image
 
