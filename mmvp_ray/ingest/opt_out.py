@@ -5,6 +5,8 @@ from __future__ import annotations
 from email.message import Message
 
 _WITH_VALUE = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")
+_OF_NONE = {"noindex", "nofollow"}
+"""What "none" stands for, by Google's published rules."""
 
 
 def opted_out(headers: Message, *, token: str, directives: tuple[str, ...]) -> str | None:
@@ -19,6 +21,8 @@ def opted_out(headers: Message, *, token: str, directives: tuple[str, ...]) -> s
     if not directives:
         return None
     wanted = {directive.strip().lower() for directive in directives}
+    if wanted & _OF_NONE:
+        wanted.add("none")
     for value in headers.get_all("X-Robots-Tag", []):
         robot: str | None = None
         for part in str(value).lower().split(","):

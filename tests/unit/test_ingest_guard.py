@@ -322,6 +322,8 @@ def headers(*values: str, tdm: str | None = None) -> email.message.Message:
         (["otherbot: nofollow, mmvp-ray: noindex"], True),
         (["mmvp-ray: nofollow, otherbot: noindex"], False),
         (["noaix"], False),
+        (["None"], True),
+        (["otherbot: none"], False),
     ],
 )
 def test_robots_headers(values: list[str], is_out: bool) -> None:
