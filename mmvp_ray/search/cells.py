@@ -203,7 +203,18 @@ def _torch_products(centroids_KD: NDArray[np.float32]) -> Multiply:
     import torch
 
     on_gpu_KD = torch.from_numpy(centroids_KD).cuda()
-    return lambda unit_SD: (torch.from_numpy(unit_SD).cuda() @ on_gpu_KD.T).cpu().numpy()
+
+    def multiply(unit_SD: NDArray[np.float32]) -> NDArray[np.float32]:
+        # PRODUCT_SLACK is float32's; images of NVIDIA's set TORCH_ALLOW_TF32_CUBLAS_OVERRIDE, which begins with ten bits in place of 23.
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            products_SK: NDArray[np.float32] = (torch.from_numpy(unit_SD).cuda() @ on_gpu_KD.T).cpu().numpy()
+        finally:
+            torch.set_float32_matmul_precision(before)
+        return products_SK
+
+    return multiply
 
 
 _MULTIPLY: dict[str, Callable[[NDArray[np.float32]], Multiply]] = {"cpu": _numpy_products, "cuda": _torch_products}
