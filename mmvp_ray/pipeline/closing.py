@@ -21,8 +21,9 @@ def closing_lines(run: Run) -> list[str]:
         f"{report['title']} ({report['near']['name']} blind, {report['far']['name']} not)",
         "",
     ]
+    reasons = ", ".join(f"{reject['reason']} {reject['count']:,}" for reject in report["rejects"])
     lines += [
-        f"  {step['stage']:<14}{step['count']:>14,} {step['unit']:<7}{step['note']}".rstrip()
+        f"  {step['stage']:<14}{step['count']:>14,} {step['unit']:<7}{reasons if step['stage'] == 'rejected' else step['note']}".rstrip()
         for step in report["funnel"]
     ]
     if blindness["fraction"] is not None:

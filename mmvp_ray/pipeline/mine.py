@@ -115,7 +115,7 @@ def _mine(
     config: MineConfig, ready: Preflight, session: Session, progress: Progress, has_lease: Callable[[], None]
 ) -> Run:
     store, out = ready.store, config.out_url
-    token = results.clear(out)
+    token = results.begin(out)
 
     def confirm() -> None:
         has_lease()
@@ -131,6 +131,7 @@ def _mine(
     workers = Inline() if is_small else session
     gate = open_gate(store, pieces, config.min_aesthetic, session=workers)
     judged: list[Judgement] = []
+    is_clear = False
     for near in ready.nears:
         fars = [far for far in ready.fars if far.slug != near.slug]
         if not fars:
@@ -140,8 +141,12 @@ def _mine(
         )
         for far_side in side.fars:
             confirm()
+            if not is_clear:
+                # Not before: a run that ends early leaves the one before it as it was.
+                results.clear(out)
+                is_clear = True
             label = _label("mine", near.name, far_side.spec.name, ready)
-            with progress.stage(label, total=None, unit="near pairs") as stage:
+            with progress.stage(label, total=None, unit="pairs above the floor") as stage:
                 judged.append(judge(config, store, pieces, side, far_side, stage=stage))
 
     # The first near encoder and its first far one are what the run is about; the others are compared with them.

@@ -137,14 +137,14 @@ def forecast(
 
 
 def check_writable(url: str, *, flag: str) -> None:
-    """Write and remove a small file below `url`; a folder that was not there is not there afterwards either.
+    """Write and remove a small file below `url`; folders that were not there are not there afterwards either.
 
     Raises:
         ConfigError: no permission, or a file lies where the folder should. ResourceError: the disk is full.
     """
     if storage.is_local(url) and Path(url).exists() and not Path(url).is_dir():
         raise ConfigError(f"expected a folder, found a file at {url} in {flag}; choose another")
-    is_new = storage.is_local(url) and not Path(url).exists()
+    new = [folder for folder in (Path(url), *Path(url).parents) if not folder.exists()] if storage.is_local(url) else []
     probe = storage.join(url, f".mmvp-ray-probe-{os.getpid()}")
     try:
         storage.write_bytes(probe, b"ok")
@@ -153,10 +153,10 @@ def check_writable(url: str, *, flag: str) -> None:
         raise ConfigError(
             f"expected a folder that can be written, found {error} for {flag} {url}; choose another"
         ) from error
-    if is_new:
-        # --plan leaves no trace: a dated run's folder would count as a run that was begun. Whoever wrote to it meanwhile keeps it.
-        with contextlib.suppress(OSError):
-            Path(url).rmdir()
+    # --plan leaves no trace: a dated run's folder would count as a run that was begun. Whoever wrote to one meanwhile keeps it.
+    with contextlib.suppress(OSError):
+        for folder in new:
+            folder.rmdir()
 
 
 def check_room(

@@ -111,9 +111,11 @@ def prepare(config: MineConfig, session: Session, progress: Progress) -> Preflig
         )
     preflight.check_shared(session, {"--out": config.out_url, "--store": config.store_url})
     preflight.check_writable(config.out_url, flag="--out")
-    store = open_store(config.store_url)
     preflight.check_writable(config.store_url, flag="--store")
     corpora = tuple(listed or open_corpora(config, progress))
+    # A plan makes no store.
+    is_there = storage.exists(storage.join(config.store_url, "store.json"))
+    store = open_store(config.store_url) if is_there or not config.plan else Store(storage.normalise(config.store_url))
     plan = plan_work(
         store,
         [shard for corpus in corpora for shard in corpus.shards],

@@ -16,6 +16,7 @@ from mmvp_ray.encoders import EncoderSpec
 from mmvp_ray.errors import MmvpError
 from mmvp_ray.images.decode import Decoded, decode
 from mmvp_ray.mine import RandomSample
+from mmvp_ray.mine.rule import PAPER_FAR_BELOW, PAPER_NEAR_ABOVE
 from mmvp_ray.pipeline.config import MineConfig
 from mmvp_ray.pipeline.corpora import Corpus
 from mmvp_ray.pipeline.funnel import ImageCounts
@@ -237,7 +238,8 @@ def advise(found: Findings) -> list[str]:
     first = found.first
     tally, rule, random_P = first.tally, first.far.rule, first.far.sample.cos_near_P
     advice: list[str] = []
-    if is_stand_in(first.near.spec, first.far.spec) and rule.near_source == "given":
+    papers = (rule.near_above, rule.far_below) == (PAPER_NEAR_ABOVE, PAPER_FAR_BELOW)
+    if is_stand_in(first.near.spec, first.far.spec) and rule.near_source == "given" and papers:
         advice.append(
             "The thresholds 0.95 and 0.6 belong to CLIP ViT-L/14 and DINOv2 ViT-L/14. For other encoders compare them with the distributions of "
             "random pairs in this report, or set them as quantiles: --near-quantile 0.9999 --far-quantile 0.5."
@@ -258,8 +260,10 @@ def advise(found: Findings) -> list[str]:
             f"{len(found.hubs):,} images are near to more than {found.config.selection.hub_degree:,} others each: placeholders or blank pictures, as a rule. They are not selected."
         )
     if len(found.selected) < found.config.select and tally.num_blind:
+        is_limited = len(found.selected) < first.candidates.num_pairs
         advice.append(
-            f"{len(found.selected):,} of the {found.config.select:,} pairs asked for could be selected; more images, or a larger --max-pairs-per-image, give more."
+            f"{len(found.selected):,} of the {found.config.select:,} pairs asked for could be selected; more images"
+            + (", or a larger --max-pairs-per-image, give more." if is_limited else " give more.")
         )
     return advice
 

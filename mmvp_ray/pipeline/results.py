@@ -42,23 +42,23 @@ def blind_folder(out: str, near: str, far: str) -> str:
     return storage.join(out, BLIND_PAIRS_FOLDER, f"{near}--{far}")
 
 
-def clear(out: str) -> str:
-    """Take away the manifest of an earlier run in OUT, then its blind pairs: from now until the new manifest there is no run.
-
-    Returns:
-        What tells this run from any other that begins in OUT.
-    """
+def begin(out: str) -> str:
+    """Give what tells this run from any other that begins in OUT; an earlier one's results stay until `clear`."""
     token = secrets.token_hex(16)
     storage.write_json(storage.join(out, BEGUN), {"run": token})
-    storage.remove(storage.join(out, MANIFEST))
-    storage.remove_folder(storage.join(out, BLIND_PAIRS_FOLDER))
-    for name in DIFF_FILES:
-        storage.remove(storage.join(out, name))
     return token
 
 
+def clear(out: str) -> None:
+    """Take away what an earlier run wrote to OUT, its manifest first: from now until the new manifest there is no run."""
+    storage.remove(storage.join(out, MANIFEST))
+    storage.remove_folder(storage.join(out, BLIND_PAIRS_FOLDER))
+    for name in (REPORT_HTML, REPORT_JSON, SELECTION, PIECES_FILE, *DIFF_FILES):
+        storage.remove(storage.join(out, name))
+
+
 def check_alone(out: str, token: str) -> None:
-    """Raise ConfigError if another run was begun in OUT since `clear` gave the token."""
+    """Raise ConfigError if another run was begun in OUT since `begin` gave the token."""
     uri = storage.join(out, BEGUN)
     if not storage.exists(uri) or storage.read_json(uri) != {"run": token}:
         raise ConfigError(

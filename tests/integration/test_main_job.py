@@ -19,6 +19,7 @@ from mmvp_ray.errors import ConfigError, DataError, MmvpError
 from mmvp_ray.mine import RuleConfig
 from mmvp_ray.miniature.shards import WorldConfig, write_shards
 from mmvp_ray.pipeline import Progress, Run
+from mmvp_ray.pipeline.closing import closing_lines
 from mmvp_ray.store import id_keys, read_embeddings
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_session")]
@@ -280,6 +281,11 @@ def test_rejects_above_the_limit_fail_the_run(
         "not_an_image": 1,
         "truncated": 1,
     }
+    assert re.search(r"rejected +2 images +not_an_image 1, truncated 1$", "\n".join(closing_lines(mined)), re.MULTILINE)
+    # A run that ends before it has results leaves those that are there.
+    with pytest.raises(DataError, match=r"expected at most 5\.0%"):
+        mine_pairs(config(f"x={tmp_path}/in", tmp_path / "out"), progress=SILENT)
+    assert open_run(str(tmp_path / "out")).manifest == mined.manifest
 
 
 def test_errors_of_workers_arrive_as_one_line(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ class TestNext:
         check_writable(planned(MineConfig(runs=runs)).out_url, flag="--out")
         assert dated_names(runs) == [] and not next_run(runs, NOW).is_begun
         # What is there already stays.
-        (tmp_path / "runs" / FIRST).mkdir()
+        (tmp_path / "runs" / FIRST).mkdir(parents=True)
         check_writable(f"{runs}/{FIRST}", flag="--out")
         assert next_run(runs, NOW).name == FIRST
 

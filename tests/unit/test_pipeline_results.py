@@ -196,9 +196,9 @@ def test_blind_pairs_are_sorted_over_all_files(
 
 def test_of_two_runs_in_one_folder_the_one_begun_last_counts(tmp_path: Path) -> None:
     out = str(tmp_path)
-    first = results.clear(out)
+    first = results.begin(out)
     results.check_alone(out, first)
-    second = results.clear(out)
+    second = results.begin(out)
     with pytest.raises(ConfigError, match="expected no other run in"):
         results.check_alone(out, first)
     results.write_manifest(out, second, {"far_below": 0.6})
@@ -207,6 +207,23 @@ def test_of_two_runs_in_one_folder_the_one_begun_last_counts(tmp_path: Path) -> 
         results.write_manifest(out, first, {"far_below": 0.0})
     assert [path.name for path in tmp_path.iterdir()] == [results.MANIFEST]
     assert read_json(str(tmp_path / results.MANIFEST)) == {"far_below": 0.6}
+
+
+def test_results_stay_until_there_are_others_and_then_go_whole(tmp_path: Path) -> None:
+    names = [
+        results.MANIFEST,
+        results.REPORT_HTML,
+        results.REPORT_JSON,
+        results.SELECTION,
+        "blind_pairs/n--f/part.parquet",
+    ]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"{}")
+    results.begin(str(tmp_path))
+    assert all((tmp_path / name).exists() for name in names)
+    results.clear(str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == [results.BEGUN]
 
 
 def test_runs_with_other_limits_keep_their_own_hubs(
