@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from mmvp_ray.cluster import Resources, Session, own_error
+from mmvp_ray.cluster import Resources, Session, task_error
 from mmvp_ray.embed.attempts import forget_loads, forget_tries, open_loads
 from mmvp_ray.embed.config import DEFAULT_BATCH_SIZE, EmbedConfig
 from mmvp_ray.embed.plan import Plan
@@ -116,7 +116,7 @@ def embed_corpora(
         for summary in rows.iter_rows():
             on_piece(summary)
     except Exception as error:
-        raise own_error(error) from error
+        raise task_error(error) from error
     finally:
         forget_loads(store, job.run)
     forget_tries(store, {work.shard.corpus for work in plan.work})

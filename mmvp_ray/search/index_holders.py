@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from mmvp_ray import storage
-from mmvp_ray.cluster import Inline, Session, own_error
+from mmvp_ray.cluster import Inline, Session, task_error
 from mmvp_ray.errors import DataError, ResourceError
 from mmvp_ray.search.codec import Codec
 from mmvp_ray.search.index_shards import CODEC_FILE, ROW, IndexPlace, Shard
@@ -161,7 +161,7 @@ class Holders:
             try:
                 found = ray.get(done)
             except ray.exceptions.RayError as error:
-                raise own_error(error) from error
+                raise task_error(error) from error
             if queues:
                 call = self._next(queues, index)
                 running[self._actors[index].run.remote(call.work, call.item, *call.shared)] = index
