@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmvp_ray.encoders.block_tokens import layer_index
 from mmvp_ray.encoders.hf_families import HfFamily, family_of
-from mmvp_ray.encoders.hf_files import open_model, read_config, weight_files
+from mmvp_ray.encoders.hf_files import TOKENIZER_FILES, open_model, read_config, weight_files
 from mmvp_ray.encoders.hf_geometry import read_processor
 from mmvp_ray.encoders.normalise import Normaliser
 from mmvp_ray.encoders.spec import EncoderSpec, canonical_json, require_same
@@ -37,7 +37,6 @@ _IGNORED_KEYS = frozenset(
 )
 _TEXT_PARTS = ("text_model", "text_projection")
 """Of CLIPModel and SiglipModel: what no image needs, four tenths of a B/32 and three of an L/14."""
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
 
 
 def resolve(rest: str, *, name: str, device: str, dtype: str | None, trust_remote_code: bool) -> EncoderSpec:
@@ -268,9 +267,9 @@ def _load_tokenizer(directory: Path, *, name: str) -> Any:
     import transformers
 
     # Without its files, AutoTokenizer may build an empty vocabulary instead of failing.
-    if not any((directory / file).is_file() for file in _TOKENIZER_FILES):
+    if not any((directory / file).is_file() for file in TOKENIZER_FILES):
         raise ConfigError(
-            f"Encoder {name!r}: expected a tokenizer ({', '.join(_TOKENIZER_FILES)}) in {directory} to embed texts, "
+            f"Encoder {name!r}: expected a tokenizer ({', '.join(TOKENIZER_FILES)}) in {directory} to embed texts, "
             "found none; copy it from the model's repository"
         )
     try:

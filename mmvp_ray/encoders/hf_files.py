@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from mmvp_ray.encoders.locations import local_directory, open_snapshot, split_re
 from mmvp_ray.errors import ConfigError, DataError
 
 CONFIG_FILE = "config.json"
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
 
 _SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 _FETCHED = (
@@ -47,15 +50,15 @@ def open_model(rest: str, *, name: str, trust_remote_code: bool) -> tuple[Path, 
         repo_id,
         revision=revision,
         patterns=patterns,
-        is_complete=_is_complete,
+        is_complete=functools.partial(_is_whole, with_code=trust_remote_code),
         name=name,
     )
-    if not _is_complete(directory):
+    if not _has_weights(directory):
         directory = open_snapshot(
             repo_id,
             revision=revision,
             patterns=(*patterns, *_FETCHED_TORCH),
-            is_complete=_is_complete,
+            is_complete=_has_weights,
             name=name,
         )
     return directory, f"{repo_id}@{directory.name}"
@@ -114,7 +117,27 @@ def _shards(index_path: Path, *, name: str) -> list[Path]:
     return paths
 
 
-def _is_complete(directory: Path) -> bool:
+def _is_whole(directory: Path, *, with_code: bool) -> bool:
+    """Whether nothing is left to fetch: who loads a model alone leaves a cache without its processor, its tokenizer and its code."""
+    if not _has_weights(directory):
+        return False
+    try:
+        config = read_config(directory, name=directory.name)
+    except ConfigError:
+        return False
+    wanted: list[tuple[str, ...]] = [PROCESSOR_FILES]
+    if "text_config" in config:
+        wanted.append(TOKENIZER_FILES)
+    if with_code:
+        # "repository--module.Class" lies elsewhere.
+        classes = [
+            name for name in (config.get("auto_map") or {}).values() if isinstance(name, str) and "--" not in name
+        ]
+        wanted += [(f"{name.partition('.')[0]}.py",) for name in classes]
+    return all(any((directory / file).is_file() for file in files) for files in wanted)
+
+
+def _has_weights(directory: Path) -> bool:
     try:
         return (directory / CONFIG_FILE).is_file() and bool(weight_files(directory, name=directory.name))
     except (ConfigError, DataError):

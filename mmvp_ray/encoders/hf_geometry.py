@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
+from mmvp_ray.encoders.hf_files import PROCESSOR_FILES
 from mmvp_ray.encoders.weights import one_line
 from mmvp_ray.errors import ConfigError
 from mmvp_ray.images.geometry import Geometry
@@ -13,8 +14,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Triple = tuple[float, float, float]
-
-_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 def read_processor(directory: Path, *, name: str, trust_remote_code: bool) -> tuple[Geometry, Triple, Triple]:
@@ -31,7 +30,7 @@ def read_processor(directory: Path, *, name: str, trust_remote_code: bool) -> tu
     Raises:
         ConfigError: The file is missing or broken, or the processor does more than resize, crop, rescale, normalise.
     """
-    if not any((directory / file).is_file() for file in _PROCESSOR_FILES):
+    if not any((directory / file).is_file() for file in PROCESSOR_FILES):
         raise ConfigError(
             f"Encoder {name!r}: expected preprocessor_config.json in {directory}, found none; without it nobody knows "
             "how its images were prepared: copy it from the model's repository"

@@ -66,6 +66,26 @@ def test_a_snapshot_without_weights_is_not_taken_for_whole(hub_cache: Path) -> N
         resolve_encoder("hf:owner/dino", device="cpu")
 
 
+def test_a_snapshot_without_its_processor_is_completed(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Dinov2Model.from_pretrained leaves it, which needs no processor."""
+    import huggingface_hub
+
+    snapshot = hub_cache / "models--owner--dino" / "snapshots" / COMMIT
+    processor = (snapshot / "preprocessor_config.json").read_bytes()
+    (snapshot / "preprocessor_config.json").unlink()
+    with pytest.raises(ConfigError, match="expected preprocessor_config"):
+        resolve_encoder("hf:owner/dino", device="cpu")
+    cached = huggingface_hub.snapshot_download
+
+    def download(*words: Any, **options: Any) -> str:
+        if not options.get("local_files_only"):
+            (snapshot / "preprocessor_config.json").write_bytes(processor)
+        return cached(*words, **options)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert resolve_encoder("hf:owner/dino", device="cpu").source == f"owner/dino@{COMMIT}"
+
+
 def test_what_is_no_id_and_no_path_is_refused(hub_cache: Path) -> None:
     with pytest.raises(ConfigError, match="a hub id such as owner/name, found 'no such/thing here/at all'"):
         resolve_encoder("hf:no such/thing here/at all", device="cpu")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from mmvp_ray.encoders import hf_files
 from mmvp_ray.encoders.hf_families import family_of
 from mmvp_ray.encoders.hf_files import read_config, weight_files
 from mmvp_ray.encoders.locations import first_file
@@ -112,3 +113,21 @@ def test_first_file_keeps_the_order_of_preference(tmp_path: Path) -> None:
         first_file(tmp_path, ("a", "c"), name="n")
     (tmp_path / "a").touch()
     assert first_file(tmp_path, ("a", "b"), name="n") == tmp_path / "a"
+
+
+@pytest.mark.parametrize(
+    ("config", "needs"),
+    [
+        ({}, ["preprocessor_config.json"]),
+        ({"text_config": {}}, ["preprocessor_config.json", "tokenizer.json"]),
+        ({"auto_map": {"AutoModel": "modeling_x.X", "AutoConfig": "other/repo--its.C"}}, ["preprocessor_config.json", "modeling_x.py"]),
+    ],
+)  # fmt: skip
+def test_a_cached_model_is_whole_with_all_that_it_is_opened_for(
+    tmp_path: Path, config: dict[str, object], needs: list[str]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for missing in ["model.safetensors", *needs]:
+        assert not hf_files._is_whole(tmp_path, with_code=True), missing
+        (tmp_path / missing).touch()
+    assert hf_files._is_whole(tmp_path, with_code=True)
