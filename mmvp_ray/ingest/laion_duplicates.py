@@ -1,17 +1,16 @@
 """The second step of a plan: URLs that stand earlier in the metadata of the job, found range by range of their digests.
 
 The whole job is looked through, and memory is bounded: a range holds about MAX_RANGE_ROWS rows, unless a 256th of all is more.
+What the ranges found is then gathered by metadata file, each number read once: many tasks cut shards out of one file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mmvp_ray import storage
@@ -19,11 +18,11 @@ from mmvp_ray.ingest.laion_kept import NUM_BUCKETS, URL_ROW, keep_name
 from mmvp_ray.ingest.laion_layout import LaionLayout
 from mmvp_ray.store.layout import DONE
 
-# Shapes: N rows of a range of digests.
+# Shapes: N rows of a range of digests, D rows that are duplicates.
 
 MAX_RANGE_ROWS = 8_000_000
-PLACE = pa.schema([pa.field("file", pa.int32(), nullable=False), pa.field("row", pa.int64(), nullable=False)])
-"""A kept row that is a duplicate: its metadata file and its place among the kept rows of it."""
+ROW = np.dtype("<i8")
+"""A kept row that is a duplicate: its place among the kept rows of its metadata file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +30,15 @@ class RangeWork:
     """A range of digests: its first bucket, and where it lies in each metadata file's URLs (index, first row, end)."""
 
     first_bucket: int
+    parts: tuple[tuple[int, int, int], ...]
+    out: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GatherWork:
+    """A metadata file, and where its rows lie in what each range found (first bucket, first row, end)."""
+
+    index: int
     parts: tuple[tuple[int, int, int], ...]
     out: str
 
@@ -57,11 +65,11 @@ def plan_ranges(kept: Sequence[dict[str, Any]], out: str) -> list[RangeWork]:
 def find_duplicates(work: RangeWork) -> dict[str, Any]:
     """Write where a URL of the range stands again; of several places the first one, by file and row, is no duplicate.
 
-    Gives `num_duplicates`: rows by the index of their file, as text.
+    Gives `first_bucket`, and `num_duplicates`: rows by the index of their file, as text. They lie in the order of files and rows.
     """
-    base = storage.join(LaionLayout(work.out).plan_duplicates, f"{work.first_bucket:03d}")
-    if storage.exists(base + DONE):
-        facts: dict[str, Any] = storage.read_json(base + DONE)
+    uri = _range_uri(work.out, work.first_bucket)
+    if storage.exists(uri + DONE):
+        facts: dict[str, Any] = storage.read_json(uri + DONE)
         return facts
     parts = [(index, _read(work.out, index, first, end)) for index, first, end in work.parts if end > first]
     rows_N = np.concatenate([rows for _, rows in parts]) if parts else np.empty(0, dtype=URL_ROW)
@@ -70,28 +78,51 @@ def find_duplicates(work: RangeWork) -> dict[str, Any]:
     rows_N, files_N = rows_N[order], files_N[order]
     again = np.zeros(len(rows_N), dtype=bool)
     again[1:] = (rows_N["high"][1:] == rows_N["high"][:-1]) & (rows_N["low"][1:] == rows_N["low"][:-1])
-    places = pa.Table.from_arrays([pa.array(files_N[again]), pa.array(rows_N["row"][again])], schema=PLACE)
-    places = places.sort_by([("file", "ascending"), ("row", "ascending")])
-    sink = pa.BufferOutputStream()
-    pq.write_table(places, sink, compression="zstd")
-    storage.write_bytes(base + ".parquet", sink.getvalue().to_pybytes())
-    counted = np.unique(files_N[again], return_counts=True)
-    facts = {"num_duplicates": {str(int(index)): int(count) for index, count in zip(*counted, strict=True)}}
-    storage.write_json(base + DONE, facts)
+    files_D, rows_D = files_N[again], rows_N["row"][again]
+    storage.write_bytes(uri, rows_D[np.lexsort((rows_D, files_D))].astype(ROW).tobytes())
+    counted = np.unique(files_D, return_counts=True)
+    facts = {
+        "first_bucket": work.first_bucket,
+        "num_duplicates": {str(int(index)): int(count) for index, count in zip(*counted, strict=True)},
+    }
+    storage.write_json(uri + DONE, facts)
     return facts
 
 
-def duplicate_rows(out: str, ranges: Sequence[int], index: int) -> NDArray[np.int64]:
-    """The rows of one metadata file that are duplicates, sorted, from the ranges with these first buckets."""
-    found: list[NDArray[np.int64]] = []
-    for first_bucket in ranges:
-        uri = storage.join(LaionLayout(out).plan_duplicates, f"{first_bucket:03d}.parquet")
-        with pq.ParquetFile(pa.BufferReader(storage.read_bytes(uri))) as file:
-            places = file.read(use_threads=False)
-        files, rows = places.column("file").to_numpy(), places.column("row").to_numpy()
-        first, end = np.searchsorted(files, [index, index + 1])
-        found.append(rows[first:end])
-    return np.sort(np.concatenate(found)) if found else np.empty(0, dtype=np.int64)
+def plan_gathering(found: Iterable[dict[str, Any]], num_files: int, out: str) -> list[GatherWork]:
+    """One work for each metadata file, out of the facts of `find_duplicates`."""
+    parts: list[list[tuple[int, int, int]]] = [[] for _ in range(num_files)]
+    for facts in found:
+        first = 0
+        for index in sorted(int(text) for text in facts["num_duplicates"]):
+            end = first + facts["num_duplicates"][str(index)]
+            parts[index].append((facts["first_bucket"], first, end))
+            first = end
+    return [GatherWork(index=index, parts=tuple(part), out=out) for index, part in enumerate(parts)]
+
+
+def gather_duplicates(work: GatherWork) -> tuple[int, int]:
+    """Write the rows of one metadata file that are duplicates, sorted; gives its index and how many they are."""
+    found = [
+        storage.read_bytes(_range_uri(work.out, first_bucket), start=first * ROW.itemsize, end=end * ROW.itemsize)
+        for first_bucket, first, end in work.parts
+    ]
+    rows_D = np.sort(np.frombuffer(b"".join(found), dtype=ROW))
+    storage.write_bytes(_file_uri(work.out, work.index), rows_D.tobytes())
+    return work.index, len(rows_D)
+
+
+def duplicate_rows(out: str, index: int) -> NDArray[np.int64]:
+    """The rows of one metadata file that are duplicates, sorted, as `gather_duplicates` wrote them."""
+    return np.frombuffer(storage.read_bytes(_file_uri(out, index)), dtype=ROW)
+
+
+def _range_uri(out: str, first_bucket: int) -> str:
+    return storage.join(LaionLayout(out).plan_duplicates, f"{first_bucket:03d}.rows")
+
+
+def _file_uri(out: str, index: int) -> str:
+    return storage.join(LaionLayout(out).plan_files, keep_name(index) + ".duplicates")
 
 
 def _read(out: str, index: int, first: int, end: int) -> NDArray[Any]:

@@ -20,7 +20,13 @@ from mmvp_ray.errors import ConfigError
 from mmvp_ray.ingest.deny_list import DenyList
 from mmvp_ray.ingest.filters import DropReason
 from mmvp_ray.ingest.laion_config import LaionConfig
-from mmvp_ray.ingest.laion_duplicates import duplicate_rows, find_duplicates, plan_ranges
+from mmvp_ray.ingest.laion_duplicates import (
+    duplicate_rows,
+    find_duplicates,
+    gather_duplicates,
+    plan_gathering,
+    plan_ranges,
+)
 from mmvp_ray.ingest.laion_kept import KeepWork, keep_name, keep_rows
 from mmvp_ray.ingest.laion_layout import LaionLayout
 from mmvp_ray.ingest.laion_metadata import COLUMNS, map_columns, parse_overrides, plan_schema, read_schema
@@ -87,7 +93,7 @@ def plan_laion(
 
     Args:
         config: Checked.
-        session: Where the tasks run: one for each metadata file, for each range of digests, for each few shards.
+        session: Where the tasks run: one for each metadata file, twice, for each range of digests, for each few shards.
         on_file: Called with the facts of each metadata file that is read.
 
     Raises:
@@ -108,12 +114,11 @@ def plan_laion(
         kept.append(facts)
         on_file(facts)
     kept.sort(key=lambda facts: int(facts["index"]))
-    ranges = plan_ranges(kept, config.out_url)
-    duplicates: Counter[int] = Counter()
-    for facts in session.run_tasks(find_duplicates, ranges):
-        duplicates.update({int(index): count for index, count in facts["num_duplicates"].items()})
+    found = session.run_tasks(find_duplicates, plan_ranges(kept, config.out_url))
+    gathering = plan_gathering(found, len(kept), config.out_url)
+    duplicates = Counter(dict(session.run_tasks(gather_duplicates, gathering)))
     plan = _counted(config, settings["fingerprint"], kept, duplicates, columns)
-    cuts = _cut_works(config.out_url, plan, kept, duplicates, [work.first_bucket for work in ranges])
+    cuts = _cut_works(config.out_url, plan, kept, duplicates)
     for _ in session.run_tasks(cut_shards, cuts):
         pass
     storage.write_json(layout.plan, to_mapping(plan))
@@ -230,14 +235,11 @@ class CutWork:
 
     first_shard: int
     parts: tuple[tuple[int, int, int], ...]
-    ranges: tuple[int, ...]
     plan: LaionPlan
     out: str
 
 
-def _cut_works(
-    out: str, plan: LaionPlan, kept: Sequence[dict[str, Any]], duplicates: Counter[int], ranges: Sequence[int]
-) -> list[CutWork]:
+def _cut_works(out: str, plan: LaionPlan, kept: Sequence[dict[str, Any]], duplicates: Counter[int]) -> list[CutWork]:
     sizes = [facts["num_kept"] - duplicates[int(facts["index"])] for facts in kept]
     starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     works: list[CutWork] = []
@@ -249,7 +251,7 @@ def _cut_works(
             for index, (start, size) in enumerate(zip(starts[:-1].tolist(), sizes, strict=True))
             if start < end and start + size > first
         )
-        works.append(CutWork(first_shard=first_shard, parts=parts, ranges=tuple(ranges), plan=plan, out=out))
+        works.append(CutWork(first_shard=first_shard, parts=parts, plan=plan, out=out))
     return works
 
 
@@ -273,7 +275,7 @@ def cut_shards(work: CutWork) -> int:
 
 def _rows(work: CutWork, schema: pa.Schema, index: int, first: int, end: int) -> pa.Table:
     """The rows [first, end) of a metadata file's rows that are no duplicates."""
-    rows_K = _without(duplicate_rows(work.out, work.ranges, index), first, end)
+    rows_K = _without(duplicate_rows(work.out, index), first, end)
     uri = storage.join(LaionLayout(work.out).plan_files, keep_name(index) + ".parquet")
     found: list[pa.Table] = []
     with storage.open_file(uri) as file, pq.ParquetFile(file) as parquet:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmvp_ray import storage
 from mmvp_ray.cluster import Inline
 from mmvp_ray.config import load_yaml
 from mmvp_ray.errors import ConfigError, DataError
@@ -130,6 +131,28 @@ def test_a_plan_broken_off_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     read.clear()
     assert plan_laion(settings, Inline()) == plan
     assert not read
+
+
+def test_what_the_ranges_found_is_read_once_however_many_shards_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "metadata", [rows(200), rows(200, start=100), rows(200, start=150)])
+    monkeypatch.setattr(laion_duplicates, "MAX_RANGE_ROWS", 50)
+    monkeypatch.setattr(laion_plan, "SHARDS_PER_TASK", 1)
+    num_bytes = 0
+    read = storage.read_bytes
+
+    def counted(uri: str, **options: Any) -> bytes:
+        nonlocal num_bytes
+        data = read(uri, **options)
+        if "/plan/duplicates/" in uri and not uri.endswith(".json"):
+            num_bytes += len(data)
+        return data
+
+    monkeypatch.setattr(storage, "read_bytes", counted)
+    plan = plan_laion(config(tmp_path), Inline())
+    assert plan.dropped == {"duplicate_url": 250} and plan.num_shards > 40
+    assert num_bytes == 250 * 8
 
 
 def test_nulls_in_disguise(tmp_path: Path) -> None:
