@@ -83,7 +83,7 @@ def ingest_laion(
         The summary, which lies in OUT/ingest.json too.
 
     Raises:
-        ConfigError: a value out of range, another plan in the folder, or no row that passes the filters.
+        ConfigError: a value out of range, downloads by another plan in the folder, or no row that passes the filters.
         DataError: more shards failed than may, or not one URL of all gave an image; what is done is kept.
     """
     config.check()
@@ -91,7 +91,7 @@ def ingest_laion(
     if not plan.num_urls:
         dropped = ", ".join(f"{reason} {count:,}" for reason, count in plan.dropped.items())
         raise ConfigError(
-            f"expected rows that pass the filters, found none of {plan.num_rows:,} ({dropped}); loosen a filter and give another --out"
+            f"expected rows that pass the filters, found none of {plan.num_rows:,} ({dropped}); loosen a filter"
         )
     layout = LaionLayout(config.out_url)
     outcomes = _done(plan, layout)

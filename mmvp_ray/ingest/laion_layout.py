@@ -1,7 +1,7 @@
 """Where everything lies in the folder of a LAION ingestion.
 
 OUT/ingest.json                     what was asked for, how many images came of it, and why the others did not; written last
-OUT/plan/settings.json              what the plan was made of: another plan does not go into the same folder
+OUT/plan/settings.json              what the plan was made of: once downloads began, another plan does not go into the same folder
 OUT/plan/shards/<shard>.feather     the URLs of a shard, as img2dataset's Downloader reads them
 OUT/plan/plan.json                  the plan's counts; present means whole
 OUT/plan/files, OUT/plan/duplicates what the plan is made from; removed when it is whole
@@ -82,6 +82,11 @@ class LaionLayout:
     def attempts(self) -> str:
         """Folder of what is going on."""
         return storage.join(self.root, "attempts")
+
+    @property
+    def downloads(self) -> tuple[str, ...]:
+        """All folders that are there only after a download began."""
+        return self.attempts, self.shards, self.urls, self.stats, self.done
 
     def marker(self, name: str) -> str:
         """The marker of a shard."""

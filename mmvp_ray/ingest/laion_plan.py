@@ -91,23 +91,30 @@ def plan_laion(
 ) -> LaionPlan:
     """Make the plan of an ingestion, or take up the one that lies in its folder.
 
+    A plan of other settings is replaced while nothing else lies there: filters are tried before anything is downloaded.
+
     Args:
         config: Checked.
         session: Where the tasks run: one for each metadata file, twice, for each range of digests, for each few shards.
         on_file: Called with the facts of each metadata file that is read.
 
     Raises:
-        ConfigError: a column that a filter needs is missing, or the folder holds a plan with other settings.
+        ConfigError: a column that a filter needs is missing, or the folder holds downloads by a plan of other settings.
         DataError: a file is no Parquet.
     """
     layout = LaionLayout(config.out_url)
     deny = config.filters.deny_list()
     files = _list_metadata(config)
     settings = _settings(config, deny, files)
-    _check_same(layout, settings)
-    if storage.exists(layout.plan):
+    is_other = _is_other(layout, settings)
+    if not is_other and storage.exists(layout.plan):
         return _whole(layout)
     works, columns = _keep_works(config, deny, [uri for uri, _ in files])
+    if is_other:
+        # First what would say that the plan is whole; its settings last, so that a removal cut short is done again.
+        storage.remove(layout.plan)
+        for folder in (layout.plan_files, layout.plan_duplicates, layout.plan_shards):
+            storage.remove_folder(folder)
     storage.write_json(layout.settings, settings)
     kept: list[dict[str, Any]] = []
     for facts in session.run_tasks(keep_rows, works, shared=[session.share(deny)]):
@@ -160,18 +167,29 @@ def _settings(config: LaionConfig, deny: DenyList, files: Sequence[tuple[str, in
     return {"fingerprint": fingerprint(facts), "settings": facts}
 
 
-def _check_same(layout: LaionLayout, settings: dict[str, Any]) -> None:
+def _is_other(layout: LaionLayout, settings: dict[str, Any]) -> bool:
+    """Whether a plan of other settings lies there, which may go; ConfigError where something was begun by it."""
     if not storage.exists(layout.settings):
-        return
+        return False
     found = storage.read_json(layout.settings)
     if found.get("fingerprint") == settings["fingerprint"]:
-        return
-    before = found.get("settings", {})
-    changed = [name for name, value in settings["settings"].items() if before.get(name) != value]
+        return False
+    if not any(storage.exists(folder) for folder in layout.downloads):
+        return True
+    before, now = _by_path(found.get("settings", {})), _by_path(settings["settings"])
+    changed = [path for path in {**now, **before} if before.get(path) != now.get(path)]
     raise ConfigError(
-        f"expected the settings of the plan in {layout.settings}, found others ({', '.join(changed) or 'of another version'}); "
-        f"give another --out, or the settings of then"
+        f"expected the settings of the plan in {layout.settings}, found others ({', '.join(changed) or 'of another version'}), and images "
+        f"were asked for by it; give another --out, or the settings of then"
     )
+
+
+def _by_path(settings: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Settings by dotted names, such as filters.min_similarity."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= _by_path(value, f"{above}{name}.") if isinstance(value, dict) else {above + name: value}
+    return found
 
 
 def _whole(layout: LaionLayout) -> LaionPlan:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -153,6 +154,42 @@ def test_what_the_ranges_found_is_read_once_however_many_shards_there_are(
     plan = plan_laion(config(tmp_path), Inline())
     assert plan.dropped == {"duplicate_url": 250} and plan.num_shards > 40
     assert num_bytes == 250 * 8
+
+
+def test_filters_are_tried_in_one_folder_until_something_is_downloaded(tmp_path: Path) -> None:
+    write(tmp_path / "metadata", [rows(30)])
+    loose = config(tmp_path)
+    strict = config(tmp_path, filters=LaionFilters(max_punsafe=0.25))
+    alone = config(tmp_path, out=str(tmp_path / "alone"), filters=LaionFilters(max_punsafe=0.25))
+    assert plan_laion(loose, Inline()).num_urls == 30
+    assert plan_laion(strict, Inline()) == plan_laion(alone, Inline())
+    assert shards_of(strict) == shards_of(alone)
+
+    missing = config(tmp_path, filters=LaionFilters(min_similarity=0.3))
+    with pytest.raises(ConfigError, match="--min-similarity"):
+        plan_laion(missing, Inline())
+    assert shards_of(strict) == shards_of(alone)
+
+    (tmp_path / "out" / "attempts").mkdir()
+    (tmp_path / "out" / "attempts" / "00000.1a2b").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"found others \(filters\.max_punsafe\)"):
+        plan_laion(loose, Inline())
+    assert shards_of(strict) == shards_of(alone)
+
+
+def test_a_replacement_of_a_plan_that_was_cut_short_is_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "metadata", [rows(30)])
+    strict = config(tmp_path, filters=LaionFilters(max_punsafe=0.25))
+    plan_laion(config(tmp_path), Inline())
+    with monkeypatch.context() as patch:
+        patch.setattr(laion_plan.storage, "remove_folder", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            plan_laion(strict, Inline())
+    plan = plan_laion(strict, Inline())
+    assert plan.num_urls == sum(len(shard) for shard in shards_of(strict)) == 9
+    assert plan_laion(config(tmp_path), Inline()).num_urls == 30
 
 
 def test_nulls_in_disguise(tmp_path: Path) -> None:
