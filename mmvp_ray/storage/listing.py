@@ -19,6 +19,7 @@ from mmvp_ray.storage.braces import expand_braces
 from mmvp_ray.storage.paths import file_system, in_object_store, is_local, local_path
 
 NUM_LOOKING_THREADS = 16
+_BROKEN_LINK = {"type": "file", "size": 0, "etag": "broken link"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ def _local_names(folder: Path, kind: str) -> list[str]:
 def find_files(pattern: str) -> list[FileInfo]:
     """Every file that `pattern` names, sorted by URI: a file, a folder (searched to the bottom), or a glob; {a..b} and {x,y} expand.
 
-    Links count as what they point to. Hidden files and folders (their names begin with a dot) are left out unless named in full.
+    Links count as what they point to, and those that lead nowhere as files that cannot be read. Hidden files and folders (their names begin with a dot) are left out unless named in full.
 
     Raises:
         ConfigError: nothing is there, or a part of it may not be read.
@@ -166,13 +167,20 @@ def _entries(pattern: str, system: Any, folder: str) -> list[tuple[str, bool, di
     try:
         if is_local(pattern):
             with os.scandir(folder) as entries:
-                return [(one.path, one.is_dir(), None) for one in entries if one.is_dir() or one.is_file()]
+                return [one for one in map(_local_entry, entries) if one is not None]
         listed = system.ls(folder, detail=True)
     except FileNotFoundError:
         return []
     own = folder.rstrip("/")
     named = [(one["name"].rstrip("/"), one["type"] == "directory", one) for one in listed]
     return [one for one in named if one[0] != own]
+
+
+def _local_entry(entry: os.DirEntry[str]) -> tuple[str, bool, dict[str, Any] | None] | None:
+    if entry.is_dir() or entry.is_file():
+        return entry.path, entry.is_dir(), None
+    # Sockets and the like are no content; a link to content that is not here is, and whoever reads it says so.
+    return (entry.path, False, dict(_BROKEN_LINK)) if entry.is_symlink() and not os.path.exists(entry.path) else None  # noqa: PTH110
 
 
 def _first_magic(path: str) -> int:

@@ -426,13 +426,24 @@ class TestFindFiles:
         root.mkdir()
         (root / "link.jpg").symlink_to(elsewhere / "a.jpg")
         (root / "class").symlink_to(elsewhere)
-        (root / "dangling.jpg").symlink_to(tmp_path / "none")
         (elsewhere / "round").symlink_to(root)
         found = storage.find_files(str(root))
         assert [info.uri for info in found] == [str(root / "class" / "a.jpg"), str(root / "link.jpg")]
         assert [info.num_bytes for info in found] == [5, 5]
         assert [info.uri for info in storage.find_files(str(root / "*.jpg"))] == [str(root / "link.jpg")]
         assert [info.uri for info in storage.find_files(str(root / "*" / "*.jpg"))] == [str(root / "class" / "a.jpg")]
+
+    def test_links_that_lead_nowhere_are_files_that_cannot_be_read(self, tmp_path: Path) -> None:
+        (tmp_path / "class").mkdir()
+        link = tmp_path / "class" / "dangling.jpg"
+        link.symlink_to(tmp_path / "none")
+        (broken,) = storage.find_files(str(tmp_path))
+        assert (broken.uri, broken.num_bytes) == (str(link), 0) and broken.etag
+        assert storage.find_files(str(tmp_path / "*" / "*.jpg")) == [broken]
+        with pytest.raises(DataError, match=r"dangling\.jpg"):
+            storage.read_bytes(broken.uri)
+        (tmp_path / "none").touch()
+        assert storage.find_files(str(tmp_path / "class"))[0].etag != broken.etag
 
     @pytest.mark.parametrize("pattern", ["", "/**/*.tar", "/sub/*/*.tar", "/*/*/*.tar"])
     def test_a_folder_that_cannot_be_read_is_an_error_and_not_a_smaller_corpus(
