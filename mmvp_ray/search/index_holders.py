@@ -129,7 +129,7 @@ class Holders:
         try:
             ray.get([actor.ready.remote() for actor in self._actors])
         except ray.exceptions.RayError as error:
-            raise own_error(error) from error
+            raise task_error(error) from error
 
     def run(self, calls: Sequence[Call]) -> Iterator[Any]:
         """What the calls give, as they come to an end. A process that dies is started again, and its call repeated.
