@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ from mmvp_ray.errors import DataError
 from mmvp_ray.images import reasons
 from mmvp_ray.images.limits import MAX_ENCODED_BYTES
 from mmvp_ray.sources.fields import MAX_SIDECAR_BYTES, fields_of, text_of, utf8, wnid_of
-from mmvp_ray.sources.piece import PIECE_MEMBERS, Reject, Sample, Shard
+from mmvp_ray.sources.piece import PIECE_MEMBERS, Reject, Sample, Shard, read_listed
 from mmvp_ray.storage import FileInfo
 
 SIDECAR_EXTENSIONS = frozenset(
@@ -42,8 +43,15 @@ def _sorted(files: list[FileInfo]) -> list[FileInfo]:
 
 
 def _digest(files: list[FileInfo]) -> str:
-    listing = "\n".join(f"{info.uri}\t{info.num_bytes}\t{info.etag}" for info in files)
+    # Other rights change neither size nor time of a file: without them the rejects of a first run would stay when the rights are mended.
+    listing = "\n".join(
+        f"{info.uri}\t{info.num_bytes}\t{info.etag}{'' if _may_read(info.uri) else ' forbidden'}" for info in files
+    )
     return hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()[:32]
+
+
+def _may_read(uri: str) -> bool:
+    return not storage.is_local(uri) or os.access(storage.local_path(uri), os.R_OK)
 
 
 def _shard(corpus: str, folder: str, files: list[FileInfo], records: list[FileInfo]) -> Shard:
@@ -101,7 +109,7 @@ def _member(shard: Shard, info: FileInfo, beside: set[str]) -> Sample | Reject:
 
 
 def _side_file(shard: Shard, name: str) -> bytes:
-    return storage.read_bytes(storage.join(shard.uri, name), start=0, end=MAX_SIDECAR_BYTES)
+    return read_listed(storage.join(shard.uri, name), end=MAX_SIDECAR_BYTES)
 
 
 def _reject(info: FileInfo, reason: str, detail: str) -> Reject:

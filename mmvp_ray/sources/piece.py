@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from mmvp_ray import storage
+from mmvp_ray.errors import ConfigError, DataError
 from mmvp_ray.schema import IMAGE_ID_BYTES
 from mmvp_ray.storage import FileInfo
 
@@ -85,9 +86,9 @@ class Sample:
         """The encoded bytes.
 
         Raises:
-            DataError: the file is gone. ConfigError: no permission. TransientError: the store stayed unwell.
+            DataError: the file is gone, or may not be read here. ConfigError: a bucket refuses. TransientError: the store stayed unwell.
         """
-        return storage.read_bytes(self.uri) if self.data is None else self.data
+        return read_listed(self.uri) if self.data is None else self.data
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,3 +155,18 @@ def _piece(shard: Shard, index: int, members: list[Sample | Reject | None], *, l
         samples=tuple(member for member in members if isinstance(member, Sample)),
         rejects=tuple(member for member in members if isinstance(member, Reject)),
     )
+
+
+def read_listed(uri: str, *, end: int | None = None) -> bytes:
+    """The bytes of a file among others in a folder, the first `end` of them if given.
+
+    Raises:
+        DataError: the file is gone, or on a disk and without permission: that costs one image and not the run. ConfigError: a bucket refuses,
+            which it would do for all. TransientError: the store stayed unwell.
+    """
+    try:
+        return storage.read_bytes(uri, end=end)
+    except ConfigError as error:
+        if storage.is_local(uri) and isinstance(error.__cause__, PermissionError):
+            raise DataError(str(error)) from error
+        raise

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from mmvp_ray import storage
 from mmvp_ray.errors import ConfigError, DataError
@@ -115,6 +117,37 @@ def test_a_side_file_that_cannot_be_read_costs_its_image_only(tmp_path: Path, mo
     found = members(root)
     assert [(one.member, type(one)) for one in found] == [("b.jpg", Sample), ("a.jpg", Reject)]
     assert "rotten" in found[1].detail
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.txt"])
+def test_a_file_without_permission_costs_its_image_only_and_is_read_when_the_rights_are_mended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    root = put(tmp_path / "photos", {"a.jpg": b"1", "a.txt": b"c", "b.jpg": b"2"})
+    (mended,) = list_shards("c", str(root))
+    # Root, who runs these tests in containers, may read everything.
+    access, read = os.access, LocalFileSystem.cat_file
+
+    def refusing(self: LocalFileSystem, path: str, **options: Any) -> bytes:
+        if path.endswith(name):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return bytes(read(self, path, **options))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda path, mode: not str(path).endswith(name) and access(path, mode))
+        patch.setattr(LocalFileSystem, "cat_file", refusing)
+        (shard,) = list_shards("c", str(root))
+        (piece,) = read_pieces(shard)
+        lost = {one.member: one.detail for one in piece.rejects}
+        for sample in piece.samples:
+            try:
+                sample.load()
+            except DataError as error:
+                lost[sample.member] = str(error)
+    assert list(lost) == ["a.jpg"] and "no permission" in lost["a.jpg"] and name in lost["a.jpg"]
+    # Side files have no part in the key; the image has: else its rejects row would be taken for done.
+    assert (shard.key != mended.key) == (name == "a.jpg")
+    assert list_shards("c", str(root)) == [mended]
 
 
 def test_names_that_are_no_utf8_are_rejects_with_names_that_tables_can_hold(tmp_path: Path) -> None:
