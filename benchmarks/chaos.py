@@ -195,7 +195,7 @@ def digests(out: str) -> dict[str, str]:
 
 def differs(out: str, expected: dict[str, str]) -> str | None:
     """What is not as in the undisturbed run; None where all is."""
-    from mmvp_ray.store import verify
+    from mmvp_ray.store.verify import verify
 
     found = digests(out)
     odd = sorted(path for path in found.keys() | expected.keys() if found.get(path) != expected.get(path))

@@ -23,7 +23,8 @@ from mmvp_ray.pipeline.results import (
 )
 from mmvp_ray.schema import BLIND_PAIRS, SCHEMA_VERSION
 from mmvp_ray.search import PieceRef, Space
-from mmvp_ray.store import Store, Verdict, open_store, read_table, verify
+from mmvp_ray.store import Store, open_store, read_table
+from mmvp_ray.store.verify import Verdict, verify
 
 if TYPE_CHECKING:
     from PIL.Image import Image

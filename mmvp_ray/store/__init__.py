@@ -35,7 +35,6 @@ from mmvp_ray.store.tables import (
 )
 from mmvp_ray.store.takedown import TakedownResult, apply_takedown
 from mmvp_ray.store.takedown_record import Refusals, is_applied, read_record, read_takedown_list, refusals
-from mmvp_ray.store.verify import Verdict, verify
 
 __all__ = [
     "DONE",
@@ -46,7 +45,6 @@ __all__ = [
     "ShardState",
     "Store",
     "TakedownResult",
-    "Verdict",
     "among",
     "apply_takedown",
     "commit_embeddings",
@@ -68,7 +66,6 @@ __all__ = [
     "read_takedown_list",
     "refusals",
     "shard_states",
-    "verify",
     "write_marker",
     "write_table",
     "write_whole",

@@ -6,6 +6,8 @@
     ROOT/embeddings/<encoder>/<corpus>/<piece>.parquet      image_id, vector
     ROOT/near_pairs/<near>/<key>/<block pair>.parquet       every pair above the floor
     ROOT/scores/<far>/<near>/<key>/<block pair>.parquet     the far cosine of those pairs
+    ROOT/near_pairs/<near>/<key>/pieces.parquet             the pieces that were joined; counts with the table.json beside it
+    ROOT/copies/<key>/copies.parquet, ROOT/hubs/<key>/hubs.parquet   groups of near-copies, images of too high degree
     ROOT/cells, ROOT/routed, ROOT/indexes                   what engines keep or pass through; may be removed at any time between runs
     ROOT/aesthetics/<encoder>/<corpus>/<piece>.parquet      image_id, score (ingest/aesthetic_scores.py)
     ROOT/attempts/<corpus>/<piece>.<n>                      tries of pieces in an encoder; may be removed between runs
@@ -13,7 +15,8 @@
     ROOT/leases/<number>.json                               the lease of scheduled runs and takedowns (store/lease.py)
     ROOT/takedown.parquet                                   what was taken down and stays away (store/takedown_record.py)
 
-Beside each table lies <name>.done.json, written last: present means whole.
+Beside each table lies <name>.done.json, written last: present means whole. The lists of pieces need none, nor do hubs, and copies that
+no join is made without: each run writes them anew.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ import pytest
 
 from mmvp_ray import open_run
 from mmvp_ray.miniature.shards import WorldConfig, write_shards
-from mmvp_ray.store import verify
+from mmvp_ray.store.verify import verify
 from tests.conftest import free_port
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]

@@ -15,7 +15,8 @@ from mmvp_ray.embed import EmbedConfig
 from mmvp_ray.mine import RuleConfig
 from mmvp_ray.miniature.shards import WorldConfig, write_shards
 from mmvp_ray.pipeline import Progress
-from mmvp_ray.store import read_table, verify
+from mmvp_ray.store import read_table
+from mmvp_ray.store.verify import verify
 from tests.cluster import test_search_workers as search
 from tests.cluster.test_clusters import run_scenario
 from tests.conftest import write_tar

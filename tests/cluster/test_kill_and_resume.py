@@ -18,7 +18,8 @@ from mmvp_ray import MineConfig, mine_pairs
 from mmvp_ray.embed import EmbedConfig
 from mmvp_ray.miniature.shards import WorldConfig, write_shards
 from mmvp_ray.pipeline import Progress
-from mmvp_ray.store import DONE, verify
+from mmvp_ray.store import DONE
+from mmvp_ray.store.verify import verify
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 REPOSITORY = Path(__file__).resolve().parents[2]

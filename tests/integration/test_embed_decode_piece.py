@@ -20,7 +20,8 @@ from mmvp_ray.images.decode import Decoded, decode
 from mmvp_ray.images.geometry import Geometry, apply_geometry
 from mmvp_ray.images.reasons import Rejected, RejectReason
 from mmvp_ray.sources.piece import Piece, Reject, Sample, Shard, image_id
-from mmvp_ray.store import Store, apply_takedown, done_names, open_store, read_table, verify
+from mmvp_ray.store import Store, apply_takedown, done_names, open_store, read_table
+from mmvp_ray.store.verify import verify
 
 pytestmark = pytest.mark.integration
 

@@ -23,7 +23,8 @@ from mmvp_ray.embed.wire import EncodedPiece, pixel_row
 from mmvp_ray.encoders import resolve_encoder
 from mmvp_ray.errors import DataError, ResourceError
 from mmvp_ray.sources.piece import Piece, Sample, Shard
-from mmvp_ray.store import Store, open_store, read_table, verify
+from mmvp_ray.store import Store, open_store, read_table
+from mmvp_ray.store.verify import verify
 from tests.integration.poison_encoder import poison
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]

@@ -22,7 +22,8 @@ from mmvp_ray.mine import RuleConfig
 from mmvp_ray.miniature.shards import WorldConfig, write_shards
 from mmvp_ray.pipeline import Progress, Run
 from mmvp_ray.pipeline.takedown import apply_takedown_to_run, take_down
-from mmvp_ray.store import DONE, apply_takedown, is_applied, open_store, refusals, verify
+from mmvp_ray.store import DONE, apply_takedown, is_applied, open_store, refusals
+from mmvp_ray.store.verify import verify
 from tests.unit.test_store_takedown import (
     KEYS,
     NONFINITE,

@@ -38,8 +38,8 @@ from mmvp_ray.store import (
     read_embeddings,
     read_table,
     read_takedown_list,
-    verify,
 )
+from mmvp_ray.store.verify import verify
 
 DIM = 12
 SLUG = "ViT-L-14-quickgelu-0123456789abcdef"

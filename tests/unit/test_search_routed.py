@@ -20,7 +20,8 @@ from mmvp_ray.search.meet import meet
 from mmvp_ray.search.principal_axes import axes_along
 from mmvp_ray.search.route import Routed, RoutedRows, row_type
 from mmvp_ray.search.table import record_batches
-from mmvp_ray.store import Store, id_matrix, open_store, verify
+from mmvp_ray.store import Store, id_matrix, open_store
+from mmvp_ray.store.verify import verify
 from tests.unit.search_worlds import NEAR, Found, brute_force, clustered, fill, unit
 
 PROVABLE = SearchConfig(engine="routed", provable=True, num_cells=12)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +17,8 @@ import pytest
 from mmvp_ray import schema
 from mmvp_ray.errors import ConfigError, DataError
 from mmvp_ray.sources.piece import Piece, Reject, Shard
-from mmvp_ray.store import Store, commit_embeddings, commit_images, open_store, verify
-from mmvp_ray.store.verify import main
+from mmvp_ray.store import Store, commit_embeddings, commit_images, open_store
+from mmvp_ray.store.verify import main, verify
 
 
 def fill(root: str) -> Store:
@@ -139,6 +140,26 @@ class TestUnsound:
         path.with_name(path.name.removesuffix(".parquet") + ".done.json").unlink()
         verdict = verify(str(root))
         assert verdict.problems == [] and verdict.num_markers == 1 and len(verdict.unmarked) == 2
+
+
+def test_what_a_mining_run_writes_without_a_marker_is_not_taken_for_leftovers(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = images(root).read_bytes()
+    for place in ("near_pairs/clip-1/k/pieces.parquet", "copies/k/copies.parquet", "hubs/k/hubs.parquet"):
+        (root / place).parent.mkdir(parents=True)
+        (root / place).write_bytes(table)
+    (root / "near_pairs/clip-1/k/000-001.parquet").write_bytes(table)
+    monkeypatch.setattr(sys, "argv", ["verify", str(root)])
+    assert main() == 0
+    shown = capsys.readouterr().out
+    assert "3 tables that have no marker by design" in shown and "1 files without a marker" in shown
+
+
+def test_the_command_warns_of_nothing(root: Path) -> None:
+    command = [sys.executable, "-W", "error", "-m", "mmvp_ray.store.verify", str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 class TestNoStore:
