@@ -88,7 +88,8 @@ def embed_corpora(
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
     cpus = min(2.0, have.smallest_node_cpus) / 2.0
-    num_reads = min(len(plan.work), max(2, int(have.num_cpus // CORES_PER_READ)))
+    # A cluster may begin with one node and grow to the actors that were asked for; each GPU embeds faster than one reader reads.
+    num_reads = min(len(plan.work), max(2, int(have.num_cpus // CORES_PER_READ), size if num_gpus else 0))
     items = [{"work": work_to_json(work)} for work in plan.work]
     decode = functools.partial(decode_row, job=job)
     rows = (

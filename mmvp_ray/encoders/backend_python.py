@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,6 +107,10 @@ def _import_factory(rest: str, *, name: str) -> Any:
         raise ConfigError(
             f"Encoder {name!r}: expected {_EXAMPLE}, found {'no factory' if module_name else 'no module'}"
         )
+    # As `python -m` has it, and Ray's workers; a script's own folder is all that this process looks in.
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
     try:
         module = importlib.import_module(module_name)
     except Exception as error:

@@ -166,8 +166,17 @@ def check_room(
     *,
     device: str,
     store: str,
+    joins_cluster: bool = False,
 ) -> None:
     """Compare the forecast with this machine's free disk and memory.
+
+    Args:
+        expected: What the run needs.
+        specs: The encoders by slug.
+        config: How many actors hold them.
+        device: "cuda" or "cpu".
+        store: Where the store lies.
+        joins_cluster: The encoders are held by other machines, whose memory is Ray's to give.
 
     Raises:
         ResourceError: the store would not fit on its disk, or the encoders not into memory.
@@ -177,7 +186,7 @@ def check_room(
         raise ResourceError(
             f"expected {expected.store_bytes / 1e9:,.1f} GB free for the store at {store}, found {free / 1e9:,.1f} GB; free space or choose another --store"
         )
-    if device == "cpu" and expected.num_images:
+    if device == "cpu" and expected.num_images and not joins_cluster:
         actors = config.num_actors or max(1, (os.cpu_count() or 1) // config.num_threads)
         needed = actors * sum(spec.num_parameters * (2 if spec.dtype == "bfloat16" else 4) for spec in specs.values())
         free = int(psutil.virtual_memory().available * MEMORY_SHARE)

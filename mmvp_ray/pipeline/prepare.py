@@ -134,7 +134,9 @@ def prepare(config: MineConfig, session: Session, progress: Progress) -> Preflig
         )
         for hardware in (preflight.hardware(device, session), *stated)
     )
-    preflight.check_room(expected, by_slug, config.embed, device=device, store=store.root)
+    preflight.check_room(
+        expected, by_slug, config.embed, device=device, store=store.root, joins_cluster=session.joins_cluster
+    )
     return Preflight(
         config=config,
         corpora=corpora,

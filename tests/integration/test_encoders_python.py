@@ -22,7 +22,8 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "encoders.md"
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.syspath_prepend(tmp_path)
+    # What is added to it goes with the test.
+    monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.chdir(tmp_path)
     yield tmp_path / "my_encoders.py"
     sys.modules.pop("my_encoders", None)

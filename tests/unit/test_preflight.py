@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmvp_ray.cluster import Resources, Session
+from mmvp_ray.embed import EmbedConfig
 from mmvp_ray.embed.plan import Plan, ShardWork
 from mmvp_ray.encoders import EncoderSpec
 from mmvp_ray.errors import ConfigError, ResourceError
@@ -181,6 +182,15 @@ class TestForecast:
         assert (found.num_pieces, found.num_images, found.num_vectors, found.store_bytes) == (0, 0, 0, 0)
         assert found.embed_hours == 0 and found.encode_flop == 0
         assert found.num_pairs == 4950 and found.join_flop == 4950 * 2 * 8
+
+    def test_memory_is_this_machines_and_says_nothing_of_a_cluster(self, tmp_path: Path) -> None:
+        specs = {"c": dataclasses.replace(encoder("clip"), num_parameters=400_000_000)}
+        todo = plan([work(set(), c=set())], pieces=1, images=10, total=10)
+        expected = preflight.forecast(todo, specs, device="cpu", num_images_total=10, nears=["c"])
+        config = EmbedConfig(num_actors=100_000)
+        with pytest.raises(ResourceError, match="100000 copies of the encoders"):
+            preflight.check_room(expected, specs, config, device="cpu", store=str(tmp_path))
+        preflight.check_room(expected, specs, config, device="cpu", store=str(tmp_path), joins_cluster=True)
 
     def test_on_cpus_decoding_and_encoding_add_up_on_gpus_the_slower_counts(self) -> None:
         specs = {"c": encoder("clip")}
