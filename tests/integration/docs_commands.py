@@ -81,7 +81,7 @@ EVALUATE = {
     "evaluate.py patterns --benchmark MMVP --by rule --out runs/patterns": "--out runs/patterns-by-rule",
     "evaluate.py pope --questions POPE/output/coco --images val2014 --model vllm:M --base-url http://gpu:8000/v1 --out runs/pope": "",
     "evaluate.py llava-bench --questions qa90_questions.jsonl --references qa90_gpt4_answer.jsonl --contexts caps_boxes_coco2014_val_80.jsonl --images val2014 --model vllm:M "
-    "--base-url http://gpu:8000/v1 --judge openai:MODEL-WITH-DATE --judge-base-url https://api.openai.com/v1 --out runs/llava-bench": "--judge-api-key-env=",
+    "--base-url http://gpu:8000/v1 --judge openai:MODEL-WITH-DATE --out runs/llava-bench": "--judge-base-url https://api.openai.com/v1 --judge-api-key-env=",
     "evaluate.py report --results runs/table1 --results runs/llava --out runs/report": "",
     "evaluate.py report --results runs/llava --results runs/llava-7b --results runs/table1 --patterns runs/patterns/patterns.yaml --out runs/report": "",
     "evaluate.py report --results runs/llava --people runs/study/responses.csv --out runs/report": "",
