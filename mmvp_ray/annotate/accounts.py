@@ -7,19 +7,21 @@ from collections.abc import Callable
 from typing import Final
 
 from mmvp_ray.annotate.config import UsersConfig
+from mmvp_ray.annotate.links import links_url
 from mmvp_ray.annotate.people import TOKEN_HOURS, add_user, disable_user, new_token
-from mmvp_ray.annotate.workspace import create_workspace, open_workspace
+from mmvp_ray.annotate.workspace import Workspace, create_workspace, open_workspace
 
 
 def add(config: UsersConfig) -> list[str]:
     """Add a user; the link is in the second line."""
-    token = add_user(create_workspace(config.workspace), config.name, config.role)
-    return _link(config, token)
+    workspace = create_workspace(config.workspace)
+    return _link(workspace, config, add_user(workspace, config.name, config.role))
 
 
 def token(config: UsersConfig) -> list[str]:
     """Give a user another link, for another browser or after the old one ran out."""
-    return _link(config, new_token(open_workspace(config.workspace), config.name))
+    workspace = open_workspace(config.workspace)
+    return _link(workspace, config, new_token(workspace, config.name))
 
 
 def disable(config: UsersConfig) -> list[str]:
@@ -44,10 +46,10 @@ def listed(config: UsersConfig) -> list[str]:
     return lines
 
 
-def _link(config: UsersConfig, secret: str) -> list[str]:
+def _link(workspace: Workspace, config: UsersConfig, secret: str) -> list[str]:
     return [
         f"a link for {config.name}; it works once, within {TOKEN_HOURS:.0f} hours, and is not shown again:",
-        f"{config.url.rstrip('/')}/login#{secret}",
+        f"{links_url(workspace, config.url)}/login#{secret}",
     ]
 
 

@@ -12,8 +12,10 @@ from mmvp_ray.errors import ConfigError
 DEFAULT_URL: Final = "http://127.0.0.1:8765"
 
 
-def check_url(url: str) -> None:
-    """Raise ConfigError unless links can begin with it."""
+def check_url(url: str | None) -> None:
+    """Raise ConfigError unless links can begin with it; None is for where the workspace is served."""
+    if url is None:
+        return
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment or "#" in url:
         raise ConfigError(f"expected a URL such as {DEFAULT_URL} in --url, found {url!r}")
@@ -65,8 +67,8 @@ class UsersConfig:
     """Whose account; for add, token and disable."""
     role: str = "annotator"
     """annotator, verifier, reviewer or admin; for add."""
-    url: str = DEFAULT_URL
-    """How people reach the app: the start of their links."""
+    url: str | None = None
+    """How people reach the app: the start of their links. Unless given, where `serve` ran last on this workspace."""
 
     def check(self) -> None:
         """Raise ConfigError for values that cannot be used."""

@@ -10,6 +10,7 @@ import uvicorn
 
 from mmvp_ray.annotate.assist import Assistant
 from mmvp_ray.annotate.config import AnnotateServeConfig
+from mmvp_ray.annotate.links import keep_served_url
 from mmvp_ray.annotate.web.app import build_app
 from mmvp_ray.annotate.web.settings import LOOPBACK_HOSTS, WebSettings
 from mmvp_ray.annotate.workspace import open_workspace
@@ -40,6 +41,8 @@ def serve(config: AnnotateServeConfig, say: Callable[[str], None]) -> None:
         hosts = ("*",)
     app = build_app(workspace, WebSettings(public_url=config.public_url, hosts=hosts), assistant)
     listener = _listen(config.host, config.port)
+    where = _where(config)
+    keep_served_url(workspace, where)
     # No access log: it would hold addresses of people and nothing that the audit trail has not.
     options = uvicorn.Config(
         app,
@@ -50,14 +53,18 @@ def serve(config: AnnotateServeConfig, say: Callable[[str], None]) -> None:
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         lifespan="off",
     )
-    server = _Server(options, lambda: say(_greeting(config)))
+    server = _Server(options, lambda: say(_greeting(config.workspace, where)))
     asyncio.run(server.serve(sockets=[listener]))
 
 
-def _greeting(config: AnnotateServeConfig) -> str:
-    host = f"[{config.host}]" if ":" in config.host else config.host
-    where = config.public_url or f"http://{host}:{config.port}"
-    return f"annotation of {config.workspace} at {where} (stop with Ctrl-C); `jobs/annotate.py users add --url {where}` makes a login"
+def _where(config: AnnotateServeConfig) -> str:
+    # At all addresses is at none that a link could begin with; this machine's own is one of them.
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)  # noqa: S104
+    return config.public_url or f"http://{f'[{host}]' if ':' in host else host}:{config.port}"
+
+
+def _greeting(workspace: str, where: str) -> str:
+    return f"annotation of {workspace} at {where} (stop with Ctrl-C); `jobs/annotate.py users add --workspace {workspace}` makes a login"
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final
 
-from mmvp_ray.annotate.config import DEFAULT_URL, check_url
+from mmvp_ray.annotate.config import check_url
 from mmvp_ray.annotate.importing import NUM_TOGETHER
+from mmvp_ray.annotate.links import links_url
 from mmvp_ray.annotate.people import MAX_NAME_CHARS, TOKEN_BYTES, digest
 from mmvp_ray.annotate.pictures import store_pictures
 from mmvp_ray.annotate.rules import clean
@@ -58,8 +59,8 @@ class StudyNewConfig:
     """Questions of other pairs between two of one pair, at least; fewer where the benchmark is too small for that."""
     shuffle_options: bool = False
     """Show each participant the options in an order of their own; the paper kept the order."""
-    url: str = DEFAULT_URL
-    """Where participants reach the server; links begin with it."""
+    url: str | None = None
+    """Where participants reach the server; links begin with it. Unless given, where `serve` ran last on this workspace."""
 
     def check(self) -> None:
         """Raise ConfigError for a value that is missing or out of range."""
@@ -90,8 +91,8 @@ class StudyAddConfig:
     """Name of the study."""
     participants: int = 1
     """How many links are made."""
-    url: str = DEFAULT_URL
-    """Where participants reach the server; links begin with it."""
+    url: str | None = None
+    """Where participants reach the server; links begin with it. Unless given, where `serve` ran last on this workspace."""
 
     def check(self) -> None:
         """Raise ConfigError for a value that is missing or out of range."""
@@ -121,6 +122,7 @@ def new_study(config: StudyNewConfig) -> list[str]:
     if workspace.row("SELECT 1 FROM studies WHERE name = ?", config.name) is not None:
         raise _name_taken(config.name)
     images = _stored_images(workspace, benchmark)
+    url = links_url(workspace, config.url)
     with workspace.transaction() as connection:
         try:
             cursor = connection.execute(
@@ -165,7 +167,7 @@ def new_study(config: StudyNewConfig) -> list[str]:
         )
         content = {"study": config.name, "benchmark": config.benchmark, "key": benchmark.key}
         record(connection, "study_made", {**content, "fingerprint": benchmark.fingerprint})
-        links = _add(connection, study_id, config.name, config.participants, config.url)
+        links = _add(connection, study_id, config.name, config.participants, url)
     gap = largest_gap([question.pair_id for question in questions])
     lines = [f"study {config.name}: {len(questions)} questions in {benchmark.num_pairs} pairs of {benchmark.name}"]
     if gap < config.min_gap:
@@ -175,14 +177,14 @@ def new_study(config: StudyNewConfig) -> list[str]:
     return [*lines, *_shown(links)]
 
 
-def add_participants(workspace: Workspace, study: str, num: int, url: str = DEFAULT_URL) -> list[str]:
+def add_participants(workspace: Workspace, study: str, num: int, url: str | None = None) -> list[str]:
     """More links to a study.
 
     Args:
         workspace: Where the study is.
         study: Its name.
         num: How many.
-        url: Where participants reach the server.
+        url: Where participants reach the server; where it ran last unless given.
 
     Returns:
         Lines for the operator, as `new_study`.
@@ -193,6 +195,7 @@ def add_participants(workspace: Workspace, study: str, num: int, url: str = DEFA
     _check_num(num)
     check_url(url)
     found = find_study(workspace, study)
+    url = links_url(workspace, url)
     with workspace.transaction() as connection:
         links = _add(connection, int(found["study_id"]), str(found["name"]), num, url)
     return _shown(links)
@@ -261,7 +264,7 @@ def _add(connection: sqlite3.Connection, study_id: int, study: str, num: int, ur
             "INSERT INTO participants (study_id, name, token_sha256, seed) VALUES (?, ?, ?, ?)",
             (study_id, name, digest(token), number),
         )
-        links.append((name, f"{url.rstrip('/')}/study#{token}"))
+        links.append((name, f"{url}/study#{token}"))
     record(connection, "participants_added", {"study": study, "names": [name for name, _ in links]})
     return links
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 import pytest
 from PIL import Image
 
+from mmvp_ray.annotate.links import keep_served_url
 from mmvp_ray.annotate.people import digest
 from mmvp_ray.annotate.pictures import view_bytes
 from mmvp_ray.annotate.studies import StudyAddConfig, StudyNewConfig, add_participants, add_to_study, new_study
@@ -98,6 +99,8 @@ def test_more_participants_go_on_in_the_numbering(config):
     assert {row["seed"] for row in workspace.rows("SELECT seed FROM participants")} == {1, 2, 3, 4}
     adding = StudyAddConfig(workspace=config.workspace, name="first", participants=1)
     assert add_to_study(adding)[-1].startswith("P005  http://127.0.0.1:8765/study#")
+    keep_served_url(workspace, "http://127.0.0.1:18765")
+    assert add_to_study(adding)[-1].startswith("P006  http://127.0.0.1:18765/study#")
     with pytest.raises(ConfigError, match="--participants"):
         add_to_study(replace(adding, participants=0))
     with pytest.raises(ConfigError, match="expected a study among first, found 'second'"):
