@@ -81,7 +81,7 @@ def test_one_gpu_equals_sums_by_hand() -> None:
         "write tables": written / NODE_BYTES_PER_SECOND,
         "driver": pieces * 0.02,
         "census": images * 1e-6,
-        "read blocks": 4 * images * (2 * 768 + 16) / NODE_BYTES_PER_SECOND,
+        "read blocks": 2 * images * (2 * 768 + 16) / NODE_BYTES_PER_SECOND,
         "multiply": images * (images - 1) * 768 / 4e14,
         "hygiene": images * PAIRS_PER_IMAGE * 7e-6,
     }
@@ -119,7 +119,7 @@ def test_a_join_reads_every_block_for_each_other_one() -> None:
     vectors = 10**6 * (2 * 768 + 16) / NODE_BYTES_PER_SECOND / 3600
     assert hours(COSTS, 1, 10**6)["read blocks"] == pytest.approx(2 * vectors)
     assert hours(COSTS, 8, 10**6)["read blocks"] == pytest.approx(8 * vectors), "a block for each GPU"
-    assert hours(COSTS, 64, 10**9)["read blocks"] == pytest.approx(1908 * 1000 * vectors / 8), "524,288 in a block"
+    assert hours(COSTS, 64, 10**9)["read blocks"] == pytest.approx(477 * 1000 * vectors / 8), "2,097,152 in a block"
 
 
 @given(st.integers(1, 600), st.integers(1000, 10**9))
