@@ -64,12 +64,12 @@ def _join(work: JoinWork, method: Method, own: str, session: Session, on_part: O
         device=work.device,
         parent={} if config.refit_cells else work.parent,
     )
-    # What an attempt with another codec or index measured and found means nothing to this one.
-    scratch = storage.join(own, f"{plan.place.codec_key}-{plan.place.content_key}")
     if work.device == "cuda":
         # Whether FAISS can use the GPUs is known before hours are spent on what only they read.
         with Holders(session, "cuda") as holders:
             holders.ready()
+    # What an attempt with another codec or index measured and found means nothing to this one.
+    scratch = storage.join(own, f"{plan.place.codec_key}-{plan.place.content_key}")
     # Compressing is work for CPUs; a GPU looks for neighbours.
     with Holders(session, "cpu") as holders:
         search = settle_search(work, plan, config, scratch, holders, session)

@@ -164,6 +164,7 @@ def example_report(*, num_pairs: int = 24, stand_in: bool = True, hostile: bool 
                 example=HOSTILE if hostile else "shard-000003.tar::notes.jpg",
             ),
         ],
+        num_hubs=423,
         hubs=[
             HubCard(image_id=image_id(3), degree=812),
             HubCard(image_id=image_id(5), degree=640),
