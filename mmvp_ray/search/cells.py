@@ -10,7 +10,7 @@ every vector visits every cell whose bisector is no farther than that, every nea
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,18 +18,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmvp_ray.search.cell_products import BYTE_DISTANCE, CHOOSE, PRODUCT_SLACK, Bounds
+
 # Shapes: N vectors, K cells, D numbers in a vector, V visits, P pairs; S rows of a chunk.
 
 FLOAT_SLACK = 1e-4
 """Room for rounding in a bisector distance: fp32 sums of unit vectors err by less than 1e-5."""
-PRODUCT_SLACK = 4e-6
-"""The same for the difference of two products, where centroids lie so close that the distance between them is no lever."""
 CHUNK_NUMBERS = 1 << 24
 """Numbers of a chunk's products with all centroids: 64 MB."""
 MATRIX_CELLS = 16_384
 """Up to so many cells an upper bound of the distance between any two centroids is kept, a byte each: 256 MB."""
-BYTE_DISTANCE = 2.0 / 254.0
-"""What one step of such a byte stands for: unit vectors are at most 2 apart."""
 CLOSE_SLACK = np.float32(2e-3)
 """Room for what sqrt(|c_a|^2 + |c_b|^2 - 2 <c_a, c_b>) loses where centroids are close: the root of 4e-6, several times what fp32 sums err by."""
 
@@ -71,9 +69,8 @@ class Cells:
         self.centroids_KD = np.ascontiguousarray(centroids_KD, dtype=np.float32)
 
     @cached_property
-    def _bounds(self) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None]:
-        # How far apart a cell and its farthest are, and any two. K * K products, minutes of a core for 65,536 cells, that only `visits` needs:
-        # what is computed once travels with the object.
+    def _bounds(self) -> Bounds:
+        # K * K products, minutes of a core for 65,536 cells, that only `visits` needs: what is computed once travels with the object.
         num_cells = len(self.centroids_KD)
         widest_K = np.empty(num_cells, dtype=np.float32)
         at_most_apart_KK = np.empty((num_cells, num_cells), dtype=np.uint8) if num_cells <= MATRIX_CELLS else None
@@ -82,7 +79,7 @@ class Cells:
             widest_K[rows] = apart_SK.max(axis=1)
             if at_most_apart_KK is not None:
                 np.ceil(apart_SK / BYTE_DISTANCE, out=at_most_apart_KK[rows], casting="unsafe")
-        return widest_K, at_most_apart_KK
+        return Bounds(widest_K, at_most_apart_KK)
 
     def __len__(self) -> int:
         return len(self.centroids_KD)
@@ -96,28 +93,27 @@ class Cells:
             device: Where the products are computed, "cpu" or "cuda".
         """
         limit = delta + FLOAT_SLACK
-        widest_K, at_most_apart_KK = self._bounds
+        choose = CHOOSE[device](self.centroids_KD, self._bounds, limit)
         homes, rows, cells = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int32)]
-        for first, products_SK in self._products(unit_vectors(vectors_ND), device):
-            home_S = np.argmax(products_SK, axis=1).astype(np.int32)
-            usable_S = np.isfinite(products_SK[np.arange(len(home_S)), home_S])
-            home_S[~usable_S] = -1
-            own_S = products_SK[np.arange(len(home_S)), home_S]
-            # No bisector of a home is farther apart than its farthest cell: what this lets through is looked at exactly.
-            bound_S = np.where(usable_S, own_S - limit * widest_K[home_S] - PRODUCT_SLACK, np.inf)
-            row_V, cell_V = np.nonzero(products_SK >= bound_S[:, None])
-            other = cell_V != home_S[row_V]
-            row_V, cell_V = row_V[other], cell_V[other]
-            gap_V = own_S[row_V] - products_SK[row_V, cell_V]
-            if at_most_apart_KK is not None:
-                steps_V = at_most_apart_KK[home_S[row_V], cell_V]
-                maybe = gap_V <= limit * BYTE_DISTANCE * steps_V + PRODUCT_SLACK
-                row_V, cell_V, gap_V = row_V[maybe], cell_V[maybe], gap_V[maybe]
+        for first, unit_SD in self._chunks(unit_vectors(vectors_ND)):
+            home_S, row_V, cell_V, gap_V = choose(unit_SD)
             near = gap_V <= limit * self._apart(home_S[row_V], cell_V) + PRODUCT_SLACK
             homes.append(home_S)
             rows.append(row_V[near] + first)
             cells.append(cell_V[near].astype(np.int32))
         return Visits(np.concatenate(homes), np.concatenate(rows), np.concatenate(cells))
+
+    def homes(self, vectors_ND: NDArray[np.float16]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The home of each vector and their cosine: NaN where a vector is not finite, whose home means nothing."""
+        return self._homes(unit_vectors(vectors_ND))
+
+    def _homes(self, unit_ND: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        home_N, own_N = np.empty(len(unit_ND), dtype=np.int64), np.empty(len(unit_ND), dtype=np.float32)
+        for first, unit_SD in self._chunks(unit_ND):
+            part = slice(first, first + len(unit_SD))
+            products_SK = unit_SD @ self.centroids_KD.T
+            home_N[part], own_N[part] = np.argmax(products_SK, axis=1), products_SK.max(axis=1)
+        return home_N, own_N
 
     def needed_delta(
         self,
@@ -130,7 +126,7 @@ class Cells:
 
         Many pairs may share a row, as copies do: what depends on one vector is computed once for each, and pairs are taken some at a time.
         """
-        sides = [self._homes(vectors, rows) for vectors, rows in ((a_ND, rows_a_P), (b_MD, rows_b_P))]
+        sides = [self._paired(vectors, rows) for vectors, rows in ((a_ND, rows_a_P), (b_MD, rows_b_P))]
         found = np.empty(len(rows_a_P))
         step = max(1, CHUNK_NUMBERS // max(1, self.centroids_KD.shape[1]))
         for first in range(0, len(found), step):
@@ -145,26 +141,16 @@ class Cells:
             found[part] = np.where(home_a == home_b, 0.0, np.maximum(needed_P, 0.0))
         return found
 
-    def _homes(self, vectors_ND: NDArray[np.float16], rows_P: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+    def _paired(self, vectors_ND: NDArray[np.float16], rows_P: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
         # The distinct vectors, where each pair's is among them, their homes and their products with these.
         rows_U, at_P = np.unique(rows_P, return_inverse=True)
         unit_UD = unit_vectors(vectors_ND[rows_U])
-        home_U, own_U = np.empty(len(rows_U), dtype=np.int64), np.empty(len(rows_U), dtype=np.float32)
-        for first, products_SK in self._products(unit_UD, "cpu"):
-            part = slice(first, first + len(products_SK))
-            home_U[part], own_U[part] = np.argmax(products_SK, axis=1), products_SK.max(axis=1)
-        return unit_UD, at_P, home_U, own_U
+        return unit_UD, at_P, *self._homes(unit_UD)
 
-    def home_cosines(self, vectors_ND: NDArray[np.float16]) -> NDArray[np.float32]:
-        """The cosine of each vector with the centroid of its home."""
-        parts = [products.max(axis=1) for _, products in self._products(unit_vectors(vectors_ND), "cpu")]
-        return np.concatenate([np.empty(0, dtype=np.float32), *parts])
-
-    def _products(self, unit_ND: NDArray[np.float32], device: str) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    def _chunks(self, unit_ND: NDArray[np.float32]) -> Iterator[tuple[int, NDArray[np.float32]]]:
         step = max(1, CHUNK_NUMBERS // max(1, len(self)))
-        multiply = _MULTIPLY[device](self.centroids_KD)
         for first in range(0, len(unit_ND), step):
-            yield first, multiply(unit_ND[first : first + step])
+            yield first, unit_ND[first : first + step]
 
     def _all_apart(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
         # A little more than the distance of every centroid from every other, some rows at a time.
@@ -190,31 +176,3 @@ class Cells:
             gap_PD = self.centroids_KD[a_P[part]] - self.centroids_KD[b_P[part]]
             apart[part] = np.sqrt(np.einsum("pd,pd->p", gap_PD, gap_PD))
         return apart
-
-
-Multiply = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-
-
-def _numpy_products(centroids_KD: NDArray[np.float32]) -> Multiply:
-    return lambda unit_SD: unit_SD @ centroids_KD.T
-
-
-def _torch_products(centroids_KD: NDArray[np.float32]) -> Multiply:
-    import torch
-
-    on_gpu_KD = torch.from_numpy(centroids_KD).cuda()
-
-    def multiply(unit_SD: NDArray[np.float32]) -> NDArray[np.float32]:
-        # PRODUCT_SLACK is float32's; images of NVIDIA's set TORCH_ALLOW_TF32_CUBLAS_OVERRIDE, which begins with ten bits in place of 23.
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-        try:
-            products_SK: NDArray[np.float32] = (torch.from_numpy(unit_SD).cuda() @ on_gpu_KD.T).cpu().numpy()
-        finally:
-            torch.set_float32_matmul_precision(before)
-        return products_SK
-
-    return multiply
-
-
-_MULTIPLY: dict[str, Callable[[NDArray[np.float32]], Multiply]] = {"cpu": _numpy_products, "cuda": _torch_products}

@@ -121,11 +121,10 @@ def _shape_of(cells: Cells, sample_SD: NDArray[np.float16]) -> tuple[float, floa
     """Share of the largest cell, and mean cosine of vectors with the centroid of their home."""
     if not len(sample_SD):
         return 1.0, 1.0
-    home_S = cells.visits(sample_SD, 0.0).home_N
-    cosines = cells.home_cosines(sample_SD)
-    finite = cosines[np.isfinite(cosines)]
-    largest = float(np.bincount(home_S[home_S >= 0], minlength=1).max()) / max(1, len(home_S))
-    return round(largest, 6), round(float(finite.mean()), 6) if len(finite) else 1.0
+    home_S, cosine_S = cells.homes(sample_SD)
+    finite_S = np.isfinite(cosine_S)
+    largest = float(np.bincount(home_S[finite_S], minlength=1).max()) / len(home_S)
+    return round(largest, 6), round(float(cosine_S[finite_S].mean()), 6) if finite_S.any() else 1.0
 
 
 def _drift(census: Census, cells: Cells, parent: dict[str, Any], sample_SD: NDArray[np.float16]) -> str:

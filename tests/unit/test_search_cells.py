@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+from functools import partial
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -12,7 +14,8 @@ from hypothesis import strategies as st
 
 from mmvp_ray.search import cells as cells_module
 from mmvp_ray.search.calibration import calibrate
-from mmvp_ray.search.cells import Cells, provable_delta
+from mmvp_ray.search.cell_products import CHOOSE, choose_on_gpu
+from mmvp_ray.search.cells import Cells, provable_delta, unit_vectors
 from mmvp_ray.search.routing import pack_cells
 from tests.unit.search_worlds import unit
 
@@ -41,12 +44,18 @@ def test_a_near_pair_meets_in_a_home(seed: int, dim: int, num_cells: int, tau: f
         assert home_x == home_y or (row, home_y) in goes_x or (row, home_x) in goes_y
 
 
+ON_TORCH = {"cpu": partial(choose_on_gpu, torch_device="cpu")}
+"""What a GPU runs, on the CPU."""
+
+
+@pytest.mark.parametrize("choose", [CHOOSE, ON_TORCH], ids=["numpy", "torch"])
 @given(st.integers(0, 2**31), st.integers(2, 40), st.floats(0.0, 0.6))
-def test_visits_are_the_cells_within_delta(seed: int, num_cells: int, delta: float) -> None:
+def test_visits_are_the_cells_within_delta(choose: dict[str, Any], seed: int, num_cells: int, delta: float) -> None:
     rng = np.random.default_rng(seed)
     x = unit(rng.normal(size=(30, 8)))
     cells = Cells(unit(rng.normal(size=(num_cells, 8))).astype(np.float32))
-    visits = cells.visits(x, delta)
+    with mock.patch.object(cells_module, "CHOOSE", choose):
+        visits = cells.visits(x, delta)
     c, exact = cells.centroids_KD.astype(np.float64), x.astype(np.float64)
     exact /= np.linalg.norm(exact, axis=1, keepdims=True)
     goes = {*zip(visits.row_V.tolist(), visits.cell_V.tolist(), strict=True)}
@@ -108,7 +117,7 @@ def test_distances_of_all_cells_are_computed_once_and_by_visits_alone() -> None:
     cells, rows = Cells(centroids), np.arange(30)
     with mock.patch.object(Cells, "_all_apart", autospec=True, side_effect=Cells._all_apart) as looked:
         cells.needed_delta(x, x[::-1], rows, rows)
-        cells.home_cosines(x)
+        cells.homes(x)
         assert looked.call_count == 0
         found = cells.visits(x, 0.2)
         # As it goes to tasks.
@@ -118,9 +127,29 @@ def test_distances_of_all_cells_are_computed_once_and_by_visits_alone() -> None:
     np.testing.assert_array_equal(again.cell_V, found.cell_V)
 
 
-def test_vectors_that_are_not_finite_go_nowhere() -> None:
+@pytest.mark.parametrize("choose", [CHOOSE, ON_TORCH], ids=["numpy", "torch"])
+@pytest.mark.parametrize("most", [0, 40])
+def test_bounds_of_distances_leave_few_to_be_looked_at(
+    choose: dict[str, Any], most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(3)
+    # Two far bundles of cells: a vector of one is near no bisector with the other.
+    ends = np.eye(6)[[0] * 12 + [1] * 12]
+    centroids = unit(ends + 0.2 * rng.normal(size=ends.shape)).astype(np.float32)
+    x = unit(ends[::3] + 0.05 * rng.normal(size=(8, 6)))
+    monkeypatch.setattr(cells_module, "MATRIX_CELLS", most)
+    cells = Cells(centroids)
+    found = choose["cpu"](cells.centroids_KD, cells._bounds, 0.1)(unit_vectors(x))
+    visits = cells.visits(x, 0.1)
+    assert len(visits.cell_V) <= len(found.cell_V) < 8 * 12
+    np.testing.assert_array_equal(found.home_S, visits.home_N)
+
+
+@pytest.mark.parametrize("choose", [CHOOSE, ON_TORCH], ids=["numpy", "torch"])
+def test_vectors_that_are_not_finite_go_nowhere(choose: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     x = unit(np.random.default_rng(0).normal(size=(5, 4)))
     x[1], x[3] = np.nan, 0.0
+    monkeypatch.setattr(cells_module, "CHOOSE", choose)
     visits = Cells(np.eye(4, dtype=np.float32)).visits(x, 1.0)
     assert (visits.home_N == -1).tolist() == [False, True, False, True, False]
     assert set(visits.row_V.tolist()) == {0, 2, 4}

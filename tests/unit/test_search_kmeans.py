@@ -57,5 +57,5 @@ def test_two_levels_fit_what_one_task_and_many_see(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(kmeans, "ROWS_PER_TASK", 100)
     np.testing.assert_array_equal(fit_cells(vectors, 300, num_chunks=7).centroids_KD, whole)
     # Near a centroid of many lies more than near one of few.
-    few = fit_cells(vectors, 20).home_cosines(vectors).mean()
-    assert Cells(whole).home_cosines(vectors).mean() > few + 0.05
+    few = fit_cells(vectors, 20).homes(vectors)[1].mean()
+    assert Cells(whole).homes(vectors)[1].mean() > few + 0.05
