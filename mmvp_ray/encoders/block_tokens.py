@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 from mmvp_ray.errors import ConfigError
@@ -30,28 +31,29 @@ def layer_index(layer: int, *, num_blocks: int, name: str) -> int:
 
 
 def tokens_after_block(run: Callable[[], object], blocks: Sequence[Any], index: int) -> torch.Tensor:
-    """Tokens at one depth of a stack of blocks.
+    """Tokens at one depth of a stack of blocks; calls of several threads do not see each other's.
 
     Args:
-        run: Runs the whole tower once.
-        blocks: Its transformer blocks, in order; each takes tokens_BTF first and returns tokens_BTF.
+        run: Runs the whole tower once, in this thread.
+        blocks: Its transformer blocks, in order; each takes tokens_BTF first, or as `hidden_states`, and returns tokens_BTF, or them first.
         index: 0 for the input of the first block, k for the output of block k.
 
     Returns:
         tokens_BTF as the tower computed them, prefix tokens included.
     """
+    thread = threading.get_ident()
     caught: list[torch.Tensor] = []
 
-    def catch_input(_module: object, arguments: tuple[torch.Tensor, ...]) -> None:
-        caught.append(arguments[0])
-
-    def catch_output(_module: object, _arguments: object, output: torch.Tensor) -> None:
-        caught.append(output)
+    def keep(value: Any) -> None:
+        if threading.get_ident() == thread:
+            caught.append(value[0] if isinstance(value, tuple) else value)
 
     if index == 0:
-        handle = blocks[0].register_forward_pre_hook(catch_input)
+        handle = blocks[0].register_forward_pre_hook(
+            lambda _module, arguments, named: keep(arguments or named["hidden_states"]), with_kwargs=True
+        )
     else:
-        handle = blocks[index - 1].register_forward_hook(catch_output)
+        handle = blocks[index - 1].register_forward_hook(lambda _module, _arguments, output: keep(output))
     try:
         run()
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +16,8 @@ from mmvp_ray.evaluate.answer_log import AnswerLog
 from mmvp_ray.evaluate.answer_parts import content_digest
 from mmvp_ray.evaluate.image_payload import read_image
 from mmvp_ray.evaluate.responder import Ask, Reply, Responder
+
+logger = logging.getLogger(__name__)
 
 MAX_FAILED_SHARE = 0.05
 NUM_FIRST = 20
@@ -36,7 +39,8 @@ class AskingProgress:
         num_kept: Answers that the log had.
         num_answered: New answers.
         num_failed: Prompts without an answer.
-        num_cut: New answers that ended at the limit of tokens ("length").
+        num_cut: Answers, kept ones too, that ended at the limit of tokens ("length").
+        num_empty: Answers, kept ones too, without a word; those that were cut before the first one are among them.
         num_attempts: Tries of all new prompts.
         num_prompt_tokens, num_answer_tokens: Of new answers, as far as the responder counted them.
         first_error: Why the first failed prompt has no answer; empty if none failed.
@@ -47,6 +51,7 @@ class AskingProgress:
     num_answered: int = 0
     num_failed: int = 0
     num_cut: int = 0
+    num_empty: int = 0
     num_attempts: int = 0
     num_prompt_tokens: int = 0
     num_answer_tokens: int = 0
@@ -65,6 +70,9 @@ class AskingProgress:
 
     def count(self, reply: Reply, *, new: bool) -> None:
         """Note one more reply."""
+        if reply.error is None:
+            self.num_cut += reply.finish == "length"
+            self.num_empty += not (reply.text or "").strip()
         if not new:
             self.num_kept += 1
             return
@@ -75,7 +83,6 @@ class AskingProgress:
             self.num_failed += 1
             return
         self.num_answered += 1
-        self.num_cut += reply.finish == "length"
         self.num_prompt_tokens += reply.num_prompt_tokens or 0
         self.num_answer_tokens += reply.num_answer_tokens or 0
 
@@ -135,6 +142,7 @@ def ask_all(
             break
         yield done(found, new=False)
     else:
+        _warn_of_few_tokens(progress, responder)
         return
     try:
         for reply in replies:
@@ -166,6 +174,7 @@ def ask_all(
     while kept:
         yield done(kept.popleft(), new=False)
     log.flush()
+    _warn_of_few_tokens(progress, responder)
     if waiting:
         raise DataError(
             f"expected a reply to every prompt from {responder.name}, found none for {len(waiting)}, such as {next(iter(waiting))!r}; mend "
@@ -173,6 +182,19 @@ def ask_all(
         )
     if progress.failed_share > max_failed_share:
         raise _too_many(progress, responder, max_failed_share)
+
+
+def _warn_of_few_tokens(progress: AskingProgress, responder: Responder) -> None:
+    # Parsers make something of every text: POPE's official one takes none at all for a yes.
+    if progress.num_cut or progress.num_empty:
+        logger.warning(
+            "%d of %d answers of %s ended at the limit of tokens, %d are empty, and are judged as they are; models that reason need a higher "
+            "limit",
+            progress.num_cut,
+            progress.num_done - progress.num_failed,
+            responder.name,
+            progress.num_empty,
+        )
 
 
 def _too_many(progress: AskingProgress, responder: Responder, max_failed_share: float) -> MmvpError:

@@ -192,7 +192,8 @@ class EndpointCall:
             body = {}
         said = payload.error_text(body) or " ".join(data[:200].decode("utf-8", "replace").split()) or "no reason"
         code = payload.error_code(body)
-        if status in (401, 403) or (status == 400 and "api key" in said.lower()):
+        is_refused = status in (401, 403) and not payload.is_moderated(body)
+        if is_refused or (status == 400 and "api key" in said.lower()):
             raise ConfigError(
                 f"expected {url} to accept the key in {self._config.key_env or 'no variable'}, found status {status} ({said}); set the "
                 f"variable, or name another with --api-key-env"
@@ -202,7 +203,7 @@ class EndpointCall:
             raise ConfigError(
                 f"expected model {self._config.model!r} at {self._url}, found status {status}{moved} ({said}); mend --model or --base-url"
             )
-        if code == "insufficient_quota":
+        if status == 402 or code == "insufficient_quota":
             raise ConfigError(f"expected credit at {url}, found none ({said}); the same command goes on when there is")
         if status in RETRIED_STATUS or status >= 500:
             wait = retry_after_seconds(headers)

@@ -82,7 +82,7 @@ def read_answer(body: Mapping[str, Any]) -> Answer:
     first word; the last three are the empty text, never the reasoning.
 
     Raises:
-        TransientError: it is no chat completion.
+        TransientError: it is no chat completion, or one that the server broke off.
     """
     choices = body.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
@@ -98,6 +98,8 @@ def read_answer(body: Mapping[str, Any]) -> Answer:
     usage = body.get("usage")
     tokens = usage if isinstance(usage, dict) else {}
     finish = choice.get("finish_reason")
+    if finish in _BROKEN_OFF:
+        raise TransientError(f"expected a whole answer, found one that ended with {finish!r}")
     return Answer(
         text=text or refusal,
         finish="refusal" if refusal and not text else str(finish or ""),
@@ -124,6 +126,14 @@ def error_code(body: Mapping[str, Any]) -> str:
     return str(error.get("code") or error.get("type") or "")
 
 
+def is_moderated(body: Mapping[str, Any]) -> bool:
+    """Whether an error body says that this prompt was flagged, whoever asks it: OpenRouter does so with status 403."""
+    error = body.get("error")
+    metadata = error.get("metadata") if isinstance(error, dict) else None
+    flagged = isinstance(metadata, dict) and "flagged_input" in metadata
+    return flagged or error_code(body) == "content_policy_violation"
+
+
 def _words(content: Any) -> tuple[str, str]:
     """(text, refusal) of message.content."""
     if isinstance(content, str):
@@ -134,6 +144,8 @@ def _words(content: Any) -> tuple[str, str]:
     return "".join(texts), "".join(refusals)
 
 
+_BROKEN_OFF = ("abort", "error")
+"""What vLLM and OpenRouter say of a generation that they did not end."""
 _TEXT_TYPES = ("text", "output_text")
 
 

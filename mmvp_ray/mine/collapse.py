@@ -25,9 +25,9 @@ from mmvp_ray.store import (
     DONE,
     Store,
     done_names,
-    id_array,
     id_keys,
     id_matrix,
+    key_array,
     read_marker,
     read_table,
     write_marker,
@@ -132,12 +132,9 @@ def represented_images(store: Store, key: str) -> NDArray[np.bytes_]:
 
 
 def _write_groups(store: Store, key: str, groups: CopyGroups, pieces: Sequence[PieceRef], name: str) -> None:
-    def ids(keys: NDArray[np.bytes_]) -> pa.Array:
-        return id_array(np.ascontiguousarray(keys).view(np.uint8).reshape(-1, 16))
-
     folder = store.copies(key)
     members = pa.Table.from_arrays(
-        [ids(groups.keys_M), ids(groups.group_M), pa.array(groups.sizes(), type=pa.int64())], schema=COPIES
+        [key_array(groups.keys_M), key_array(groups.group_M), pa.array(groups.sizes(), type=pa.int64())], schema=COPIES
     )
     # Sorted: runs beside each other write the same bytes, whatever order they were given.
     listed = pa.table(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mmvp_ray.errors import ConfigError
 from mmvp_ray.search import PairBatch
 from mmvp_ray.search.id_words import IdIndex, run_starts, sort_order, words_of
-from mmvp_ray.store import id_keys
+from mmvp_ray.store import id_keys, key_matrix
 
 # Shapes: M images in groups, P pairs, E edges (pairs of copies).
 
@@ -53,7 +53,7 @@ class CopyGroups:
 
     def representative(self, keys_P: NDArray[np.bytes_]) -> NDArray[np.bytes_]:
         """The representative of each id; an image without copies represents itself."""
-        at = self.places(np.ascontiguousarray(keys_P).view(np.uint8).reshape(-1, 16))
+        at = self.places(key_matrix(keys_P))
         found_P, grouped = keys_P.copy(), at >= 0
         found_P[grouped] = self.group_M[at[grouped]]
         return found_P
@@ -65,7 +65,7 @@ class CopyGroups:
 
     def sizes(self) -> NDArray[np.int64]:
         """For each image of `keys_M`, the number of images in its group."""
-        at = self.places(np.ascontiguousarray(self.group_M).view(np.uint8).reshape(-1, 16))
+        at = self.places(key_matrix(self.group_M))
         return np.bincount(at, minlength=len(self.keys_M))[at]
 
 

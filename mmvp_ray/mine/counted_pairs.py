@@ -13,6 +13,7 @@ from mmvp_ray.mine.pair_rows import rows_of
 from mmvp_ray.search import PairBatch
 from mmvp_ray.search.id_words import WORD, sort_order, words_of
 from mmvp_ray.search.spill import BUCKET_BYTES, Spill, Stream
+from mmvp_ray.store import key_matrix
 
 # Shapes: P pairs as rows of words (mine/pair_rows.py), C images as rows of 3 words: an id and its number of places.
 
@@ -62,7 +63,7 @@ def sorted_with_places(
         for ids_N16 in places if num_pairs else ():
             words_N2 = words_of(ids_N16)
             at = copies.places(ids_N16)
-            words_N2[at >= 0] = words_of(copies.group_M[at[at >= 0]].view(np.uint8).reshape(-1, 16))
+            words_N2[at >= 0] = words_of(key_matrix(copies.group_M[at[at >= 0]]))
             words_N2 = words_N2[wanted.may_hold(words_N2)]
             by_b.add(np.concatenate([words_N2, np.ones((len(words_N2), 1), dtype=WORD)], axis=1), stream=1)
         for rows_P6, seen_C3 in by_b.buckets():

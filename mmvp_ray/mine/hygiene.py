@@ -16,6 +16,7 @@ from mmvp_ray.mine.select import SelectConfig
 from mmvp_ray.search import PairBatch
 from mmvp_ray.search.id_words import IdIndex, ids_of, run_starts, sort_order, words_of
 from mmvp_ray.search.spill import BUCKET_BYTES, Spill, Stream
+from mmvp_ray.store import key_matrix
 
 # Shapes: P pairs as rows of 6 words (mine/pair_rows.py); E sides, two for each pair: this image, the other one, both cosines (6 words);
 # G pairs behind those of their groups, 10 words.
@@ -116,7 +117,7 @@ def _behind_groups(rows_P6: Rows, copies: CopyGroups, at_a: NDArray[np.int64], a
     """Pairs of two groups, (G, 10): the ids that represent them, the smaller one first, then the pair. Pairs of one group are left out."""
     groups = [rows_P6[:, :2].copy(), rows_P6[:, 2:4].copy()]
     for words, at in zip(groups, (at_a, at_b), strict=True):
-        words[at >= 0] = words_of(copies.group_M[at[at >= 0]].view(np.uint8).reshape(-1, 16))
+        words[at >= 0] = words_of(key_matrix(copies.group_M[at[at >= 0]]))
     rows_G10 = np.concatenate([*groups, rows_P6], axis=1)
     a, b = groups
     swapped = (b[:, 0] < a[:, 0]) | ((b[:, 0] == a[:, 0]) & (b[:, 1] < a[:, 1]))

@@ -4,12 +4,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from mmvp_ray.encoders.block_tokens import layer_index
+from mmvp_ray.encoders.block_tokens import layer_index, tokens_after_block
 from mmvp_ray.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -172,29 +171,7 @@ def patch_tokens(tower: Any, pixel_values_BCHW: torch.Tensor, layer: int) -> tor
     blocks = tower_blocks(tower)
     index = layer_index(layer, num_blocks=len(blocks), name=config.model_type)
     dtype = next(tower.parameters()).dtype
-    tokens_BTF = _after_block(lambda: tower(pixel_values_BCHW.to(dtype), **arguments), blocks, index)
+    tokens_BTF = tokens_after_block(lambda: tower(pixel_values_BCHW.to(dtype), **arguments), blocks, index)
     tokens_BNF = tokens_BTF[:, facts.num_prefix_tokens(config) :]
     assert tokens_BNF.shape[1] == side * side, f"{tokens_BNF.shape[1]} tokens for a grid of {side} x {side}"
     return tokens_BNF
-
-
-def _after_block(run: Callable[[], object], blocks: Any, index: int) -> torch.Tensor:
-    """Tokens at one depth, prefix included; calls of several threads do not see each other's."""
-    thread = threading.get_ident()
-    caught: list[torch.Tensor] = []
-
-    def keep(value: Any) -> None:
-        if threading.get_ident() == thread:
-            caught.append(value[0] if isinstance(value, tuple) else value)
-
-    if index == 0:
-        handle = blocks[0].register_forward_pre_hook(
-            lambda _module, arguments, named: keep(arguments or named["hidden_states"]), with_kwargs=True
-        )
-    else:
-        handle = blocks[index - 1].register_forward_hook(lambda _module, _arguments, output: keep(output))
-    try:
-        run()
-    finally:
-        handle.remove()
-    return caught[0]

@@ -18,7 +18,7 @@ from mmvp_ray.pipeline.config import MineConfig
 from mmvp_ray.pipeline.near import FarSide, NearSide
 from mmvp_ray.schema import COPIES, HUBS
 from mmvp_ray.search import PairTable, PieceRef
-from mmvp_ray.store import Store, id_array, write_table
+from mmvp_ray.store import Store, key_array, write_table
 
 MAX_CANDIDATES = 1_000_000
 """Pairs that come back from hygiene: those with the largest near minus far cosine."""
@@ -101,14 +101,10 @@ def judge(
 
 
 def _write_copies(store: Store, key: str, copies: CopyGroups) -> None:
-    columns = [_ids(copies.keys_M), _ids(copies.group_M), pa.array(copies.sizes(), type=pa.int64())]
+    columns = [key_array(copies.keys_M), key_array(copies.group_M), pa.array(copies.sizes(), type=pa.int64())]
     write_table(store, storage.join(store.copies(key), "copies.parquet"), pa.Table.from_arrays(columns, schema=COPIES))
 
 
 def _write_hubs(store: Store, key: str, hub_keys: NDArray[np.bytes_], hub_degrees: NDArray[np.int64]) -> None:
-    columns = [_ids(hub_keys), pa.array(hub_degrees, type=pa.int64())]
+    columns = [key_array(hub_keys), pa.array(hub_degrees, type=pa.int64())]
     write_table(store, storage.join(store.hubs(key), "hubs.parquet"), pa.Table.from_arrays(columns, schema=HUBS))
-
-
-def _ids(keys: NDArray[np.bytes_]) -> pa.Array:
-    return id_array(np.ascontiguousarray(keys).view(np.uint8).reshape(-1, 16))

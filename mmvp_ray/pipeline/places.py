@@ -19,7 +19,7 @@ from mmvp_ray.search import PieceRef, read_ids
 from mmvp_ray.search.id_words import IdIndex
 from mmvp_ray.sources.piece import image_id
 from mmvp_ray.sources.reread import Place, read_image
-from mmvp_ray.store import Store, id_keys, key_bytes, read_table
+from mmvp_ray.store import Store, id_keys, key_bytes, key_matrix, read_table
 
 # Shapes: M wanted images, N rows of images tables.
 
@@ -104,7 +104,7 @@ def find_places(
         # Backwards, so that of several places the first one stays.
         piece_M[at[new]] = piece_N[new]
         if copies is not None:
-            at = index.find(copies.representative(id_keys(ids_N16)).view(np.uint8).reshape(-1, 16))
+            at = index.find(key_matrix(copies.representative(id_keys(ids_N16))))
         counts += np.bincount(at[at >= 0], minlength=len(keys))
     names = key_bytes(keys)
     if (piece_M < 0).any():

@@ -14,7 +14,7 @@ from mmvp_ray.search.cells import Cells
 from mmvp_ray.search.census import Census, Draw
 from mmvp_ray.search.gather import gather_vectors
 from mmvp_ray.search.kernel import join_block
-from mmvp_ray.search.principal_axes import FITTED_NUMBERS, SAMPLE_ROWS, Axes, fit_axes
+from mmvp_ray.search.principal_axes import Axes, axes_for_scan
 from mmvp_ray.search.space import Space
 from mmvp_ray.store import Store, id_keys
 
@@ -92,8 +92,7 @@ def scan_anchors(
         ScanTask(store=store, space=space, block=block, floor=floor, device=device)
         for block in cut_blocks(census, SCAN_ROWS[device])
     ]
-    pays = device == "cpu" and float(len(anchors)) * census.num_images * space.dim >= FITTED_NUMBERS
-    axes = fit_axes(vectors_SD[:SAMPLE_ROWS], floor) if pays else None
+    axes = axes_for_scan(vectors_SD, census.num_images, floor) if device == "cpu" else None
     shared = [session.share(anchors.ids_S16), session.share(vectors_SD), session.share(axes)]
     shared += [session.share(cells.centroids_KD)] if cells is not None else []
     gpus = 1.0 if device == "cuda" else 0.0

@@ -28,7 +28,7 @@ from mmvp_ray.search.meet import cell_blocks
 from mmvp_ray.search.route import Routed, RoutedRows, read_group
 from mmvp_ray.search.space import Space
 from mmvp_ray.search.table import record_batches
-from mmvp_ray.store import DONE, Store, done_names, id_array, id_keys, id_matrix, write_marker, write_table
+from mmvp_ray.store import DONE, Store, done_names, id_keys, id_matrix, key_array, write_marker, write_table
 
 # Shapes: R routed rows, M distinct images among them, P proposed pairs.
 
@@ -132,15 +132,11 @@ def search_part(task: CopyTask, routed: Routed) -> int:
     _, where, sizes = np.unique(group_M, return_inverse=True, return_counts=True)
     linked = sizes[where] > 1
     table = pa.Table.from_arrays(
-        [_ids(keys_M[linked]), _ids(keys_M[group_M[linked]]), pa.array(sizes[where][linked])], schema=COPIES
+        [key_array(keys_M[linked]), key_array(keys_M[group_M[linked]]), pa.array(sizes[where][linked])], schema=COPIES
     )
     entry = write_table(task.store, storage.join(task.folder, f"{task.part}.parquet"), table)
     write_marker(storage.join(task.folder, task.part + DONE), files=[entry])
     return int(linked.sum())
-
-
-def _ids(keys_M: NDArray[np.bytes_]) -> pa.Array:
-    return id_array(np.ascontiguousarray(keys_M).view(np.uint8).reshape(-1, 16))
 
 
 def link_copies(

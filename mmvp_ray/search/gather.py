@@ -106,8 +106,16 @@ def gather_vectors(
     """The vectors, (P, D) float16, of the images `ids_P16`, in their order; NaN where `pieces` have none for an image."""
     wanted_M, where_P = np.unique(id_keys(ids_P16), return_inverse=True)
     chunks = gather_chunks(store, space, pieces, wanted_M, session=session)
-    found: NDArray[np.float16] = next(iter(session.run_tasks(_lay_out_task, [(wanted_M, space.dim)], shared=chunks)))
-    return found[where_P]
+    return chunk_vectors(wanted_M, chunks, space.dim, session=session)[where_P]
+
+
+def chunk_vectors(
+    wanted_M: NDArray[np.bytes_], chunks: Sequence[Chunk], dim: int, *, session: Session
+) -> NDArray[np.float16]:
+    """As `lay_out`, of chunks that lie where they were gathered: a task brings them together."""
+    found: NDArray[np.float16]
+    (found,) = session.run_tasks(_lay_out_task, [(wanted_M, dim)], shared=chunks)
+    return found
 
 
 def _lay_out_task(wanted: tuple[NDArray[np.bytes_], int], *chunks: Chunk) -> NDArray[np.float16]:

@@ -16,12 +16,12 @@ from mmvp_ray.intervals import wilson_interval
 from mmvp_ray.search.blocks import Block, load_block
 from mmvp_ray.search.codec_training import num_sampled
 from mmvp_ray.search.config import SearchConfig
-from mmvp_ray.search.gather import Chunk, gather_chunks, lay_out
+from mmvp_ray.search.gather import chunk_vectors, gather_chunks
 from mmvp_ray.search.index_build import IndexPlan, train_index
 from mmvp_ray.search.index_holders import Call, Holders, IndexHolder
 from mmvp_ray.search.index_shards import CODEC_FILE, IndexPlace
 from mmvp_ray.search.kernel import join_block
-from mmvp_ray.search.principal_axes import FITTED_NUMBERS, SAMPLE_ROWS, Axes, fit_axes
+from mmvp_ray.search.principal_axes import Axes, axes_for_scan
 from mmvp_ray.search.space import Space
 from mmvp_ray.store import Store, id_keys
 
@@ -122,9 +122,8 @@ def settle_search(
     chunks = gather_chunks(work.store, work.space, pieces, np.sort(np.concatenate([keys_A, keys_T])), session=session)
     order_A = np.argsort(keys_A)
     keys_A = keys_A[order_A]
-    (anchors_AD,) = session.run_tasks(_lay_out, [(keys_A, work.space.dim)], shared=chunks)
-    pays = float(len(anchors_AD)) * work.census.num_images * work.space.dim >= FITTED_NUMBERS
-    axes = fit_axes(anchors_AD[:SAMPLE_ROWS], work.floor) if pays else None
+    anchors_AD = chunk_vectors(keys_A, chunks, work.space.dim, session=session)
+    axes = axes_for_scan(anchors_AD, work.census.num_images, work.floor)
     shared = (session.share(keys_A), session.share(anchors_AD))
     axes_shared = session.share(axes)
     scans = [
@@ -150,10 +149,6 @@ def settle_search(
     search = _calibrated(config, work, pairs, judged, num_anchors=len(keys_A))
     storage.write_json(uri, asdict(search))
     return search
-
-
-def _lay_out(wanted: tuple[NDArray[np.bytes_], int], *chunks: Chunk) -> NDArray[np.float16]:
-    return lay_out(wanted[0], chunks, wanted[1])
 
 
 def scan_block(

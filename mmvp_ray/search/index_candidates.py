@@ -17,7 +17,7 @@ from mmvp_ray.search.index_build import IndexPlan, block_rows
 from mmvp_ray.search.index_calibration import SearchSettings
 from mmvp_ray.search.index_holders import Call, Holders, IndexHolder
 from mmvp_ray.search.index_shards import IndexPlace, Shard
-from mmvp_ray.store import DONE, done_names, id_keys, write_marker
+from mmvp_ray.store import DONE, done_names, id_keys, key_matrix, write_marker
 
 if TYPE_CHECKING:
     from mmvp_ray.search.engines import JoinWork, OnPart
@@ -213,5 +213,5 @@ def distinct_pairs(pairs_C: NDArray[np.void]) -> NDArray[np.void]:
 
 
 def _bins(keys_C: NDArray[np.bytes_]) -> NDArray[np.int64]:
-    bytes_C16 = np.ascontiguousarray(keys_C).view(np.uint8).reshape(-1, 16).astype(np.int64)
+    bytes_C16 = key_matrix(keys_C).astype(np.int64)
     return (bytes_C16[:, 0] * 256 + bytes_C16[:, 1]) * NUM_BINS >> 16

@@ -21,7 +21,7 @@ from mmvp_ray.search.index_holders import Holders, IndexHolder
 from mmvp_ray.search.index_shards import INDEX_JSON, INDEXES, IndexPlace
 from mmvp_ray.search.ivfpq import MIN_IMAGES
 from mmvp_ray.search.space import Space, embeddings_uri, read_vectors
-from mmvp_ray.store import PieceRef, Store, id_keys, key_bytes, read_table
+from mmvp_ray.store import PieceRef, Store, id_keys, key_bytes, key_matrix, read_table
 
 # Shapes: N images of a piece, D numbers in a vector, C candidates.
 
@@ -187,7 +187,7 @@ def _compare_proposed(
     best = np.argsort(-np.concatenate(estimates), kind="stable")[:compared]
     keys_C, piece_C = np.concatenate(keys)[best], np.concatenate(places)[best]
     pieces = [indexed[piece] for piece in np.unique(piece_C)]
-    ids_C16 = np.ascontiguousarray(keys_C).view(np.uint8).reshape(-1, IMAGE_ID_BYTES)
+    ids_C16 = key_matrix(keys_C)
     vectors_CD = load_vectors(place.store, place.space, pieces, ids_C16)
     rows_C = np.arange(len(keys_C))
     return keys_C, exact_cosines(vector_D[None], vectors_CD, np.zeros_like(rows_C), rows_C)

@@ -144,6 +144,13 @@ def fit_axes(sample_SD: NDArray[np.float16], tau: float, *, lengths: Sequence[in
     return None if best is None else axes_along(best)
 
 
+def axes_for_scan(anchors_SD: NDArray[np.float16], num_images: int, tau: float) -> Axes | None:
+    """The axes of random images that are compared with so many on a CPU; None where there is too little to multiply."""
+    if float(anchors_SD.size) * num_images < FITTED_NUMBERS:
+        return None
+    return fit_axes(anchors_SD[:SAMPLE_ROWS], tau)
+
+
 def _unit(vectors_SD: NDArray[np.float16]) -> NDArray[np.float32]:
     """Those that have a direction, at unit length."""
     wide_SD = vectors_SD.astype(np.float32)

@@ -17,7 +17,7 @@ from mmvp_ray.search.index_candidates import NUM_BINS, PAIR, distinct_pairs
 from mmvp_ray.search.index_shards import cut_cells
 from mmvp_ray.search.score import WAVE_BYTES
 from mmvp_ray.search.table import write_near_part
-from mmvp_ray.store import DONE, Store, done_names, read_marker
+from mmvp_ray.store import DONE, Store, done_names, key_matrix, read_marker
 
 if TYPE_CHECKING:
     from mmvp_ray.search.engines import JoinWork
@@ -99,7 +99,7 @@ def rerank_part(task: RerankTask, *chunks: Chunk) -> int:
         found.append(some_C[cos_C > task.floor])
         cosines.append(cos_C[cos_C > task.floor])
     near_C = np.concatenate(found)
-    ids_a, ids_b = (np.ascontiguousarray(near_C[side]).view(np.uint8).reshape(-1, 16) for side in ("a", "b"))
+    ids_a, ids_b = (key_matrix(near_C[side]) for side in ("a", "b"))
     write_near_part(
         task.store, task.folder, task.part, ids_a, ids_b, np.concatenate(cosines), num_compared=len(pairs_C)
     )

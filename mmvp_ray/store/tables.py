@@ -122,6 +122,16 @@ def id_keys(ids_N16: NDArray[np.uint8]) -> NDArray[np.bytes_]:
     return np.ascontiguousarray(ids_N16, dtype=np.uint8).view(f"S{IMAGE_ID_BYTES}").reshape(-1)
 
 
+def key_matrix(keys_N: NDArray[np.bytes_]) -> NDArray[np.uint8]:
+    """The image ids of `id_keys` as (N, 16) uint8."""
+    return np.ascontiguousarray(keys_N).view(np.uint8).reshape(-1, IMAGE_ID_BYTES)
+
+
+def key_array(keys_N: NDArray[np.bytes_]) -> pa.Array:
+    """The image ids of `id_keys` as Arrow fixed_size_binary[16]."""
+    return id_array(key_matrix(keys_N))
+
+
 def among(keys_N: NDArray[np.bytes_], keys_M: NDArray[np.bytes_]) -> NDArray[np.bool_]:
     """For each of N keys whether it is one of M sorted ones, (N,) bool."""
     if not len(keys_M):

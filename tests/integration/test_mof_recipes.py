@@ -15,7 +15,6 @@ from mmvp_ray.errors import ConfigError, ResourceError
 from mmvp_ray.mof.memory import LOGIT_BYTES, Counts, PlanConfig, activation_bytes, memory_of, require_room
 from mmvp_ray.mof.mixing import PAPER_SSL_RATIOS
 from mmvp_ray.mof.plan import Plan, plan_for
-from mmvp_ray.mof.presets import PAPER_224, PRESETS, RELEASED_336, preset
 from mmvp_ray.mof.recipe import MoFRecipe, load_recipe
 from mmvp_ray.mof.shapes import SHAPES, published_config
 from mmvp_ray.mof.training.command import TrainCommand
@@ -66,14 +65,13 @@ def test_table_2_has_the_papers_ratios() -> None:
     assert tuple(found) == PAPER_SSL_RATIOS
 
 
-def test_the_presets() -> None:
-    assert load_recipe(str(CONFIGS / "table3_llava15_interleaved_224.yaml")) == PAPER_224 == preset("paper-224")
-    assert load_recipe(str(CONFIGS / "released_336.yaml")) == RELEASED_336
-    assert PAPER_224.published().num_image_tokens == 512
-    assert RELEASED_336.ssl_normalisation == "clip" and RELEASED_336.framing == "pad" and RELEASED_336.ssl_px == 336
-    with pytest.raises(ConfigError, match="expected a preset out of paper-224, released-336, found 'paper'"):
-        preset("paper")
-    assert set(PRESETS) == {"paper-224", "released-336"}
+def test_the_paper_and_the_released_code_differ_as_documented() -> None:
+    paper = load_recipe(str(CONFIGS / "table3_llava15_interleaved_224.yaml"))
+    released = load_recipe(str(CONFIGS / "released_336.yaml"))
+    assert paper.published().num_image_tokens == 512
+    assert paper.ssl_normalisation == "native" and (paper.image_px, paper.ssl_px) == (224, 224)
+    assert released.published().num_image_tokens == 1152
+    assert released.ssl_normalisation == "clip" and released.framing == "pad" and released.ssl_px == 336
 
 
 @pytest.fixture(scope="module")

@@ -389,12 +389,30 @@ def test_progress_counts_kept_new_failed_and_cut(tmp_path: Path) -> None:
         "num_answered": 5,
         "num_failed": 1,
         "num_cut": 5,
+        "num_empty": 0,
         "num_attempts": 8,
         "num_prompt_tokens": 10,
         "num_answer_tokens": 0,
         "first_error": "no luck",
         "first_error_passes": False,
     }
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_answers_that_are_cut_or_empty_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture, again: bool) -> None:
+    class Short(Scripted):
+        def answer(self, asks: Iterable[Ask]) -> Iterator[Reply]:
+            for reply in super().answer(asks):
+                number = int(reply.key.split("/")[0])
+                text, finish = ("", "length") if number == 1 else ("The", "length") if number == 2 else ("Yes", "stop")
+                yield dataclasses.replace(reply, text=text, finish=finish)
+
+    for _ in range(1 + again):
+        caplog.clear()
+        with opened(tmp_path) as log:
+            list(ask_all(asks_of(5), Short(), log))
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("2 of 5 answers of scripted ended at the limit of tokens, 1 are empty")
 
 
 def test_prompts_are_drawn_lazily(tmp_path: Path) -> None:

@@ -126,6 +126,12 @@ def test_what_is_no_completion_is_asked_again(body: dict[str, Any]) -> None:
         read_answer(body)
 
 
+@pytest.mark.parametrize("finish", ["abort", "error"])
+def test_an_answer_that_the_server_broke_off_is_asked_again(finish: str) -> None:
+    with pytest.raises(TransientError, match=f"found one that ended with '{finish}'"):
+        read_answer({"choices": [{"message": {"content": "The left"}, "finish_reason": finish}]})
+
+
 def test_an_error_in_a_body_of_status_200_is_shown() -> None:
     with pytest.raises(TransientError, match="upstream is gone"):
         read_answer({"error": {"message": "upstream\nis gone", "code": 502}})

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mmvp_ray import storage
 from mmvp_ray.cluster import Inline
 from mmvp_ray.errors import DataError
-from mmvp_ray.search import SearchConfig, anchors, choose_method, exact, find_near_pairs, kernel, routed, routing
+from mmvp_ray.search import SearchConfig, choose_method, exact, find_near_pairs, kernel, principal_axes, routed, routing
 from mmvp_ray.search.cells import Cells
 from mmvp_ray.search.meet import meet
 from mmvp_ray.search.principal_axes import axes_along
@@ -87,7 +87,7 @@ def test_vectors_shortened_along_axes_have_the_same_pairs(
     shortens = kernel._shortens
     for fitted in (False, True):
         if fitted:
-            for module in (exact, anchors):
+            for module in (exact, principal_axes):
                 monkeypatch.setattr(module, "fit_axes", lambda sample, tau: axes_along(np.eye(NEAR.dim)[:, :5]))
                 monkeypatch.setattr(module, "FITTED_NUMBERS", 0.0)
             monkeypatch.setattr(kernel, "_shortens", lambda *asked: used.append(shortens(*asked)) or True)
