@@ -162,7 +162,8 @@ def run_engine(field: Field, name: str) -> Figures:
 
 def session_of(workers: int, *, with_torch: bool, bf16: bool) -> Any:
     """A session with so many cores, its workers warm; 0: one process without Ray."""
-    from mmvp_ray.cluster import Inline, Session, _silent_terminal
+    from mmvp_ray.cluster import Inline, Session
+    from mmvp_ray.ray_start import silent_terminal
 
     if not bf16:
         # Before Ray starts, so that its workers know it too.
@@ -179,7 +180,7 @@ def session_of(workers: int, *, with_torch: bool, bf16: bool) -> Any:
 
     for attempt in range(NUM_START_ATTEMPTS):
         with contextlib.suppress(Exception) if attempt < NUM_START_ATTEMPTS - 1 else contextlib.nullcontext():
-            with _silent_terminal():
+            with silent_terminal():
                 ray.init(
                     address="local",
                     num_cpus=workers,

@@ -1,23 +1,18 @@
-"""The Ray session: the one place that calls ray.init, started only when there is work for it."""
+"""The Ray session: connected when there is work for it; its tasks, and what the cluster has."""
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
 import logging
 import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from mmvp_ray import logs
-from mmvp_ray.errors import ConfigError, MmvpError, ResourceError
+from mmvp_ray.ray_start import start_ray
+from mmvp_ray.task_errors import task_error
 from mmvp_ray.task_queue import run_queue
 from mmvp_ray.worker_memory import frugal
 
@@ -26,10 +21,6 @@ R = TypeVar("R")
 
 log = logging.getLogger(__name__)
 
-NUM_START_ATTEMPTS = 2
-"""Ray's start is slow on a busy machine: it is tried again once."""
-START_SECONDS = 90
-"""Ray waits so long for its first node (raylet_start_wait_time_s, 30 by default, which a machine with many more tasks than cores exceeds)."""
 POLL_SECONDS = 2.0
 
 
@@ -108,62 +99,8 @@ class Session:
         """
         if self.is_started:
             return
-        if self._address is not None and "://" in self._address:
-            # Ray Data needs a driver that is part of the cluster, which a Ray client (ray://) is not; http:// is the dashboard's.
-            raise ConfigError(
-                f"expected auto or host:port, found {self._address} in --address or RAY_ADDRESS; run the job on the cluster: "
-                "`ray job submit --address http://HEAD:8265 --working-dir . -- python jobs/...`"
-            )
-        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-        if self.joins_cluster:
-            # A try at an address where nobody is takes 41 s; Ray would make 20.
-            os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
-        else:
-            # Ray 2.60 would turn token authentication on for a cluster that only this process can reach.
-            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        os.environ.setdefault("RAY_raylet_start_wait_time_s", str(START_SECONDS))
-        is_quiet = not self.joins_cluster or logs.is_json()
-        if is_quiet:
-            # Ray's C++ core writes to this terminal, past Python, what concerns its own developers; errors of tasks come as exceptions.
-            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        import ray
-
-        options: dict[str, Any] = {
-            "logging_level": logging.WARNING,
-            "log_to_driver": self.joins_cluster,
-        }
-        if not self.joins_cluster:
-            options |= {"include_dashboard": False}
-            if _compiles_in_every_process():
-                log.warning(
-                    "PYTHONDONTWRITEBYTECODE is set and PyTorch here is not compiled: every process compiles what it imports,"
-                    " which takes most of a short run; `uv sync --compile-bytecode` does it once"
-                )
-        for attempt in range(NUM_START_ATTEMPTS):
-            try:
-                with _own_sigterm(), _silent_terminal() if is_quiet else contextlib.nullcontext():
-                    ray.init(address=self._address or "local", **options)
-                self._is_ours = True
-                return
-            except Exception as error:
-                ray.shutdown()
-                why = " ".join(str(error).split())[:300]
-                # Ray says ValueError of an address that it cannot read.
-                if isinstance(error, ConnectionError) or (self.joins_cluster and isinstance(error, ValueError)):
-                    where = self._address or "this machine"
-                    raise ConfigError(
-                        f"expected a Ray cluster at {where}, found none ({why}); check --address and RAY_ADDRESS"
-                    ) from error
-                if attempt == NUM_START_ATTEMPTS - 1 and self.joins_cluster:
-                    raise ResourceError(
-                        f"expected to join the Ray cluster at {self._address}, found that Ray failed to ({why}); see whether its versions of Ray "
-                        "and Python are those of this machine"
-                    ) from error
-                if attempt == NUM_START_ATTEMPTS - 1:
-                    raise ResourceError(
-                        f"Ray did not start on this machine ({why}); it may be too busy: try again"
-                    ) from error
-                log.warning("Ray did not start (%s); trying once more", error)
+        start_ray(self._address, joins_cluster=self.joins_cluster)
+        self._is_ours = True
 
     def resources(self) -> Resources:
         """What the cluster has now; starts Ray if need be."""
@@ -315,40 +252,6 @@ class Inline(Session):
         return value
 
 
-@contextlib.contextmanager
-def _silent_terminal() -> Iterator[None]:
-    # Ray's C++ core announces its log level past Python, straight to the terminal; a failed start raises all the same.
-    sys.stderr.flush()
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
-def _compiles_in_every_process() -> bool:
-    """True when imports find no bytecode and may keep none; PyTorch, the largest, stands for all packages."""
-    if not sys.dont_write_bytecode:
-        return False
-    torch = importlib.util.find_spec("torch")
-    return torch is not None and torch.cached is not None and not Path(torch.cached).exists()
-
-
-@contextlib.contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Put back the handler of SIGTERM that ray.init replaces by one that only exits; a process without one keeps Ray's."""
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if callable(before) and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
-
-
 def _results(refs: list[Any]) -> Iterator[Any]:
     import ray
 
@@ -356,43 +259,3 @@ def _results(refs: list[Any]) -> Iterator[Any]:
         yield from ray.get(refs)
     except ray.exceptions.RayError as error:
         raise task_error(error) from error
-
-
-def task_error(error: BaseException) -> BaseException:
-    """As `own_error`, and a ResourceError where the process of a task died as often as Ray tries it."""
-    import ray
-
-    own = own_error(error)
-    if own is not error:
-        return own
-    for found in _wrapped(error):
-        if isinstance(found, (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError)):
-            line = str(found).strip().split("\n", 1)[0][:300]
-            return ResourceError(
-                f"expected processes that outlive their tasks, found that one died ({line}), and so did those that tried again; "
-                "see whether the workers have memory enough, and Ray's logs"
-            )
-    return error
-
-
-def own_error(error: BaseException) -> BaseException:
-    """The MmvpError inside the wrappers that Ray puts around what a task raised; `error` itself if there is none."""
-    for found in _wrapped(error):
-        # Ray makes one class out of its own and the task's; the plain one is in `cause`.
-        if isinstance(found, MmvpError) and not hasattr(found, "cause"):
-            # Ray Data appends advice of its own; our messages are one line.
-            return type(found)(str(found).split("\n", 1)[0])
-    return error
-
-
-def _wrapped(error: BaseException) -> Iterator[BaseException]:
-    """The error and all that it was raised from."""
-    seen: set[int] = set()
-    queue: list[BaseException | None] = [error]
-    while queue:
-        found = queue.pop()
-        if found is None or id(found) in seen:
-            continue
-        seen.add(id(found))
-        yield found
-        queue += [found.__cause__, found.__context__, getattr(found, "cause", None)]

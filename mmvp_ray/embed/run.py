@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from mmvp_ray.cluster import Resources, Session, task_error
+from mmvp_ray.cluster import Resources, Session
 from mmvp_ray.embed.attempts import forget_loads, forget_tries, open_loads
 from mmvp_ray.embed.config import DEFAULT_BATCH_SIZE, EmbedConfig
 from mmvp_ray.embed.plan import Plan
@@ -17,6 +17,7 @@ from mmvp_ray.embed.wire import work_to_json
 from mmvp_ray.encoders import EncoderSpec
 from mmvp_ray.errors import ResourceError
 from mmvp_ray.store import Store
+from mmvp_ray.task_errors import task_error
 
 log = logging.getLogger(__name__)
 

@@ -8,11 +8,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmvp_ray.cluster import Inline, Session, own_error
+from mmvp_ray.cluster import Inline, Session
 from mmvp_ray.errors import ConfigError, ResourceError
 from mmvp_ray.evaluate.local_models import batches
 from mmvp_ray.evaluate.local_responder import LocalResponder
 from mmvp_ray.evaluate.responder import Ask, Reply
+from mmvp_ray.task_errors import own_error
 
 log = logging.getLogger(__name__)
 

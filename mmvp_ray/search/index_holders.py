@@ -11,11 +11,12 @@ from typing import Any, Self
 import numpy as np
 
 from mmvp_ray import storage
-from mmvp_ray.cluster import Inline, Session, task_error
+from mmvp_ray.cluster import Inline, Session
 from mmvp_ray.errors import DataError, ResourceError
 from mmvp_ray.search.codec import Codec
 from mmvp_ray.search.index_shards import CODEC_FILE, ROW, IndexPlace, Shard
 from mmvp_ray.store import DONE, read_marker
+from mmvp_ray.task_errors import task_error
 
 
 class IndexHolder:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from mmvp_ray import cluster, task_queue
+from mmvp_ray import cluster, ray_start, task_queue
 from mmvp_ray.cluster import Resources, Session
 from mmvp_ray.errors import ConfigError, MmvpError, ResourceError
 from mmvp_ray.metrics import RECORDER
@@ -287,11 +287,11 @@ def test_rays_handler_of_sigterm_does_not_replace_the_jobs() -> None:
     first = signal.getsignal(signal.SIGTERM)
     try:
         signal.signal(signal.SIGTERM, ours)
-        with cluster._own_sigterm():
+        with ray_start.own_sigterm():
             signal.signal(signal.SIGTERM, rays)
         assert signal.getsignal(signal.SIGTERM) is ours
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        with cluster._own_sigterm():
+        with ray_start.own_sigterm():
             signal.signal(signal.SIGTERM, rays)
         assert signal.getsignal(signal.SIGTERM) is rays, "a process without a handler is not left without one"
     finally:
@@ -305,8 +305,8 @@ def test_packages_that_every_process_compiles_are_noticed(tmp_path: Path, monkey
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
-    assert not cluster._compiles_in_every_process(), "the first import keeps what it compiled"
+    assert not ray_start.compiles_in_every_process(), "the first import keeps what it compiled"
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    assert cluster._compiles_in_every_process()
+    assert ray_start.compiles_in_every_process()
     py_compile.compile(str(source))
-    assert not cluster._compiles_in_every_process()
+    assert not ray_start.compiles_in_every_process()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from mmvp_ray.errors import MmvpError, TransientError
+from mmvp_ray.task_errors import own_error
 
 POLL_SECONDS = 0.5
 NUM_LINES = 1000
@@ -56,8 +57,6 @@ class Board:
     def guarded(self) -> Iterator[None]:
         """Note an error of the user's input or data, which Ray Train would else meet again in every attempt; it is raised all the same."""
         import ray
-
-        from mmvp_ray.cluster import own_error
 
         try:
             yield

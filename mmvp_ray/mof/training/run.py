@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmvp_ray import storage
-from mmvp_ray.cluster import Resources, Session, own_error
+from mmvp_ray.cluster import Resources, Session
 from mmvp_ray.errors import ConfigError, MmvpError, ResourceError
 from mmvp_ray.mof.data.rows import Rows
 from mmvp_ray.mof.training.board import Board
@@ -19,6 +19,7 @@ from mmvp_ray.mof.training.loop import lost_rows
 from mmvp_ray.mof.training.stage_file import feed_as_before, key_of, read_stage, write_stage
 from mmvp_ray.mof.training.start import ADAPTERS_FILE, MODEL_FOLDER, starting_point
 from mmvp_ray.mof.training.worker import CURVE_FILE, Job, work
+from mmvp_ray.task_errors import own_error
 
 RUN_NAME = "checkpoints"
 MAX_STARTS = 20

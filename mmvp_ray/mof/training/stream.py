@@ -11,6 +11,7 @@ import pyarrow as pa
 from mmvp_ray.errors import ResourceError
 from mmvp_ray.mof.data.collate import Batch
 from mmvp_ray.mof.training.feed import BatchMaker, Feed, from_columns, to_columns
+from mmvp_ray.task_errors import own_error
 
 if TYPE_CHECKING:
     from mmvp_ray.mof.processor import MoFProcessor
@@ -64,8 +65,6 @@ def stream(
         ResourceError: no batch came for half an hour. Others: as `BatchMaker.make`.
     """
     import ray
-
-    from mmvp_ray.cluster import own_error
 
     per_step = feed.num_micro_batches
     first, count = start_step * per_step, (num_steps - start_step) * per_step
