@@ -11,11 +11,11 @@ from mmvp_ray.encoders import EncoderSpec
 from mmvp_ray.pipeline import cost
 from mmvp_ray.pipeline.centres import centre_text
 from mmvp_ray.pipeline.config import MineConfig
+from mmvp_ray.pipeline.findings import is_stand_in
 from mmvp_ray.pipeline.judge import Judgement
 from mmvp_ray.pipeline.prepare import Preflight
 from mmvp_ray.pipeline.progress import Progress
 from mmvp_ray.pipeline.provenance import git_commit, versions
-from mmvp_ray.pipeline.reporting import is_stand_in
 from mmvp_ray.schema import SCHEMA_VERSION
 
 

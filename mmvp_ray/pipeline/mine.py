@@ -20,6 +20,7 @@ from mmvp_ray.pipeline.aesthetic_gate import open_gate
 from mmvp_ray.pipeline.config import MineConfig
 from mmvp_ray.pipeline.dated_runs import DatedRun, dated_names, next_run, point_to
 from mmvp_ray.pipeline.diff import write_diff
+from mmvp_ray.pipeline.findings import Findings
 from mmvp_ray.pipeline.funnel import check_rejects, count_images, run_pieces
 from mmvp_ray.pipeline.judge import MAX_CANDIDATES, Judgement, judge
 from mmvp_ray.pipeline.manifest import describe_run
@@ -27,7 +28,7 @@ from mmvp_ray.pipeline.near import search_near
 from mmvp_ray.pipeline.places import find_places
 from mmvp_ray.pipeline.prepare import Preflight, prepare
 from mmvp_ray.pipeline.progress import Progress
-from mmvp_ray.pipeline.reporting import Findings, make_report, shown_rows, thumbnails
+from mmvp_ray.pipeline.reporting import make_report, shown_rows, thumbnails
 from mmvp_ray.pipeline.run import Run, open_run
 from mmvp_ray.pipeline.takedown import is_due, take_down
 from mmvp_ray.report.diff_data import CHANGES

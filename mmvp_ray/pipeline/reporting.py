@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,10 +15,8 @@ from mmvp_ray.encoders import EncoderSpec
 from mmvp_ray.errors import MmvpError
 from mmvp_ray.images.decode import Decoded, decode
 from mmvp_ray.mine import RandomSample
-from mmvp_ray.mine.rule import PAPER_FAR_BELOW, PAPER_NEAR_ABOVE
-from mmvp_ray.pipeline.config import MineConfig
-from mmvp_ray.pipeline.corpora import Corpus
-from mmvp_ray.pipeline.funnel import ImageCounts
+from mmvp_ray.pipeline.advice import advise
+from mmvp_ray.pipeline.findings import Findings, is_stand_in
 from mmvp_ray.pipeline.judge import Judgement
 from mmvp_ray.pipeline.places import read_again
 from mmvp_ray.pipeline.progress import Stage
@@ -42,51 +39,12 @@ from mmvp_ray.report.data import (
 from mmvp_ray.report.html import MAX_GALLERY_PAIRS, MAX_NEAREST_MISSES
 from mmvp_ray.report.search_cards import AuditCard, BlindnessCell, EngineCard
 from mmvp_ray.report.thumbnails import thumbnail
-from mmvp_ray.store import key_bytes
 
 log = logging.getLogger(__name__)
 
-PAPER_NEAR = (
-    "open_clip:ViT-L-14/openai",
-    "open_clip:ViT-L-14-quickgelu/openai",
-    "hf:openai/clip-vit-large-patch14",
-)
-PAPER_FAR = ("hf:facebook/dinov2-large", "timm:vit_large_patch14_dinov2.lvd142m")
 QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999, 0.9999)
 NUM_HIST_BINS = 100
 MAX_HUBS = 100
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Findings:
-    """Everything that a run found, before it is laid out."""
-
-    config: MineConfig
-    corpora: Sequence[Corpus]
-    counts: ImageCounts
-    judged: Sequence[Judgement]
-    selected: Sequence[dict[str, Any]]
-    misses: Sequence[dict[str, Any]]
-    stages: Sequence[Stage]
-    warnings: Sequence[str]
-
-    @property
-    def first(self) -> Judgement:
-        """The near and far encoder that the run is about."""
-        return self.judged[0]
-
-    @property
-    def hubs(self) -> list[tuple[str, int]]:
-        """Images of too high degree: ids in hex digits, and degrees."""
-        first = self.first
-        return [
-            (key.hex(), int(degree)) for key, degree in zip(key_bytes(first.hub_keys), first.hub_degrees, strict=True)
-        ]
-
-
-def is_stand_in(near: EncoderSpec, far: EncoderSpec) -> bool:
-    """True unless the encoders are known, by name, to be the paper's: then finds are not called CLIP-blind pairs."""
-    return near.name not in PAPER_NEAR or far.name not in PAPER_FAR
 
 
 def make_report(found: Findings) -> MiningReport:
@@ -231,41 +189,6 @@ def _matrix(judged: Sequence[Judgement]) -> list[BlindnessCell]:
         )
         for one in judged
     ]
-
-
-def advise(found: Findings) -> list[str]:
-    """What the user may want to do next, from the counts."""
-    first = found.first
-    tally, rule, random_P = first.tally, first.far.rule, first.far.sample.cos_near_P
-    advice: list[str] = []
-    papers = (rule.near_above, rule.far_below) == (PAPER_NEAR_ABOVE, PAPER_FAR_BELOW)
-    if is_stand_in(first.near.spec, first.far.spec) and rule.near_source == "given" and papers:
-        advice.append(
-            "The thresholds 0.95 and 0.6 belong to CLIP ViT-L/14 and DINOv2 ViT-L/14. For other encoders compare them with the distributions of "
-            "random pairs in this report, or set them as quantiles: --near-quantile 0.9999 --far-quantile 0.5."
-        )
-    if tally.num_blind == 0:
-        if tally.num_near == 0:
-            highest = float(np.max(random_P, initial=-1.0))
-            advice.append(
-                f"No pair is near: the highest cosine among {len(random_P):,} random pairs is {highest:.3f}. Mine more images, or lower --near-above."
-            )
-        else:
-            advice.append(
-                "Pairs are near, but the far encoder sees them as alike too. Raise --far-below to the count you want in the sensitivity table, or mine more images."
-            )
-        advice.append("The nearest misses below are the pairs that came closest to the rule.")
-    if found.hubs:
-        advice.append(
-            f"{len(found.hubs):,} images are near to more than {found.config.selection.hub_degree:,} others each: placeholders or blank pictures, as a rule. They are not selected."
-        )
-    if len(found.selected) < found.config.select and tally.num_blind:
-        is_limited = len(found.selected) < first.candidates.num_pairs
-        advice.append(
-            f"{len(found.selected):,} of the {found.config.select:,} pairs asked for could be selected; more images"
-            + (", or a larger --max-pairs-per-image, give more." if is_limited else " give more.")
-        )
-    return advice
 
 
 def thumbnails(rows: Sequence[dict[str, Any]], places: dict[bytes, dict[str, Any]]) -> dict[str, bytes]:
