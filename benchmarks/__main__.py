@@ -38,6 +38,8 @@ GPU_FACTS = ("gpu", "gpu_gib", "cuda", "transformers")
 SAME_MACHINE = (*GPU_FACTS, "versions", "cpu", "cores")
 """In which machines are equal whose figures stand beside each other."""
 AND = " && "
+COMMANDS = "commands"
+"""Among the figures of a benchmark with parts: for each part the command that it was measured by."""
 """Between the commands of files that were taken one after the other."""
 END_SECONDS = 20.0
 
@@ -144,7 +146,7 @@ def take(text: str, known: dict[str, Benchmark], kept: Mapping[str, Outcome]) ->
             )
     date = time.strftime("%Y-%m-%d %H:%M", time.gmtime(Path(path).stat().st_mtime))
     taken = outcome_of(known[name], raw, dict(raw["machine"]), date=date, command=command_of(known[name], arguments))
-    return beside(kept.get(name), taken) if known[name].has_parts else taken
+    return beside(kept.get(name), by_part(taken, known[name].parts)) if known[name].parts else taken
 
 
 def command_of(benchmark: Benchmark, arguments: Mapping[str, Any]) -> str:
@@ -156,6 +158,13 @@ def command_of(benchmark: Benchmark, arguments: Mapping[str, Any]) -> str:
         values = [] if value is True else value if isinstance(value, list) else [value]
         words += [f"--{name.replace('_', '-')}", *map(str, values)]
     return " ".join(["python -m", benchmark.module, *words]) if arguments else benchmark.command(Wishes())
+
+
+def by_part(taken: Outcome, parts: Sequence[str]) -> Outcome:
+    """The same, with the command of each of its parts."""
+    tried = taken.figures.keys() | (taken.figures.get("failed") or {}).keys()
+    commands = {part: taken.command for part in parts if part in tried}
+    return replace(taken, figures={**taken.figures, COMMANDS: commands})
 
 
 def beside(before: Outcome | None, taken: Outcome) -> Outcome:
@@ -171,11 +180,12 @@ def beside(before: Outcome | None, taken: Outcome) -> Outcome:
         print(f"{taken.name}: {said}: {', '.join(differ)} of the machine differ", flush=True)
         return taken
     failures = old | (taken.figures.get("failed") or {})
+    commands = before.figures[COMMANDS] | taken.figures[COMMANDS]
     return replace(
         taken,
-        command=AND.join(dict.fromkeys([*before.command.split(AND), taken.command])),
+        command=AND.join(dict.fromkeys(commands.values())),
         failed=in_words(failures),
-        figures=before.figures | taken.figures | {"failed": failures or None},
+        figures=before.figures | taken.figures | {"failed": failures or None, COMMANDS: commands},
     )
 
 

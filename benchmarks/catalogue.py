@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks import gpu
 from benchmarks.section import Section
 from benchmarks.sections import answering, embedding, models, searching, starting
 
@@ -38,7 +39,7 @@ class Benchmark:
         takes_rounds: Whether --rounds means rounds of the same measurement.
         writes_section: Its module has page(results), which gives the section: it also needs the figures of others.
         counts_with: The arguments that a file from elsewhere must have been written with to be taken.
-        has_parts: Its figures are parts by name, which several calls on one machine may measure.
+        parts: Names of its figures that several calls on one machine may measure, one or more by each.
         limit_seconds: After so long it is ended.
     """
 
@@ -53,7 +54,7 @@ class Benchmark:
     takes_rounds: bool = True
     writes_section: bool = False
     counts_with: Mapping[str, str] = field(default_factory=dict)
-    has_parts: bool = False
+    parts: tuple[str, ...] = ()
     limit_seconds: float = 3600.0
 
     def words(self, wishes: Wishes) -> list[str]:
@@ -271,7 +272,7 @@ BENCHMARKS = (
         lacks=lacks_gpu,
         takes_rounds=False,
         counts_with={"device": "cuda", "scale": "full"},
-        has_parts=True,
+        parts=gpu.PARTS,
         section=models.GPU,
     ),
     Benchmark(

@@ -117,6 +117,7 @@ class Record:
         # Said first: who is killed says nothing any more.
         failed[part], found = CUT_OFF, Found(self.write)
         unfinished[part] = found
+        self.write()
         started = time.perf_counter()
         try:
             work(found)

@@ -179,7 +179,7 @@ def test_losses_that_are_apart_no_numbers_or_do_not_fall_are_found() -> None:
 
 
 ALTERED = """
-import sys, time
+import os, sys, time
 from benchmarks import gpu, gpu_join, gpu_mof
 from benchmarks.gpu_bench import CheckError
 
@@ -233,6 +233,16 @@ def test_a_part_that_crashes_is_named_and_the_others_go_on(tmp_path: Path) -> No
     assert found["unfinished"] == {"join": {"sizes": [1]}} and "join" not in found
     assert found["peak"]["float32"]["best"] > 0 and found["mof"] == {"tokens_per_second": 1.0}
     assert "in crash" in done.stderr and "FAILED: join: RuntimeError: no memory at machine.py" in done.stderr
+
+
+def test_a_part_that_is_killed_before_its_first_figure_is_named(tmp_path: Path) -> None:
+    out = tmp_path / "figures.json"
+    out.write_text('{"mof": "of an earlier call"}')
+    script = ALTERED.format(changes="gpu_join.measure_join = lambda bench, found: os.kill(os.getpid(), 9)")
+    done = without(tmp_path, "-c", script, *OPTIONS, "--parts", "join", "--json", str(out))
+    assert done.returncode == -signal.SIGKILL
+    found = json.loads(out.read_text())
+    assert found["failed"] == {"join": "cut off"} and "mof" not in found
 
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL])

@@ -156,6 +156,13 @@ def test_two_calls_on_one_gpu_stand_beside_each_other_with_both_commands(tmp_pat
     text = taken(tmp_path, of_gpu("peak", "embed", "pipeline", "mof"), later)
     assert "**0.55** | at least 0.6" in text and "**30.0 %** | at most 25 %" in text and "0.41" in text
     assert "| float16 | 720.0 |" in text and "| float16 | 710.0 |" not in text
+    assert set(read_outcomes(tmp_path / "results")["gpu"].figures["commands"]) == {
+        "peak",
+        "embed",
+        "pipeline",
+        "join",
+        "mof",
+    }
     first, second = read_outcomes(tmp_path / "results")["gpu"].command.split(" && ")
     assert first == "python -m benchmarks.gpu --device cuda --scale full --parts peak,embed,pipeline,mof"
     assert second == "python -m benchmarks.gpu --device cuda --scale full --parts peak,join --join-vectors 10000000"
