@@ -27,13 +27,14 @@ _FETCHED = (
 _FETCHED_TORCH = ("pytorch_model.bin", "pytorch_model-*-of-*.bin")
 
 
-def open_model(rest: str, *, name: str, trust_remote_code: bool) -> tuple[Path, str]:
+def open_model(rest: str, *, name: str, trust_remote_code: bool, is_text_only: bool = False) -> tuple[Path, str]:
     """Find a saved model: a local directory, or a hub id with an optional "@revision".
 
     Args:
         rest: The encoder's name after "hf:".
         name: The encoder's name, for messages.
         trust_remote_code: Whether Python files are fetched as well.
+        is_text_only: A language model, which has a tokenizer and no processor.
 
     Returns:
         (directory, source): the source opens the same files again, on any machine that has or can fetch them.
@@ -50,7 +51,7 @@ def open_model(rest: str, *, name: str, trust_remote_code: bool) -> tuple[Path, 
         repo_id,
         revision=revision,
         patterns=patterns,
-        is_complete=functools.partial(_is_whole, with_code=trust_remote_code),
+        is_complete=functools.partial(_is_whole, with_code=trust_remote_code, is_text_only=is_text_only),
         name=name,
     )
     if not _has_weights(directory):
@@ -117,7 +118,7 @@ def _shards(index_path: Path, *, name: str) -> list[Path]:
     return paths
 
 
-def _is_whole(directory: Path, *, with_code: bool) -> bool:
+def _is_whole(directory: Path, *, with_code: bool, is_text_only: bool) -> bool:
     """Whether nothing is left to fetch: who loads a model alone leaves a cache without its processor, its tokenizer and its code."""
     if not _has_weights(directory):
         return False
@@ -125,8 +126,8 @@ def _is_whole(directory: Path, *, with_code: bool) -> bool:
         config = read_config(directory, name=directory.name)
     except ConfigError:
         return False
-    wanted: list[tuple[str, ...]] = [PROCESSOR_FILES]
-    if "text_config" in config:
+    wanted: list[tuple[str, ...]] = [] if is_text_only else [PROCESSOR_FILES]
+    if is_text_only or "text_config" in config:
         wanted.append(TOKENIZER_FILES)
     if with_code:
         # "repository--module.Class" lies elsewhere.

@@ -87,7 +87,7 @@ def from_backbones(
 
     register()
     check_names(mode=mode, ssl=ssl, ssl_normalisation=ssl_normalisation, dtype=dtype)
-    llm_directory, _ = open_model(llm.removeprefix("hf:"), name=llm, trust_remote_code=False)
+    llm_directory, _ = open_model(llm.removeprefix("hf:"), name=llm, trust_remote_code=False, is_text_only=True)
     tokenizer = load_tokenizer(llm_directory)
     token_id = add_token(tokenizer, image_token) if add_image_token else image_token_id(tokenizer, image_token)
     vision = open_tower(clip, family="clip", dtype=dtype, attention=attention)

@@ -216,6 +216,8 @@ def test_both_stages_and_the_whole_model_again(
         "vision_layer -1 in --start, found one with vision_layer -2 in .*; set --vision-layer -2": {"vision_layer": -1},
         "image_px 14, ssl_px 14 in --start, found one with image_px 28, ssl_px 28": {"image_px": 14, "ssl_px": 14},
         "adapter linear": {"adapter": "linear"},
+        "framing crop in --start, found one with framing pad": {"framing": "crop"},
+        "ssl_normalisation clip in --start, found one with ssl_normalisation native": {"ssl_normalisation": "clip"},
     }
     for match, changes in recipes.items():
         with pytest.raises(ConfigError, match=match):

@@ -128,6 +128,14 @@ def test_a_cached_model_is_whole_with_all_that_it_is_opened_for(
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     for missing in ["model.safetensors", *needs]:
-        assert not hf_files._is_whole(tmp_path, with_code=True), missing
+        assert not hf_files._is_whole(tmp_path, with_code=True, is_text_only=False), missing
         (tmp_path / missing).touch()
-    assert hf_files._is_whole(tmp_path, with_code=True)
+    assert hf_files._is_whole(tmp_path, with_code=True, is_text_only=False)
+
+
+def test_a_cached_language_model_is_whole_with_its_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    for missing in ["model.safetensors", "tokenizer.model"]:
+        assert not hf_files._is_whole(tmp_path, with_code=False, is_text_only=True), missing
+        (tmp_path / missing).touch()
+    assert hf_files._is_whole(tmp_path, with_code=False, is_text_only=True)

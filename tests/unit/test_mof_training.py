@@ -180,6 +180,11 @@ def test_rows_that_go_on_as_text_are_no_further_rows() -> None:
     check_losses([point], MissingConfig(missing="drop", max_missing_fraction=0.14), num_rows=100)
     with pytest.raises(DataError, match="found 15 of 100 so far"):
         check_losses([point], MissingConfig(missing="text_only", max_missing_fraction=0.14), num_rows=100)
+    # Ten of them were then dropped, for they lack labels too.
+    both = Point(**numbers | {"num_rows": 90, "counts": {"image_missing": 10, "dropped_unlabelled": 10}})  # type: ignore[arg-type]
+    check_losses([both], MissingConfig(missing="text_only", max_missing_fraction=0.15), num_rows=100)
+    with pytest.raises(DataError, match="found 10 of 100 so far"):
+        check_losses([both], MissingConfig(missing="text_only", max_missing_fraction=0.09), num_rows=100)
 
 
 @given(

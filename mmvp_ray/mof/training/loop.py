@@ -100,7 +100,8 @@ def check_losses(points: Sequence[Point], missing: MissingConfig, *, num_rows: i
 
     Args:
         points: The steps so far.
-        missing: Its limit holds for rows without their image and rows without labels together.
+        missing: Its limit holds for rows without their image and rows without labels together; apart where the former go on as text, for
+            such a row may lack labels too.
         num_rows: Rows of the data set.
 
     Raises:
@@ -112,6 +113,8 @@ def check_losses(points: Sequence[Point], missing: MissingConfig, *, num_rows: i
     # Rows that go on as text alone are among those of the steps.
     num_as_text = sum(count for name, count in lost.items() if missing.missing == "text_only" and name in IMAGE_COUNTS)
     num_seen = sum(point.num_rows for point in points) + num_lost - num_as_text
+    if num_as_text:
+        num_lost = max(num_as_text, num_lost - num_as_text)
     if num_seen >= min(NUM_ROWS_TO_JUDGE, num_rows) and num_lost > missing.max_missing_fraction * num_seen:
         said = ", ".join(f"{name} {count}" for name, count in lost.items())
         raise DataError(

@@ -10,6 +10,7 @@ from mmvp_ray.mof.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from mmvp_ray.mof.config import MoFConfig
+    from mmvp_ray.mof.image_processor import MoFImageProcessor
     from mmvp_ray.mof.model import MoFForConditionalGeneration
     from mmvp_ray.mof.processor import MoFProcessor
     from mmvp_ray.mof.recipe import MoFRecipe
@@ -59,13 +60,17 @@ def load_start(config: TrainConfig) -> tuple[MoFForConditionalGeneration, MoFPro
             load_adapters(model, adapters)
         return model, processor
     model, processor = load_model(folder, dtype="float32")
-    _check_recipe(config.model, model.config, folder)
+    _check_recipe(config.model, model.config, processor.image_processor, folder)
     return model, processor
 
 
-def _check_recipe(recipe: MoFRecipe, saved: MoFConfig, folder: str) -> None:
-    """Raise ConfigError where a saved model is not what the recipe names; what the recipe leaves open is not compared."""
-    other = []
+def _check_recipe(recipe: MoFRecipe, saved: MoFConfig, images: MoFImageProcessor, folder: str) -> None:
+    """Raise ConfigError where a saved model is not what the recipe says of it; what the recipe leaves open is not compared, nor are backbones' names."""
+    other: list[tuple[str, object, object]] = []
+    if recipe.framing != images.framing:
+        other.append(("framing", recipe.framing, images.framing))
+    if recipe.ssl_normalisation == "clip" and images.ssl_image_mean not in (None, images.image_mean):
+        other.append(("ssl_normalisation", "clip", "native"))
     for name in ("mode", "adapter", "image_px", *(() if recipe.ssl is None else ("ssl_px", "grid"))):
         wanted, found = getattr(recipe, name), getattr(saved, name)
         if wanted not in (None, found):
