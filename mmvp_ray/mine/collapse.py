@@ -64,8 +64,8 @@ def collapse_copies(
     name = copy_rule(near, also)
     key = fingerprint({"pieces": content_key(pieces), "rule": name})
     folder = store.copies(key)
+    scratch = storage.join(folder, "parts")
     if TABLE not in done_names(folder):
-        scratch = storage.join(folder, "parts")
         try:
             groups = _find_groups(
                 store, near, also, pieces, name, scratch, device=device, session=session, on_part=on_part
@@ -75,7 +75,8 @@ def collapse_copies(
             # Another run beside this one may have written the table, and then removed the working files of both.
             if TABLE not in done_names(folder):
                 raise
-        storage.remove_folder(scratch)
+    # Also those that a run left which ended before it came to this.
+    storage.remove_folder(scratch)
     groups = read_groups(store, key)
     return groups, Collapse(name=name, key=key, without=groups.represented())
 

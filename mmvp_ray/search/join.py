@@ -113,7 +113,9 @@ def keep_method(
 
     def num_served(method: Method) -> int:
         lineage = find_lineage(store, space, pieces, floor=floor, collapse=collapse, method=method.key)
-        found = lineage.table or lineage.parent
+        # A whole table serves as it is; to build on one takes the engine's work, and auto takes ivfpq where routing has no room.
+        has_room = method.engine != "routed" or chosen.engine != "ivfpq"
+        found = lineage.table or (lineage.parent if has_room else None)
         return found.num_pieces if found else 0
 
     others = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob as _glob
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,8 +130,12 @@ def _matching(pattern: str, system: Any, path: str, root: str) -> dict[str, dict
         # Where the names' beginning is known, the store itself leaves out the others.
         return dict(system.glob(path, detail=True))
     is_match = re.compile(glob_translate(path)).match
-    num_levels = None if "**" in levels else levels.count("/") + 1
-    return _below(pattern, system, root.rstrip("/") or root, is_match, num_levels)
+    enters = None
+    if "**" not in levels:
+        # Folders that the pattern leaves out are not looked into: they may be large, or closed to this user.
+        parts = levels.split("/")
+        enters = [re.compile(glob_translate(root + "/".join(parts[:depth]))).match for depth in range(1, len(parts))]
+    return _below(pattern, system, root.rstrip("/") or root, is_match, enters)
 
 
 def _below(
@@ -139,11 +143,11 @@ def _below(
     system: Any,
     folder: str,
     is_match: Callable[[str], object] | None = None,
-    num_levels: int | None = None,
+    enters: Sequence[Callable[[str], object]] | None = None,
     above: frozenset[str] = frozenset(),
 ) -> dict[str, dict[str, Any]]:
-    """The files below a folder, of which every part was listed."""
-    if in_object_store(pattern) and num_levels is None:
+    """The files below a folder, of which every part was listed; `enters` says for each level which folders are entered, None all."""
+    if in_object_store(pattern) and enters is None:
         # One flat listing, which raises what goes wrong.
         files = system.find(folder, detail=True).items()
         return {name: info for name, info in files if is_match is None or is_match(name)}
@@ -155,9 +159,8 @@ def _below(
         if not is_folder:
             if is_match is None or is_match(name):
                 found[name] = info or system.info(name)
-        elif num_levels != 1 and not name.rpartition("/")[2].startswith("."):
-            levels_left = None if num_levels is None else num_levels - 1
-            found |= _below(pattern, system, name, is_match, levels_left, above | {here})
+        elif not name.rpartition("/")[2].startswith(".") and (enters is None or (enters and enters[0](name))):
+            found |= _below(pattern, system, name, is_match, enters and enters[1:], above | {here})
     return found
 
 

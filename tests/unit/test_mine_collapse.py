@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -84,6 +85,22 @@ def test_a_large_group_costs_few_decisions(tmp_path: Path, monkeypatch: pytest.M
     assert sum(group == groups[ids[100].tobytes()] for group in groups.values()) >= 600
     # All pairs would be 600 * 599 / 2 = 179,700, in two spaces.
     assert sum(decided) < 60_000
+
+
+def test_working_files_of_a_run_that_ended_after_its_table_go_with_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids, near, far = with_copies(120, 5)
+    store = open_store(str(tmp_path))
+    pieces = fill(store, np.array_split(np.arange(120), 3), ids, near, far)
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "remove_folder", mock.Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            collapsed(store, pieces)
+    (key,) = storage.list_folders(store.copies(""))
+    assert storage.list_folders(store.copies(key)) == ["parts"]
+    assert collapsed(store, pieces) == groups_by_brute_force(ids, near, far)
+    assert storage.list_folders(store.copies(key)) == []
 
 
 def test_missing_and_broken_vectors_are_no_copies(tmp_path: Path) -> None:

@@ -108,6 +108,14 @@ def test_auto_stays_with_the_engine_that_joined_these_images(tmp_path: Path) -> 
 
     assert kept(3) == chosen
     join(3, routed)
+    # Chosen for want of room: building on a routed join would write what there is no room for, a whole table serves.
+    scarce = choose_method(config, num_images=10**8, device="cpu", dim=768, free_bytes=10**9)
+    assert scarce.engine == "ivfpq"
+    engines_kept = [
+        keep_method(store, NEAR, pieces[:upto], scarce, floor=0.9, collapse="none", config=config).engine
+        for upto in (3, 6)
+    ]
+    assert engines_kept == ["routed", "ivfpq"]
     for upto in (3, 6):
         found = kept(upto)
         assert (found.engine, found.key) == ("routed", routed.key)

@@ -27,6 +27,7 @@ from s3fs.utils import FileExpired
 
 from mmvp_ray import retries, storage
 from mmvp_ray.errors import ConfigError, DataError, MmvpError, ResourceError, TransientError
+from mmvp_ray.storage import listing
 
 
 @pytest.fixture
@@ -637,6 +638,25 @@ def test_open_file_reads_local_files_too(tmp_path: Path) -> None:
         assert file.read() == b"123"
     with pytest.raises(DataError, match="found none while opening"), storage.open_file(str(tmp_path / "none")):
         pass
+
+
+def test_a_glob_looks_into_no_folder_that_it_leaves_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("laion-a/x/1.tar", "laion-b/y/2.tar", "others/x/3.tar", "laion-b/z/4.txt"):
+        storage.write_bytes(f"{tmp_path}/{name}", b"1")
+    seen: list[str] = []
+    real = listing._entries
+    monkeypatch.setattr(
+        listing, "_entries", lambda pattern, system, folder: (seen.append(folder), real(pattern, system, folder))[1]
+    )
+    found = [info.uri.removeprefix(str(tmp_path)) for info in storage.find_files(f"{tmp_path}/laion-*/[xy]/*.tar")]
+    assert found == ["/laion-a/x/1.tar", "/laion-b/y/2.tar"]
+    assert [folder.removeprefix(str(tmp_path)) for folder in sorted(seen)] == [
+        "",
+        "/laion-a",
+        "/laion-a/x",
+        "/laion-b",
+        "/laion-b/y",
+    ]
 
 
 @pytest.mark.parametrize("pattern", ["/*.tar", "/*/*.tar", "/**/*.tar", "/*/b?.tar", "/a*/*", "/[ac]/*.tar", "/*"])
