@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import sys
@@ -153,11 +152,7 @@ class Recorder:
         ray = sys.modules.get("ray")
         if ray is None or self._is_broken:
             return False
-        with contextlib.suppress(Exception):
-            # A driver that speaks through Ray's client (ray://) has no core of Ray's in its process, which metrics need.
-            client = sys.modules.get("ray.util.client")
-            return bool(ray.is_initialized()) and not (client is not None and client.ray.is_connected())
-        return False
+        return bool(ray.is_initialized())
 
 
 def reject_reasons(summary: Mapping[str, Any]) -> dict[str, int]:

@@ -65,12 +65,14 @@ class Imported:
         num_new: Pairs that were not there.
         num_known: Pairs that an earlier import, of this run or another, brought already.
         broken: Why pairs were left out -> how many.
+        num_lost: Those of them whose images could not be had; of the others they cannot be shown.
         num_unsafe: New pairs with an image that is blurred until asked for.
     """
 
     num_new: int = 0
     num_known: int = 0
     num_unsafe: int = 0
+    num_lost: int = 0
     broken: Counter[str] = field(default_factory=Counter)
 
 
@@ -96,7 +98,9 @@ def import_pairs(
         batch_id = int(connection.execute("SELECT batch_id FROM batches WHERE source = ?", (source,)).fetchone()[0])
     for group in _groups(pairs):
         together = [pair for pair in group if isinstance(pair, FoundPair)]
-        found.broken.update(pair.reason for pair in group if isinstance(pair, LostPair))
+        lost = [pair.reason for pair in group if isinstance(pair, LostPair)]
+        found.broken.update(lost)
+        found.num_lost += len(lost)
         pictures = [picture for pair in together for picture in (pair.a, pair.b)]
         stored = iter(store_pictures(workspace, [picture.data for picture in pictures]))
         with workspace.transaction() as connection:

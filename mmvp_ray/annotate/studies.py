@@ -228,10 +228,11 @@ def _check_shown_whole(questions: Sequence[Question]) -> None:
         ]
         for what, text, limit in texts:
             # No character is shown as more than ten.
-            if shown_text(text, limit) != shown_text(text, 10 * len(text)):
+            whole = shown_text(text, 10 * len(text))
+            if shown_text(text, limit) != whole:
                 raise ConfigError(
-                    f"expected at most {limit:,} characters, which participants can be shown, found {len(text):,} in the {what} of pair "
-                    f"{question.pair_id}, item {question.item}; shorten it"
+                    f"expected at most {limit:,} characters, which participants can be shown, found {len(whole):,} (invisible ones are shown "
+                    f"by their numbers) in the {what} of pair {question.pair_id}, item {question.item}; shorten it"
                 )
 
 

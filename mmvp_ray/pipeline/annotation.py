@@ -45,9 +45,9 @@ def import_run(config: ImportConfig, *, say: Callable[[str], None] = lambda line
     )
     if not found.num_new + found.num_known:
         reason, num = found.broken.most_common(1)[0]
+        advice = "bring the shards back as they were mined, or mine again" if found.num_lost else "mine other images"
         raise DataError(
-            f"expected pairs whose images can be read in {run.url}, found none of {len(rows):,}, {num:,} of them for this: {reason}; bring "
-            "the shards back as they were mined, or mine again"
+            f"expected pairs whose images can be shown in {run.url}, found none of {len(rows):,}, {num:,} of them for this: {reason}; {advice}"
         )
     lines = [f"{found.num_new:,} new pairs from {title}, {found.num_known:,} known already"]
     if found.num_unsafe:

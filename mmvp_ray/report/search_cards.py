@@ -31,8 +31,8 @@ class AuditCard:
 
     They have ``num_true_pairs`` pairs above the cosine ``floor``, and the engine had found ``num_found`` of them.
     ``recall`` is None when there is no true pair. ``low`` and ``high`` bound it at 95 %; ``interval`` says by which
-    method. ``num_effective`` is how many independent pairs they are worth, and ``is_supported`` tells whether these are
-    enough to support ``target_recall`` at all. With ``by_construction`` the engine finds every pair, and the audit only
+    method. ``num_effective`` is how many independent pairs they are worth (None in reports of earlier versions), and
+    ``is_supported`` tells whether these are enough to support ``target_recall`` at all. With ``by_construction`` the engine finds every pair, and the audit only
     checks that it did.
     """
 
@@ -45,9 +45,9 @@ class AuditCard:
     high: float
     interval: str
     floor: float
-    num_effective: float
     is_supported: bool
     target_recall: float
+    num_effective: float | None = None
     by_construction: bool = False
     note: str = ""
 

@@ -135,13 +135,21 @@ def test_what_participants_could_not_read_whole_is_refused(config, benchmark, tm
 
     options = tuple("a long option " * 40 + end for end in ("red", "blue"))
     for number, (changes, what) in enumerate(
-        (({"text": "x" * 2001}, "question"), ({"options": options, "answer": 0}, "option 1"))
+        (
+            ({"text": "x" * 2001}, "question"),
+            ({"text": "x" + "\u202e" * 400}, "question"),
+            ({"options": options, "answer": 0}, "option 1"),
+        )
     ):
         first = benchmark.questions[0]
-        with pytest.raises(ConfigError, match=f"the {what} of pair {first.pair_id}, item {first.item}; shorten it"):
+        with pytest.raises(
+            ConfigError, match=f"the {what} of pair {first.pair_id}, item {first.item}; shorten it"
+        ) as said:
             new_study(asked(number, **changes))
+        limit, found = (int(text.replace(",", "")) for text in re.findall(r"[\d,]*\d", str(said.value))[:2])
+        assert found > limit
     assert not (tmp_path / "work").exists()
-    new_study(asked(2, text="x" * 1999 + "?"))
+    new_study(asked(3, text="x" * 1999 + "?"))
 
 
 def test_statements_taken_names_and_broken_images(config, tmp_path):

@@ -87,7 +87,6 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     monkeypatch.setitem(sys.modules, "ray", fake)
     monkeypatch.setitem(sys.modules, "ray.util", types.ModuleType("ray.util"))
     monkeypatch.setitem(sys.modules, "ray.util.metrics", module)
-    monkeypatch.delitem(sys.modules, "ray.util.client", raising=False)
     return fake
 
 
@@ -125,15 +124,6 @@ def test_without_ray_nothing_happens(monkeypatch: pytest.MonkeyPatch, recorder: 
     recorder.add("tasks_done", 1)
     recorder.set("tasks_waiting", 1)
     assert "ray" not in sys.modules, "metrics alone do not import Ray"
-
-
-def test_a_client_of_ray_has_no_metrics(ray: FakeRay, recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
-    client: Any = types.ModuleType("ray.util.client")
-    client.ray = types.SimpleNamespace(is_connected=lambda: True)
-    monkeypatch.setitem(sys.modules, "ray.util.client", client)
-    ray.is_up = True
-    recorder.add("tasks_done", 1)
-    assert Instrument.made == {}
 
 
 def test_a_failure_is_said_once_and_harms_nothing(

@@ -12,6 +12,7 @@ import pytest
 
 from mmvp_ray.errors import DataError
 from mmvp_ray.report.data import Blindness, BlindnessCell, JointHistogram, MiningReport, Sensitivity
+from mmvp_ray.report.html import render_html
 
 _example = runpy.run_path(str(Path(__file__).with_name("test_report_example.py")))
 example_report, zero_pairs_report = (
@@ -141,6 +142,16 @@ def test_one_count_has_one_value():
             report,
             blindness=Blindness.of(num_blind=1, num_near=report.blindness.num_near),
         )
+
+
+def test_an_audit_of_an_older_release_has_no_effective_pairs():
+    report = example_report()
+    plain = json.loads(report.to_json())
+    del plain["audit"]["num_effective"]
+    read = MiningReport.from_json(json.dumps(plain))
+    assert read == dataclasses.replace(report, audit=dataclasses.replace(report.audit, num_effective=None))
+    too_few = dataclasses.replace(read, audit=dataclasses.replace(read.audit, is_supported=False))
+    assert "true pairs do not support a recall of" in render_html(too_few, {})
 
 
 def test_json_of_an_older_release_lacks_what_has_a_default():
