@@ -11,12 +11,11 @@ from PIL import Image
 
 from mmvp_ray import storage
 from mmvp_ray.annotate.workspace import Workspace
-from mmvp_ray.benchmark.image_copies import EXTENSIONS
 from mmvp_ray.errors import ConfigError
 from mmvp_ray.images.decode import Decoded
 from mmvp_ray.images.isolated import decode_isolated
 from mmvp_ray.images.reasons import Rejected
-from mmvp_ray.images.sniff import sniff
+from mmvp_ray.images.sniff import EXTENSIONS, sniff
 
 MAX_VIEW_PX: Final = 1600
 """Longest side of a view. Smaller images stay as they are; the page enlarges them without smoothing."""

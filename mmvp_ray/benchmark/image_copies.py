@@ -14,25 +14,12 @@ from mmvp_ray.benchmark.image_files import NUM_READING_THREADS, read_image
 from mmvp_ray.errors import DataError
 from mmvp_ray.images.decode import decode
 from mmvp_ray.images.reasons import Rejected
-from mmvp_ray.images.sniff import sniff
+from mmvp_ray.images.sniff import EXTENSIONS, sniff
 
 ImageMode = Literal["identical", "reencoded"]
 
 JPEG_QUALITY = 95
 """Of images encoded anew, without chroma subsampling: differences of a few pixels are what these benchmarks ask about."""
-
-EXTENSIONS = {
-    "JPEG": "jpg",
-    "PNG": "png",
-    "WebP": "webp",
-    "GIF": "gif",
-    "BMP": "bmp",
-    "TIFF": "tif",
-    "AVIF": "avif",
-    "JPEG 2000": "jp2",
-    "PNM": "ppm",
-}
-"""File name extension by the name that images.sniff gives a format."""
 
 MIME_TYPES = {"jpg": "image/jpeg", "png": "image/png"}
 

@@ -23,6 +23,19 @@ SUPPORTED: Final = {
 }
 """Name of each decoded format -> Pillow's name for it."""
 
+EXTENSIONS: Final = {
+    "JPEG": "jpg",
+    "PNG": "png",
+    "WebP": "webp",
+    "GIF": "gif",
+    "BMP": "bmp",
+    "TIFF": "tif",
+    "AVIF": "avif",
+    "JPEG 2000": "jp2",
+    "PNM": "ppm",
+}
+"""Name of each decoded format -> extension of files and members, all of them known to sources/webdataset.py."""
+
 _SIGNATURES: Final = (
     (b"\xff\xd8\xff", "JPEG"),
     (b"\x89PNG\r\n\x1a\n", "PNG"),

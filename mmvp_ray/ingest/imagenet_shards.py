@@ -23,7 +23,7 @@ import pyarrow as pa
 from mmvp_ray import storage
 from mmvp_ray.images.limits import MAX_ENCODED_BYTES
 from mmvp_ray.images.reasons import RejectReason
-from mmvp_ray.images.sniff import SUPPORTED, sniff
+from mmvp_ray.images.sniff import EXTENSIONS, SUPPORTED, sniff
 from mmvp_ray.ingest.imagenet_images import ArchivePart, Image, read_images, rejected
 from mmvp_ray.ingest.imagenet_labels import Labels
 from mmvp_ray.schema import REJECTS
@@ -34,8 +34,6 @@ from mmvp_ray.store import DONE, FileEntry, Store, read_marker, write_marker, wr
 MAX_SHARD_BYTES = 256 << 20
 """A tar that grows beyond is closed and a further part begun: it is held in memory until it is written. A class has 138 MB on average."""
 
-_EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WebP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "AVIF": "avif"}
-_EXTENSIONS |= {"JPEG 2000": "jp2", "PNM": "ppm"}
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]{1,80}", re.ASCII)
 
 
@@ -165,7 +163,7 @@ class _Writer:
             key = _hashed(key, image.name)
         self._keys.add(key)
         record = json.dumps({**image.record, "source": utf8(image.name)[:MAX_TEXT_CHARS]}, sort_keys=True).encode()
-        for name, data in ((f"{key}.{_EXTENSIONS[kind]}", image.data), (f"{key}.json", record)):
+        for name, data in ((f"{key}.{EXTENSIONS[kind]}", image.data), (f"{key}.json", record)):
             info = tarfile.TarInfo(name)
             info.size = len(data)
             self._tar.addfile(info, io.BytesIO(data))

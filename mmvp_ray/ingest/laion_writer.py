@@ -16,21 +16,9 @@ from mmvp_ray.errors import ResourceError
 from mmvp_ray.images.decode import decode, orientation
 from mmvp_ray.images.limits import MAX_PIXELS, MIN_SIDE_PX
 from mmvp_ray.images.reasons import Rejected
-from mmvp_ray.images.sniff import SUPPORTED, sniff
+from mmvp_ray.images.sniff import EXTENSIONS, SUPPORTED, sniff
 from mmvp_ray.ingest.fetch_reasons import FetchReason, message
 
-EXTENSIONS = {
-    "JPEG": "jpg",
-    "PNG": "png",
-    "WebP": "webp",
-    "GIF": "gif",
-    "BMP": "bmp",
-    "TIFF": "tiff",
-    "AVIF": "avif",
-    "JPEG 2000": "jp2",
-    "PNM": "ppm",
-}
-"""Of the members, all of them known to sources/webdataset.py."""
 TAR_RECORD_BYTES = 10_240
 
 Resized = tuple[bytes | None, int | None, int | None, int | None, int | None, str | None]

@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmvp_ray.images import sniff
 from mmvp_ray.images.limits import MAX_ENCODED_BYTES
 from mmvp_ray.sources import PIECE_MEMBERS, Shard, read_pieces, webdataset
 from mmvp_ray.sources.piece import Reject, Sample
@@ -503,3 +504,8 @@ def test_real_shards(real_data: Path) -> None:
 def test_importing_sources_imports_no_pickle_of_ours() -> None:
     source = Path(sys.modules[webdataset.__name__].__file__ or "").read_text()
     assert "pickle." not in source and "extractall" not in source
+
+
+def test_every_decoded_format_has_an_extension_that_is_a_picture_here() -> None:
+    assert sniff.EXTENSIONS.keys() == sniff.SUPPORTED.keys()
+    assert set(sniff.EXTENSIONS.values()) <= webdataset.IMAGE_EXTENSIONS
