@@ -22,44 +22,20 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 # The repository need not be installed where `ray job submit --working-dir .` unpacks it.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmvp_ray import job
-
-
-class Config(Protocol):
-    """What every command's config can do."""
-
-    def check(self) -> None: ...
-
-
-C = TypeVar("C", bound=Config)
-Command = Callable[[list[str]], int]
-
-
-def config_of(cls: type[C], argv: list[str], command: Command) -> C:
-    """The checked config of a command, whose docstring is its help."""
-    config = job.parse(cls, argv, description=inspect.getdoc(command) or "")
-    config.check()
-    return config
-
-
-def said(lines: list[str]) -> int:
-    """Print what came out; the exit code of a command that ended well."""
-    print("\n".join(lines), flush=True)
-    return 0
+from mmvp_ray.job import Command, parse_checked, said
 
 
 def import_pairs(argv: list[str]) -> int:
     """Queue the pairs of a mining run; pairs that are there already stay as they are."""
     from mmvp_ray.annotate.config import ImportConfig
 
-    config = config_of(ImportConfig, argv, import_pairs)
+    config = parse_checked(ImportConfig, argv, import_pairs)
 
     from mmvp_ray.pipeline.annotation import import_run
 
@@ -70,7 +46,7 @@ def serve(argv: list[str]) -> int:
     """The web app of a workspace, for this machine alone unless --host says otherwise."""
     from mmvp_ray.annotate.config import AnnotateServeConfig
 
-    config = config_of(AnnotateServeConfig, argv, serve)
+    config = parse_checked(AnnotateServeConfig, argv, serve)
 
     from mmvp_ray.annotate.serving import serve as serve_workspace
 
@@ -84,7 +60,7 @@ def users(argv: list[str]) -> int:
     from mmvp_ray.annotate.config import UsersConfig
 
     commands: dict[str, Command] = {
-        name: lambda rest, act=act: said(act(config_of(UsersConfig, rest, users)))  # type: ignore[misc]
+        name: lambda rest, act=act: said(act(parse_checked(UsersConfig, rest, users)))  # type: ignore[misc]
         for name, act in accounts.COMMANDS.items()
     }
     return job.choose(commands, argv, description=inspect.getdoc(users) or "")
@@ -94,7 +70,7 @@ def agreement(argv: list[str]) -> int:
     """How far people agree: authors and blind verifiers, per person and pattern."""
     from mmvp_ray.annotate.config import AgreementConfig
 
-    config = config_of(AgreementConfig, argv, agreement)
+    config = parse_checked(AgreementConfig, argv, agreement)
 
     from mmvp_ray import storage
     from mmvp_ray.annotate.agreeing import agreement_lines, agreement_report
@@ -111,7 +87,7 @@ def export(argv: list[str]) -> int:
     from mmvp_ray.annotate.exporting import ExportConfig
     from mmvp_ray.annotate.exporting import export as export_pairs
 
-    return said(export_pairs(config_of(ExportConfig, argv, export)))
+    return said(export_pairs(parse_checked(ExportConfig, argv, export)))
 
 
 def study(argv: list[str]) -> int:
@@ -121,19 +97,19 @@ def study(argv: list[str]) -> int:
         """Ask a benchmark's questions of people who come by links."""
         from mmvp_ray.annotate.studies import StudyNewConfig, new_study
 
-        return said(new_study(config_of(StudyNewConfig, rest, new)))
+        return said(new_study(parse_checked(StudyNewConfig, rest, new)))
 
     def add(rest: list[str]) -> int:
         """More links to a study that is under way."""
         from mmvp_ray.annotate.studies import StudyAddConfig, add_to_study
 
-        return said(add_to_study(config_of(StudyAddConfig, rest, add)))
+        return said(add_to_study(parse_checked(StudyAddConfig, rest, add)))
 
     def report(rest: list[str]) -> int:
         """What people reached: responses.csv, study.json and study.html."""
         from mmvp_ray.annotate.study_report import StudyReportConfig, report_study
 
-        return said(report_study(config_of(StudyReportConfig, rest, report)))
+        return said(report_study(parse_checked(StudyReportConfig, rest, report)))
 
     return job.choose({"new": new, "add": add, "report": report}, argv, description=inspect.getdoc(study) or "")
 

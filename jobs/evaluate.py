@@ -19,45 +19,21 @@ Killed and started again, each goes on where it stopped. Flags override --config
 
 from __future__ import annotations
 
-import inspect
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 # The repository need not be installed where `ray job submit --working-dir .` unpacks it.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmvp_ray import job
-
-
-class Config(Protocol):
-    """What every command's config can do."""
-
-    def check(self) -> None: ...
-
-
-C = TypeVar("C", bound=Config)
-
-
-def config_of(cls: type[C], argv: list[str], command: Callable[[list[str]], int]) -> C:
-    """The checked config of a command, whose docstring is its help."""
-    config = job.parse(cls, argv, description=inspect.getdoc(command) or "")
-    config.check()
-    return config
-
-
-def said(lines: list[str]) -> int:
-    """Print what came out; the exit code of a command that ended well."""
-    print("\n".join(lines))
-    return 0
+from mmvp_ray.job import Command, parse_checked, said
 
 
 def encoders(argv: list[str]) -> int:
     """Encoders of the CLIP family on a benchmark of statements; docs/evaluate_encoders.md."""
     from mmvp_ray.evaluate.vlm import EncodersConfig
 
-    config = config_of(EncodersConfig, argv, encoders)
+    config = parse_checked(EncodersConfig, argv, encoders)
 
     from mmvp_ray.pipeline.evaluate import evaluate_encoders
 
@@ -68,7 +44,7 @@ def mllm(argv: list[str]) -> int:
     """A multimodal model on a benchmark of questions; docs/evaluate_mllm.md."""
     from mmvp_ray.evaluate.mllm import MllmConfig
 
-    config = config_of(MllmConfig, argv, mllm)
+    config = parse_checked(MllmConfig, argv, mllm)
 
     from mmvp_ray.pipeline.evaluate import evaluate_mllm
 
@@ -79,7 +55,7 @@ def rule(argv: list[str]) -> int:
     """How many pairs of a benchmark are near in one encoder and far in another; docs/evaluate_encoders.md."""
     from mmvp_ray.evaluate.rule_check import RuleCheckConfig
 
-    config = config_of(RuleCheckConfig, argv, rule)
+    config = parse_checked(RuleCheckConfig, argv, rule)
 
     from mmvp_ray.pipeline.evaluate import evaluate_rule
 
@@ -90,7 +66,7 @@ def patterns(argv: list[str]) -> int:
     """Which visual patterns the pairs of a benchmark show; docs/evaluate_mllm.md."""
     from mmvp_ray.evaluate.pattern_run import PatternsConfig
 
-    config = config_of(PatternsConfig, argv, patterns)
+    config = parse_checked(PatternsConfig, argv, patterns)
 
     from mmvp_ray.pipeline.evaluate import find_patterns
 
@@ -101,7 +77,7 @@ def pope(argv: list[str]) -> int:
     """POPE's three splits, read by the official and by a strict parser; docs/evaluate_mllm.md."""
     from mmvp_ray.evaluate.pope_run import PopeConfig
 
-    config = config_of(PopeConfig, argv, pope)
+    config = parse_checked(PopeConfig, argv, pope)
 
     from mmvp_ray.pipeline.evaluate import evaluate_pope
 
@@ -112,7 +88,7 @@ def llava_bench(argv: list[str]) -> int:
     """LLaVA-Bench: a judge scores a model's answers beside reference answers; docs/evaluate_mllm.md."""
     from mmvp_ray.evaluate.llava_bench_run import LlavaBenchConfig
 
-    config = config_of(LlavaBenchConfig, argv, llava_bench)
+    config = parse_checked(LlavaBenchConfig, argv, llava_bench)
 
     from mmvp_ray.pipeline.evaluate import evaluate_llava_bench
 
@@ -123,14 +99,14 @@ def report(argv: list[str]) -> int:
     """One report of several results; docs/evaluate_mllm.md."""
     from mmvp_ray.pipeline.evaluate_config import ReportConfig
 
-    config = config_of(ReportConfig, argv, report)
+    config = parse_checked(ReportConfig, argv, report)
 
     from mmvp_ray.pipeline.evaluate import evaluate_report
 
     return said(evaluate_report(config))
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {
+COMMANDS: dict[str, Command] = {
     "encoders": encoders,
     "mllm": mllm,
     "rule": rule,

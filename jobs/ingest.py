@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 # The repository need not be installed where `ray job submit --working-dir .` unpacks it.
@@ -35,8 +34,7 @@ def laion(argv: list[str]) -> int:
     """
     from mmvp_ray.ingest.laion_config import LaionConfig
 
-    config = job.parse(LaionConfig, argv, description=inspect.getdoc(laion) or "")
-    config.check()
+    config = job.parse_checked(LaionConfig, argv, laion)
 
     from mmvp_ray.cluster import Session
     from mmvp_ray.ingest.laion import ingest_laion
@@ -48,12 +46,10 @@ def laion(argv: list[str]) -> int:
         with progress.stage("plan", total=None, unit="rows") as stage:
             plan = plan_laion(config, session, on_file=lambda facts: stage.advance(int(facts["num_rows"])))
         if config.plan:
-            print("\n".join(plan.lines()))
-            return 0
+            return job.said(plan.lines())
         with progress.stage("download", total=plan.num_urls, unit="URLs") as stage:
             summary = ingest_laion(config, session, on_shard=lambda outcome: stage.advance(outcome.num_urls))
-    print("\n".join(summary.lines()))
-    return 0
+    return job.said(summary.lines())
 
 
 def imagenet(argv: list[str]) -> int:
@@ -68,8 +64,7 @@ def imagenet(argv: list[str]) -> int:
     progress = Progress()
     with Session(config.address) as session, progress.stage("imagenet", total=None, unit="shards") as stage:
         summary = ingest_imagenet(config, session, on_shard=lambda *_: stage.advance(1))
-    print("\n".join(summary.lines()))
-    return 0
+    return job.said(summary.lines())
 
 
 def score(argv: list[str]) -> int:
@@ -84,11 +79,10 @@ def score(argv: list[str]) -> int:
     progress = Progress()
     with Session(config.address) as session, progress.stage("score", total=None, unit="pieces") as stage:
         summary = score_images(config, session, on_piece=lambda *_: stage.advance(1))
-    print("\n".join(summary.lines()))
-    return 0
+    return job.said(summary.lines())
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"laion": laion, "imagenet": imagenet, "score": score}
+COMMANDS: dict[str, job.Command] = {"laion": laion, "imagenet": imagenet, "score": score}
 
 
 if __name__ == "__main__":

@@ -30,8 +30,7 @@ def main() -> int:
 
     from mmvp_ray.pipeline.paper import run_paper
 
-    print("\n".join(run_paper(config, say=lambda line: print(line, flush=True))))
-    return 0
+    return job.said(run_paper(config, say=lambda line: print(line, flush=True)))
 
 
 if __name__ == "__main__":

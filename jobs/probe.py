@@ -29,8 +29,7 @@ def main() -> int:
 
     from mmvp_ray.pipeline.probe import probe_models
 
-    print("\n".join(probe_models(config)))
-    return 0
+    return job.said(probe_models(config))
 
 
 if __name__ == "__main__":

@@ -65,8 +65,7 @@ def plan(argv: list[str]) -> int:
 
     from mmvp_ray.mof.plan import plan_for
 
-    print("\n".join(plan_for(config.model.published(), config.plan).lines()))
-    return 0
+    return job.said(plan_for(config.model.published(), config.plan).lines())
 
 
 def train(argv: list[str]) -> int:
@@ -82,8 +81,7 @@ def train(argv: list[str]) -> int:
     from mmvp_ray.mof.training.run import train as run
 
     with Session(config.address) as session:
-        print("\n".join(run(stage, config.scale, session=session, say=say).lines()))
-    return 0
+        return job.said(run(stage, config.scale, session=session, say=say).lines())
 
 
 def export(argv: list[str]) -> int:
@@ -106,8 +104,7 @@ def sweep(argv: list[str]) -> int:
     from mmvp_ray.pipeline.mof_sweep import SweepConfig
     from mmvp_ray.pipeline.mof_sweep import sweep as run
 
-    print("\n".join(run(job.parse(SweepConfig, argv, description=inspect.getdoc(sweep) or ""), say=say)))
-    return 0
+    return job.said(run(job.parse(SweepConfig, argv, description=inspect.getdoc(sweep) or ""), say=say))
 
 
 COMMANDS = {"convert": convert, "index": index, "plan": plan, "train": train, "export": export, "sweep": sweep}

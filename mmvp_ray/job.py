@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import os
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from mmvp_ray import logs
 from mmvp_ray.config import load_yaml
@@ -55,7 +56,31 @@ def parse(cls: type[C], argv: Sequence[str], *, description: str) -> C:
     )
 
 
-def choose(commands: Mapping[str, Callable[[list[str]], int]], argv: Sequence[str], *, description: str) -> int:
+class Config(Protocol):
+    """What parse_checked makes."""
+
+    def check(self) -> None:
+        """Raise ConfigError for a value out of range."""
+
+
+K = TypeVar("K", bound=Config)
+Command = Callable[[list[str]], int]
+
+
+def parse_checked(cls: type[K], argv: Sequence[str], command: Command) -> K:
+    """As `parse`, for a command whose docstring is its help; a value out of range is said before anything is done."""
+    config = parse(cls, argv, description=inspect.getdoc(command) or "")
+    config.check()
+    return config
+
+
+def said(lines: Iterable[str]) -> int:
+    """Print what came out; the exit code of a command that ended well."""
+    print("\n".join(lines), flush=True)
+    return 0
+
+
+def choose(commands: Mapping[str, Command], argv: Sequence[str], *, description: str) -> int:
     """Run the command that the first word names, with the words behind it; without one, or for --help, print the description.
 
     Raises:
