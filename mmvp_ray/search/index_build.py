@@ -136,7 +136,7 @@ def _content_key(blocks: Sequence[Block]) -> str:
 
 
 def _blocks_of(folder: str) -> dict[str, list[PieceRef]]:
-    """The blocks that an index was made from, by key: their pieces. None if it is gone."""
+    """The blocks that an index was made from, by key: their pieces. Empty if it is gone."""
     uri = storage.join(folder, INDEX_JSON)
     if not storage.exists(uri):
         return {}
