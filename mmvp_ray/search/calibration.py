@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -55,7 +56,7 @@ def settle_delta(
     device: str,
     session: Session,
 ) -> Delta:
-    """The delta of a join: the proof's, the parent's, the one of an earlier attempt (kept in `folder`), or a calibrated one.
+    """The delta of a join: the proof's, the parent's, the one of an earlier attempt in these cells (kept in `folder`), or a calibrated one.
 
     Args:
         store: Holds the vectors.
@@ -80,7 +81,8 @@ def settle_delta(
             num_missed=parent["calibration_missed"],
             largest_needed=parent["calibration_largest_needed"],
         )
-    uri = storage.join(folder, "delta.json")
+    # The folder may hold what an attempt with other cells measured in these.
+    uri = storage.join(folder, f"delta-{cells_key(cells)}.json")
     if storage.exists(uri):
         return Delta(**storage.read_json(uri))
     _, pairs = scan_until(
@@ -98,6 +100,11 @@ def settle_delta(
     found = calibrate(pairs.needed_P, config.target_recall, proof=proof)
     storage.write_json(uri, asdict(found))
     return found
+
+
+def cells_key(cells: Cells) -> str:
+    """16 hex digits of the cells themselves: those of a name may be removed between runs, and fitted again on another machine."""
+    return hashlib.sha256(cells.centroids_KD.tobytes()).hexdigest()[:16]
 
 
 def calibrate(needed_P: NDArray[np.float64], target_recall: float, *, proof: float) -> Delta:

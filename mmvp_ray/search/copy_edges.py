@@ -83,20 +83,19 @@ def find_copy_edges(
     """
     fitted = settle_cells(store, census, near, SearchConfig(), {}, device=device, session=session)
     delta = provable_delta(np.nextafter(near_at_least, -1.0))
-    key = routing.routing_key(fitted, delta, device)
+    plan = routing.plan_routing(census, near, fitted, delta, device=device, also=also)
     routed = routing.route_census(
         store,
-        census,
+        plan,
         near,
-        fitted,
-        delta,
-        storage.join(folder, "routed", key),
+        fitted.cells,
+        storage.join(folder, "routed", plan.key),
         device=device,
         session=session,
         also=also,
     )
     parts = [
-        (f"{key}-{name}", group, first, second) for name, group, first, second in routing.cut_parts(routed, device)
+        (f"{plan.key}-{name}", group, first, second) for name, group, first, second in routing.cut_parts(routed, device)
     ]
     done = set(done_names(folder))
     tasks = [

@@ -118,15 +118,15 @@ def _join(
         device=device,
         session=session,
     )
-    key = routing.routing_key(fitted, delta.delta, device)
+    plan = routing.plan_routing(census, space, fitted, delta.delta, device=device)
     routed = routing.route_census(
-        store, census, space, fitted, delta.delta, storage.join(scratch, key), device=device, session=session
+        store, plan, space, fitted.cells, storage.join(scratch, plan.key), device=device, session=session
     )
     tasks = [
         MeetTask(
             store=store,
             folder=folder,
-            part=f"{key}-{name}",
+            part=f"{plan.key}-{name}",
             group=group,
             first=first,
             second=second,

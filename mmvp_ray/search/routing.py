@@ -6,13 +6,16 @@ import hashlib
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmvp_ray.cluster import Session
 from mmvp_ray.config import fingerprint
-from mmvp_ray.search.blocks import cut_blocks, even_bounds
+from mmvp_ray.search.blocks import Block, cut_blocks, even_bounds
+from mmvp_ray.search.calibration import cells_key
+from mmvp_ray.search.cells import Cells
 from mmvp_ray.search.census import Census
 from mmvp_ray.search.fitting import Fitted
 from mmvp_ray.search.route import Routed, RouteTask, open_routed, route_block, row_type
@@ -36,40 +39,37 @@ Files = tuple[int, int]
 """A range of routed files, [first, last)."""
 
 
-def routing_key(fitted: Fitted, delta: float, device: str) -> str:
-    """16 hex digits that change with what decides which rows a file, a group and a part of a census hold.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """How a census is to be routed.
 
-    Files and parts carry them in their paths, so that an attempt with other settings takes none of them for its own.
+    Attributes:
+        key: 16 hex digits that change with what decides which rows a file, a group and a part hold. Files and parts carry them in their paths, so that
+            an attempt that would hold other rows takes none of them for its own.
+        delta: How far visitors come from.
+        group_K: The group of each cell.
+        new: Blocks of the images that take part in their first join, a file each.
+        old: Those of the others.
     """
-    sizes = [ROUTED_BYTES[device], GROUP_BYTES[device], GROUP_COMPARISONS[device], FILE_GROWTH_BYTES]
-    # The cells themselves: those of a key may be removed between runs, and fitted again on another machine.
-    cells = hashlib.sha256(fitted.cells.centroids_KD.tobytes()).hexdigest()
-    return fingerprint([cells, delta, device, sizes])
+
+    key: str
+    delta: float
+    group_K: NDArray[np.int32]
+    new: tuple[Block, ...]
+    old: tuple[Block, ...]
 
 
-def route_census(
-    store: Store,
-    census: Census,
-    space: Space,
-    fitted: Fitted,
-    delta: float,
-    folder: str,
-    *,
-    device: str,
-    session: Session,
-    also: Space | None = None,
-) -> Routed:
-    """Write the routed files of a census, those that lack their marker; and what they hold.
+def plan_routing(
+    census: Census, space: Space, fitted: Fitted, delta: float, *, device: str, also: Space | None = None
+) -> Plan:
+    """Pack cells into groups and cut the census into files, by where sampled vectors go.
 
     Args:
-        store: Holds the vectors.
         census: The distinct images.
         space: Decides who visits whom.
         fitted: The cells, with a sample that tells what groups will hold.
         delta: How far visitors come from.
-        folder: Takes the files; its path holds `routing_key`, for files that are there are taken as they are.
         device: "cuda" or "cpu".
-        session: Where tasks run.
         also: A space whose vectors travel with the others.
     """
     cells = fitted.cells
@@ -85,21 +85,51 @@ def route_census(
     image_bytes = row_bytes * (1.0 + visits_per_image)
     file_bytes = max(ROUTED_BYTES[device], math.sqrt(FILE_GROWTH_BYTES * image_bytes * census.num_images))
     rows = max(2048, int(file_bytes / image_bytes))
-    named = [(f"new-{i:06d}", block, True) for i, block in enumerate(cut_blocks(census, rows, "new"))]
-    named += [(f"old-{i:06d}", block, False) for i, block in enumerate(cut_blocks(census, rows, "old"))]
+    new, old = (tuple(cut_blocks(census, rows, which)) for which in ("new", "old"))
+    # Groups and blocks themselves, not what they were made from: float32 products, and so visits, differ between processors.
+    groups = hashlib.sha256(group_K.tobytes()).hexdigest()
+    sizes = [[block.num_rows for block in blocks] for blocks in (new, old)]
+    key = fingerprint([cells_key(cells), delta, GROUP_BYTES[device], groups, sizes])
+    return Plan(key=key, delta=delta, group_K=group_K, new=new, old=old)
+
+
+def route_census(
+    store: Store,
+    plan: Plan,
+    space: Space,
+    cells: Cells,
+    folder: str,
+    *,
+    device: str,
+    session: Session,
+    also: Space | None = None,
+) -> Routed:
+    """Write the routed files of a census, those that lack their marker; and what they hold.
+
+    Args:
+        store: Holds the vectors.
+        plan: What each file holds.
+        space: Decides who visits whom.
+        cells: Those of the plan.
+        folder: Takes the files; its path holds the plan's key, for files that are there are taken as they are.
+        device: "cuda" or "cpu".
+        session: Where tasks run.
+        also: A space whose vectors travel with the others.
+    """
+    named = [(f"new-{i:06d}", block) for i, block in enumerate(plan.new)]
+    named += [(f"old-{i:06d}", block) for i, block in enumerate(plan.old)]
     done = set(done_names(folder))
     tasks = [
         RouteTask(
-            store=store, space=space, also=also, block=block, folder=folder, name=name, delta=delta, device=device
+            store=store, space=space, also=also, block=block, folder=folder, name=name, delta=plan.delta, device=device
         )
-        for name, block, _ in named
+        for name, block in named
         if name not in done
     ]
-    shared = [session.share(cells), session.share(group_K)] if tasks else []
+    shared = [session.share(cells), session.share(plan.group_K)] if tasks else []
     for _ in session.run_tasks(route_block, tasks, num_gpus=1.0 if device == "cuda" else 0.0, shared=shared):
         pass
-    num_new = sum(is_new for _, _, is_new in named)
-    return open_routed(folder, [name for name, _, _ in named], num_new=num_new, space=space, also=also)
+    return open_routed(folder, [name for name, _ in named], num_new=len(plan.new), space=space, also=also)
 
 
 def pack_cells(

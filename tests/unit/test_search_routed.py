@@ -335,6 +335,52 @@ class TestResume:
         assert_same(near_pairs(store, pieces, then, floor=0.9), brute_force(ids, near, 0.9))
         assert storage.list_folders(store.routed(NEAR.name)) == []
 
+    @pytest.mark.parametrize("what", ["route_block", "meet_part"])
+    @pytest.mark.parametrize("then", ["groups", "blocks"])
+    def test_a_killed_join_goes_on_where_sampled_vectors_visit_other_cells(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, then: str
+    ) -> None:
+        ids, near, far = clustered(400, seed=21, num_clusters=30)
+        store = open_store(str(tmp_path))
+        pieces = fill(store, np.array_split(np.arange(400), 14), ids, near, far)
+        # As another processor may have it: its float32 products differ in the last bit.
+        visits = iter([0.0, 8.0 if then == "groups" else 0.0])
+        rows = iter([60, 60, 60 if then == "groups" else 90, 60 if then == "groups" else 90])
+        pack = routing.pack_cells
+        monkeypatch.setattr(routing, "GROUP_BYTES", {"cpu": 52 * 100})
+        monkeypatch.setattr(
+            routing, "pack_cells", lambda homes_K, visits_K, **limits: pack(homes_K, visits_K + next(visits), **limits)
+        )
+        monkeypatch.setattr(routing, "cut_blocks", lambda census, _, which: _cut(census, next(rows), which))
+        with monkeypatch.context() as patch:
+            module = routing if what == "route_block" else routed
+            patch.setattr(module, what, killed_after(2, getattr(module, what)))
+            with pytest.raises(KeyboardInterrupt):
+                near_pairs(store, pieces, PROVABLE, floor=0.9)
+        assert_same(near_pairs(store, pieces, PROVABLE, floor=0.9), brute_force(ids, near, 0.9))
+        assert storage.list_folders(store.routed(NEAR.name)) == []
+
+    def test_a_killed_join_goes_on_in_other_cells_with_a_delta_that_was_measured_in_these(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ids, near, far = clustered(3000, seed=21, num_clusters=300, spread=0.3)
+        refitted = SearchConfig(engine="routed", num_cells=400, refit_cells=True)
+        found, facts = [], []
+        for name in ("at once", "killed"):
+            store = open_store(str(tmp_path / name))
+            old = fill(store, np.array_split(np.arange(1000), 3), ids, near, far, name="old")
+            pieces = [*old, *fill(store, np.array_split(np.arange(1000, 3000), 6), ids, near, far, name="new")]
+            near_pairs(store, old, SearchConfig(engine="routed", provable=True, num_cells=2), floor=0.9)
+            if name == "killed":
+                with monkeypatch.context() as patch:
+                    patch.setattr(routed, "meet_part", killed_after(0, routed.meet_part))
+                    with pytest.raises(KeyboardInterrupt):
+                        near_pairs(store, pieces, SearchConfig(engine="routed", num_cells=400), floor=0.9)
+            facts.append({})
+            found.append(near_pairs(store, pieces, refitted, floor=0.9, facts=facts[-1]))
+        assert facts[0] == facts[1]
+        assert found[0] == found[1]
+
     @pytest.mark.parametrize("num_cells", [12, 40])
     @pytest.mark.parametrize("what", ["route_block", "meet_part"])
     def test_two_runs_of_one_join_beside_each_other_end_alike(
