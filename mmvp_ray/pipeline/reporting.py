@@ -168,7 +168,7 @@ def _audit(judged: Judgement) -> AuditCard:
         recall=audit.recall,
         low=audit.low,
         high=audit.high,
-        interval=f"bootstrap over anchors, 10,000 resamples; the lower end never above Wilson's for the {int(audit.num_effective):,} independent pairs that they are worth, since pairs of one dense neighbourhood are found or missed together",
+        interval=f"bootstrap over anchors, 10,000 resamples; never narrower, at either end, than Wilson's for the {int(audit.num_effective):,} independent pairs that they are worth, since pairs of one dense neighbourhood are found or missed together",
         floor=audit.floor,
         num_effective=audit.num_effective,
         is_supported=audit.is_supported,

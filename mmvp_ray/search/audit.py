@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmvp_ray.cluster import Session
-from mmvp_ray.intervals import bootstrap_ratio, effective_trials, trials_needed, wilson_interval
-from mmvp_ray.search.anchors import scan_until
+from mmvp_ray.intervals import bootstrap_ratio, effective_trials, trials_needed, wilson_bounds
+from mmvp_ray.search.anchors import MAX_ANCHORS, scan_until
 from mmvp_ray.search.census import Census
 from mmvp_ray.search.config import SearchConfig
 from mmvp_ray.search.table import NearTable, record_batches
@@ -28,13 +28,14 @@ class Audit:
         num_true_pairs: Pairs above the floor that they have, each counted once.
         num_found: How many of them the table holds.
         recall: Their share; None without a pair.
-        low: Lower end of its 95 % interval: bootstrap over anchors, but never above Wilson's for `num_effective` pairs.
+        low: Lower end of its 95 % interval: bootstrap over anchors, but never narrower than Wilson's for `num_effective` pairs.
         high: Upper end.
         floor: The cosine above which this holds.
         target_recall: The recall that the run claims.
         num_effective: Independent pairs that the true pairs are worth: an anchor's may all be found or missed together, so at most one an anchor.
         num_needed: Effective pairs that support it if none is missed.
         by_construction: The method compares all pairs, or proves that it need not: the audit then only checks that it did.
+        more_by: The option that lets the audit look at more images; empty if none does.
     """
 
     num_anchors: int
@@ -49,6 +50,7 @@ class Audit:
     num_effective: float
     num_needed: int
     by_construction: bool = False
+    more_by: str = ""
 
     @property
     def is_supported(self) -> bool:
@@ -71,9 +73,14 @@ class Audit:
                 f"use --provable, or --engine routed with a higher --target-recall"
             )
         if not self.is_supported:
+            advice = (
+                f": raise {self.more_by}, or"
+                if self.more_by
+                else ", and no setting lets the audit look at more images:"
+            )
             return (
                 f"the recall of the search rests on {self.num_true_pairs:,} true pairs of {self.num_anchors:,} images, worth "
-                f"{int(self.num_effective):,} independent ones; a recall of {self.target_recall:g} needs {self.num_needed:,} without a miss: raise --audit-share, or take the interval for what it is"
+                f"{int(self.num_effective):,} independent ones; a recall of {self.target_recall:g} needs {self.num_needed:,} without a miss{advice} take the interval for what it is"
             )
         return ""
 
@@ -106,7 +113,7 @@ def audit_table(
         from_end=True,
         num_pairs=config.audit_pairs,
         share=config.audit_share,
-        independent=True,
+        independent=not by_construction,
         floor=table.floor,
         device=device,
         session=session,
@@ -134,7 +141,15 @@ def audit_table(
         num_effective=effective_trials(true_S),
         num_needed=trials_needed(target_recall),
         by_construction=by_construction,
+        more_by=_more_by(len(anchors), census, config),
     )
+
+
+def _more_by(num_anchors: int, census: Census, config: SearchConfig) -> str:
+    """The option that bounds the anchors of an audit; empty if it is the draw, MAX_ANCHORS, or half of the images: as many as a share of 1 pays for."""
+    if num_anchors >= min(len(census.draw), MAX_ANCHORS, census.num_images // 2):
+        return ""
+    return "--audit-share" if num_anchors >= int(config.audit_share * census.num_images / 2) else "--audit-pairs"
 
 
 def recall_interval(found_S: NDArray[np.int64], true_S: NDArray[np.int64]) -> tuple[float, float]:
@@ -145,10 +160,12 @@ def recall_interval(found_S: NDArray[np.int64], true_S: NDArray[np.int64]) -> tu
         true_S: Pairs that it has.
     """
     low, high = bootstrap_ratio(found_S, true_S)
-    # Without a miss the bootstrap knows no doubt.
+    # Of few neighbourhoods, or without a miss or a hit, the bootstrap knows no doubt.
     trials = effective_trials(true_S)
-    recall = float(found_S.sum() / true_S.sum()) if trials else 0.0
-    return min(low, wilson_interval(recall * trials, trials)[0]), high
+    if not trials:
+        return low, high
+    wilson_low, wilson_high = wilson_bounds(float(found_S.sum() / true_S.sum()), trials)
+    return min(low, wilson_low), max(high, wilson_high)
 
 
 def _held(

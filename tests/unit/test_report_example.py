@@ -234,7 +234,7 @@ def example_audit(*, num_missed: int = 1, num_true_pairs: int = 6_204) -> AuditC
         recall=num_found / num_true_pairs if num_true_pairs else None,
         low=low,
         high=high,
-        interval="bootstrap over anchors, 10,000 resamples; the lower end never above Wilson's",
+        interval="bootstrap over anchors, 10,000 resamples; never narrower, at either end, than Wilson's",
         floor=0.93,
         num_effective=float(num_true_pairs),
         is_supported=num_true_pairs >= 3_838,

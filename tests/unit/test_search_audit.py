@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from mmvp_ray import storage
 from mmvp_ray.cluster import Inline
 from mmvp_ray.intervals import bootstrap_ratio, effective_trials, trials_needed, wilson_interval
 from mmvp_ray.search import SearchConfig, Space, anchors, choose_method, find_near_pairs
-from mmvp_ray.search.audit import audit_table, recall_interval
+from mmvp_ray.search import audit as audit_module
+from mmvp_ray.search.audit import Audit, audit_table, recall_interval
 from mmvp_ray.search.space import read_vectors
 from mmvp_ray.search.table import NearTable, record_batches, write_near_part
 from mmvp_ray.store import id_matrix, open_store
@@ -49,6 +51,7 @@ def test_counts_equal_brute_force(tmp_path: Path, share: float) -> None:
     # So few images cannot support 0.999, but misses can refute it.
     assert 100 < audit.num_effective < 240
     assert ("fewer than 0.999" if share < 1.0 else "needs 3,838") in audit.warning()
+    assert "--audit-share" not in audit.warning()
 
 
 def test_few_anchors_and_few_pairs_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,6 +72,59 @@ def test_more_anchors_are_scanned_while_the_budget_lasts(tmp_path: Path, monkeyp
     config = SearchConfig(audit_share=0.5, audit_pairs=10_000)
     audit = audit_table(table, census, config=config, target_recall=0.999, device="cpu", session=Inline())
     assert audit.num_anchors == 60
+
+
+def test_an_engine_that_finds_all_is_audited_on_few_images_where_these_have_pairs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(anchors, "FIRST_ANCHORS", 10)
+    table, census, *_ = table_of(tmp_path, 240, share=1.0)
+    config = SearchConfig(audit_share=0.5, audit_pairs=100)
+    num_anchors = {
+        by_construction: audit_table(
+            table,
+            census,
+            config=config,
+            target_recall=0.999,
+            device="cpu",
+            session=Inline(),
+            by_construction=by_construction,
+        ).num_anchors
+        for by_construction in (False, True)
+    }
+    assert num_anchors == {False: 60, True: 10}
+
+
+@pytest.mark.parametrize(
+    ("most", "share", "num_pairs", "advice"),
+    [
+        (1_000, 0.1, 10_000, "raise --audit-share"),
+        (1_000, 0.0, 10_000, "raise --audit-share"),
+        (1_000, 0.5, 1, "raise --audit-pairs"),
+        (1_000, 1.0, 10_000, "no setting"),
+        (20, 0.5, 10_000, "no setting"),
+    ],
+    ids=["share", "fewest images", "pairs", "whole share", "most images"],
+)
+def test_a_setting_is_advised_only_where_it_lets_the_audit_look_at_more_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, share: float, num_pairs: int, advice: str
+) -> None:
+    monkeypatch.setattr(anchors, "FIRST_ANCHORS", 10)
+    for module in (anchors, audit_module):
+        monkeypatch.setattr(module, "MAX_ANCHORS", most, raising=False)
+    table, census, *_ = table_of(tmp_path, 240, share=1.0)
+    given = {"audit_share": share, "audit_pairs": num_pairs}
+    more = {"audit_share": 1.0, "audit_pairs": 100_000}
+
+    def look(**settings: Any) -> Audit:
+        return audit_table(
+            table, census, config=SearchConfig(**settings), target_recall=0.999, device="cpu", session=Inline()
+        )
+
+    audit = look(**given)
+    assert advice in audit.warning()
+    helps = {name for name in given if look(**{**given, name: more[name]}).num_anchors > audit.num_anchors}
+    assert helps == {"raise --audit-share": {"audit_share"}, "raise --audit-pairs": {"audit_pairs"}}.get(advice, set())
 
 
 def test_a_corpus_without_pairs(tmp_path: Path) -> None:
@@ -110,6 +166,17 @@ def test_pairs_of_few_neighbourhoods_support_little() -> None:
     assert effective_trials(np.zeros(3, int)) == 0.0
     low, high = recall_interval(np.array([5_000, 1]), np.array([5_000, 1]))
     assert low < 0.3 and high == 1.0
+
+
+@pytest.mark.parametrize(
+    ("found_S", "true_S"),
+    [([0], [1]), ([9], [10]), ([0, 0], [1, 1]), ([999], [1000]), ([3, 0, 2], [3, 1, 2]), ([7, 7], [7, 7])],
+)
+def test_pairs_of_few_neighbourhoods_refute_little(found_S: list[int], true_S: list[int]) -> None:
+    low, high = recall_interval(np.array([*found_S, *[0] * 999]), np.array([*true_S, *[0] * 999]))
+    trials = effective_trials(np.array(true_S))
+    wilson_low, wilson_high = wilson_interval(sum(found_S) / sum(true_S) * trials, trials)
+    assert low <= wilson_low < wilson_high <= high
 
 
 class TestBootstrap:
