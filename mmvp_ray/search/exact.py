@@ -6,10 +6,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mmvp_ray.cluster import Session
+from mmvp_ray.errors import ResourceError
 from mmvp_ray.search.blocks import Block, cut_blocks, load_block, spread_vectors
 from mmvp_ray.search.census import Census
-from mmvp_ray.search.kernel import join_block
+from mmvp_ray.search.kernel import MAX_PAIRS, join_block
 from mmvp_ray.search.principal_axes import FITTED_NUMBERS, SAMPLE_ROWS, Axes, fit_axes
 from mmvp_ray.search.space import Space
 from mmvp_ray.search.table import write_near_part
@@ -19,6 +23,14 @@ BLOCK_ROWS = {"cpu": 32_768, "cuda": 2_097_152}
 """Vectors of a block: two blocks of L/14 vectors, fp16 and fp32, are 0.4 GB on a CPU; fp16 alone 6.4 GB on a GPU. Ray gives every GPU task a new
 process, which takes seconds to import torch and to open the GPU: blocks that are multiplied in a second would spend most of it on that."""
 MIN_BLOCK_ROWS = 8192
+PART_ROWS = 524_288
+"""Vectors along the sides of the squares that a task is cut into where it has more pairs than it may hold (MAX_PAIRS): each may have so many. A limit
+that grew with the blocks of a GPU would take 16 times the memory, of the task and of all that read its part."""
+
+Loaded = tuple[NDArray[np.uint8], NDArray[np.float16]]
+"""Ids, (N, 16), and vectors, (N, D), of a block."""
+Square = tuple[str, slice, slice | None]
+"""Name of a part, rows of a task's first block, rows of its second (of its only one, where it has one); None for the first with themselves."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,7 +76,7 @@ def exact_join(
         Names of the parts, in the order of the block grid.
 
     Raises:
-        ResourceError: more pairs than memory holds. DataError: a table is missing or broken.
+        ResourceError: more pairs between PART_ROWS vectors and as many others than memory holds. DataError: a table is missing or broken.
     """
     rows = block_rows or _block_rows(census, device, session)
     new, old = cut_blocks(census, rows, "new"), cut_blocks(census, rows, "old")
@@ -91,7 +103,7 @@ def exact_join(
             device=device,
         )
         for part, first, second in grid
-        if part not in done
+        if not done.issuperset(_parts_of(part, first, second, done))
     ]
     # The largest first: small ones fill what is left at the end.
     tasks.sort(key=_num_compared, reverse=True)
@@ -102,7 +114,8 @@ def exact_join(
     shared = [session.share(axes)] if axes is not None else []
     for num_compared in session.run_tasks(join_part, tasks, num_gpus=1.0 if device == "cuda" else 0.0, shared=shared):
         on_part(num_compared)
-    return [part for part, _, _ in grid]
+    done = set(done_names(folder))
+    return [part for cell in grid for part in _parts_of(*cell, done)]
 
 
 def num_blocks(num_workers: float) -> int:
@@ -127,22 +140,54 @@ def _num_compared(task: JoinTask) -> float:
     return task.first.num_rows * (task.first.num_rows / 2 if task.second is None else task.second.num_rows)
 
 
+def _parts_of(part: str, first: Block, second: Block | None, done: set[str]) -> list[str]:
+    """The parts of a task: its squares, if these are what is done; else one."""
+    squares = [name for name, _, _ in _squares(part, first, second)]
+    return squares if part not in done and done.issuperset(squares) else [part]
+
+
+def _squares(part: str, first: Block, second: Block | None) -> list[Square]:
+    rows_a = _even_slices(first.num_rows)
+    rows_b = rows_a if second is None else _even_slices(second.num_rows)
+    return [
+        (f"{part}-{i}-{j}", a, None if second is None and i == j else b)
+        for i, a in enumerate(rows_a)
+        for j, b in enumerate(rows_b)
+        if second is not None or i <= j
+    ]
+
+
+def _even_slices(num_rows: int) -> list[slice]:
+    count = -(-num_rows // PART_ROWS)
+    return [slice(i * num_rows // count, (i + 1) * num_rows // count) for i in range(count)]
+
+
 def join_part(task: JoinTask, axes: Axes | None = None) -> int:
-    """Write one part of the near pairs; gives the number of pairs compared."""
-    ids_first, first_ND = load_block(task.store, task.space, task.first)
-    if task.second is None:
-        ids_second, second_ND = ids_first, None
-        num_compared = len(ids_first) * (len(ids_first) - 1) // 2
-    else:
-        ids_second, second_ND = load_block(task.store, task.space, task.second)
-        num_compared = len(ids_first) * len(ids_second)
-    pairs = join_block(first_ND, second_ND, task.floor, device=task.device, axes=axes)
+    """Write one part of the near pairs, or its squares where they are too many for one; gives the number of pairs compared."""
+    first = load_block(task.store, task.space, task.first)
+    second = first if task.second is None else load_block(task.store, task.space, task.second)
+    squares = _squares(task.part, task.first, task.second)
+    whole = (task.part, slice(None), None if task.second is None else slice(None))
+    try:
+        return _join_square(task, whole, first, second, axes)
+    except ResourceError:
+        if len(squares) == 1:
+            raise
+    return sum(_join_square(task, square, first, second, axes) for square in squares)
+
+
+def _join_square(task: JoinTask, square: Square, first: Loaded, second: Loaded, axes: Axes | None) -> int:
+    part, rows_a, rows_b = square
+    ids_a, a_ND = first[0][rows_a], first[1][rows_a]
+    ids_b, b_MD = (ids_a, None) if rows_b is None else (second[0][rows_b], second[1][rows_b])
+    num_compared = len(ids_a) * (len(ids_a) - 1) // 2 if b_MD is None else len(ids_a) * len(ids_b)
+    pairs = join_block(a_ND, b_MD, task.floor, device=task.device, max_pairs=MAX_PAIRS, axes=axes)
     write_near_part(
         task.store,
         task.folder,
-        task.part,
-        ids_first[pairs.rows_a_P],
-        ids_second[pairs.rows_b_P],
+        part,
+        ids_a[pairs.rows_a_P],
+        ids_b[pairs.rows_b_P],
         pairs.cos_P,
         num_compared=num_compared,
     )

@@ -26,6 +26,7 @@ from mmvp_ray.search.tiles import TILES, cut_tiles
 DECIDED_PAIRS = 8192
 """Proposed pairs that are decided together, where tiles have fewer."""
 MAX_PAIRS = 20_000_000
+"""Pairs of one product: two rows (int64) and a cosine (float64) each, 0.5 GB; some 190 bytes each, 3.8 GB, while they are sorted by id and written."""
 BF16_FLOP = 2e9
 """Work from which products in bfloat16 pay: torch makes a primitive for each new shape, which takes it 2 ms and a megabyte."""
 IMPORT_FLOP = 1e12

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from mmvp_ray.cluster import Inline
-from mmvp_ray.search import NearTable, PairTable, PieceRef, Space, load_vectors, score_pairs, take_census
+from mmvp_ray.errors import ResourceError
+from mmvp_ray.search import NearTable, PairTable, PieceRef, Space, exact, load_vectors, score_pairs, take_census
 from mmvp_ray.search.blocks import cut_blocks, load_block
 from mmvp_ray.search.exact import exact_join
+from mmvp_ray.search.kernel import join_block
 from mmvp_ray.search.table import Part
 from mmvp_ray.sources.piece import Piece, Shard
 from mmvp_ray.store import Store, commit_embeddings, id_keys, open_store
@@ -174,6 +178,67 @@ def test_finished_parts_are_kept_and_a_new_far_encoder_only_rescores(
     assert work(FAR) == (90 * 89 // 2, expected)
     assert work(FAR) == (0, 0)
     assert work(NEAR) == (0, expected)
+
+
+class TestTooManyPairs:
+    """Blocks of 60 vectors; a task may hold 300 pairs, fewer than two blocks have, and is joined in squares of 20 then."""
+
+    @pytest.fixture(autouse=True)
+    def limits(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(exact, "MAX_PAIRS", 300, raising=False)
+        monkeypatch.setattr(exact, "PART_ROWS", 20, raising=False)
+        monkeypatch.setattr(
+            exact, "join_block", lambda *args, **kwargs: join_block(*args, **{"max_pairs": 300, **kwargs})
+        )
+
+    def test_a_task_that_has_more_than_it_may_hold_is_joined_in_squares(self, tmp_path: Path) -> None:
+        ids, near, far = world(150, seed=3)
+        store = open_store(str(tmp_path))
+        pieces = fill(store, np.array_split(np.arange(150), 15), ids, near, far)
+        compared: list[int] = []
+        table = joined(store, pieces, FAR, floor=0.7, block_rows=60, compared=compared)
+        blocks = [range(first, min(first + 50, 150)) for first in range(0, 150, 50)]
+        close = np.triu(near.astype(float) @ near.astype(float).T > 0.7, 1)
+        assert max(int(close[np.ix_(a, b)].sum()) for a in blocks for b in blocks) > 300
+        assert_same(pairs_of(store, pieces, floor=0.7, block_rows=60), brute_force(ids, near, far, 0.7))
+        assert sum(compared) == 150 * 149 // 2
+        names = [part.name for part in table.near.parts]
+        assert len(set(names)) == len(names) > 6
+        compared.clear()
+        assert joined(store, pieces, FAR, floor=0.7, block_rows=60, compared=compared).near.parts == table.near.parts
+        assert not compared
+
+    def test_a_join_that_was_killed_between_squares_goes_on(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ids, near, far = world(150, seed=3)
+        store = open_store(str(tmp_path))
+        pieces = fill(store, np.array_split(np.arange(150), 15), ids, near, far)
+        real, attempts = exact.write_near_part, 0
+        for budget in (1, 4, 9, 30, 100):
+            left = iter(range(budget))
+
+            def killed(*args: Any, left: Iterator[int] = left, **kwargs: Any) -> None:
+                if next(left, None) is None:
+                    raise KeyboardInterrupt
+                real(*args, **kwargs)
+
+            monkeypatch.setattr(exact, "write_near_part", killed)
+            try:
+                found = pairs_of(store, pieces, floor=0.7, block_rows=60)
+                break
+            except KeyboardInterrupt:
+                attempts += 1
+        assert attempts >= 2
+        assert_same(found, brute_force(ids, near, far, 0.7))
+
+    def test_squares_that_have_too_many_are_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(exact, "PART_ROWS", 60)
+        ids, near, far = world(150, seed=3)
+        store = open_store(str(tmp_path))
+        pieces = fill(store, np.array_split(np.arange(150), 15), ids, near, far)
+        with pytest.raises(ResourceError, match="at most 300 pairs"):
+            pairs_of(store, pieces, floor=0.7, block_rows=60)
 
 
 def test_load_vectors_finds_rows_by_id_in_any_order(tmp_path: Path) -> None:
