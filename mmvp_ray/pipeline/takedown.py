@@ -1,4 +1,8 @@
-"""Takedown as a job does it: images leave the store for good, and the run in OUT that showed them counts as unfinished until it runs again."""
+"""Takedown as a job does it: images leave the store for good, and the run in OUT that showed them counts as unfinished until it runs again.
+
+The folders of the runs that are to be cleaned are noted in the store before anything leaves it. Whatever stops the job, the next one on that
+store finishes the same runs, whatever folder it has itself.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +27,10 @@ from mmvp_ray.store import (
     is_applied,
     read_record,
     read_table,
+    read_takedown_list,
     write_table,
 )
-from mmvp_ray.store.takedown_record import count_rows_with, rows_with
+from mmvp_ray.store.takedown_record import count_rows_with, note_runs_to_clean, rows_with, runs_to_clean
 from mmvp_ray.store.takedown_tables import without_rows
 
 # Shapes: M images that were taken down.
@@ -55,17 +60,21 @@ def take_down(
         What was done; None if there was nothing to do.
 
     Raises:
-        ConfigError: the list cannot be used. DataError: a table is broken.
+        ConfigError: the list cannot be used; nothing was done. DataError: a table is broken.
     """
     if not is_due(store, list_url):
         return None
-    reopened: list[str] = []
-
-    def clean_runs(ids_M16: NDArray[np.uint8]) -> None:
-        reopened.extend(url for url in (out_url, *other_urls) if apply_takedown_to_run(url, ids_M16).is_reopened)
-
+    if list_url is not None:
+        read_takedown_list(list_url)
+    noted = runs_to_clean(store)
+    run_urls = [url for url in dict.fromkeys((out_url, *other_urls, *noted)) if storage.is_folder(url)]
+    # A run in a folder of another machine, or of a disk that is away, is left to whoever has it.
+    away = [url for url in noted if url not in run_urls]
+    note_runs_to_clean(store, [*run_urls, *away])
     with progress.stage("takedown", total=None, unit="rows") as stage:
-        result = apply_takedown(store, list_url, on_rows=stage.advance, elsewhere=clean_runs)
+        result = apply_takedown(store, list_url, on_rows=stage.advance)
+        reopened = [url for url in run_urls if apply_takedown_to_run(url, result.ids_M16).is_reopened]
+        note_runs_to_clean(store, away)
         stage.note = (
             f"removed from {result.num_tables_changed:,} tables; {result.num_images:,} images are refused from now on"
         )
@@ -84,7 +93,9 @@ def take_down(
 
 def is_due(store: Store, list_url: str | None) -> bool:
     """True if `take_down` has something to do: a list, or an earlier takedown that was interrupted (or is at work this very moment)."""
-    return list_url is not None or (bool(read_record(store).rows) and not is_applied(store))
+    if list_url is not None or (not is_applied(store) and read_record(store).rows):
+        return True
+    return any(storage.is_folder(url) for url in runs_to_clean(store))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,6 +2,7 @@
 
     ROOT/takedown.parquet       image_id, requested: every id and URL that was ever listed, and which images the URLs named
     ROOT/takedown.done.json     its marker, written when no table holds such an image any more; without it a takedown was interrupted
+    ROOT/takedown.runs.json     folders of runs on the store that may show such images still: whoever takes down next cleans those too
 
 The record has no times: equal requests give equal bytes, in whatever order they came.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +35,7 @@ TAKEDOWN = pa.schema(
 """A row for each requested id (32 hex digits in `requested`), one without an id for each requested URL, and one for each image that a
 URL named."""
 
+RUNS_FILE = "takedown.runs.json"
 BATCH_ROWS = 1 << 20
 _ID = re.compile(r"[0-9a-fA-F]{32}")
 _COMMENT = re.compile(r"(?:^|\s)#.*")
@@ -124,6 +127,21 @@ def write_record(store: Store, record: TakedownRecord, *, applied: bool) -> None
     entry = write_table(store, store.takedown, table)
     if applied:
         write_marker(store.takedown_marker, files=[entry])
+
+
+def runs_to_clean(store: Store) -> list[str]:
+    """Folders of runs that a takedown has still to clean; none unless one is under way or was interrupted."""
+    uri = storage.join(store.root, RUNS_FILE)
+    return list(storage.read_json(uri)["runs"]) if storage.exists(uri) else []
+
+
+def note_runs_to_clean(store: Store, run_urls: Sequence[str]) -> None:
+    """Say which runs are still to be cleaned, in the place of what was said before."""
+    uri = storage.join(store.root, RUNS_FILE)
+    if run_urls:
+        storage.write_json(uri, {"runs": list(run_urls)})
+    else:
+        storage.remove(uri)
 
 
 class Refusals:

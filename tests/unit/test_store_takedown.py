@@ -18,7 +18,7 @@ from mmvp_ray import schema, storage
 from mmvp_ray.cluster import Inline
 from mmvp_ray.errors import ConfigError, DataError
 from mmvp_ray.pipeline import Progress
-from mmvp_ray.pipeline.takedown import take_down
+from mmvp_ray.pipeline.takedown import is_due, take_down
 from mmvp_ray.search import PairTable, Space, choose_method, find_near_pairs, score_pairs
 from mmvp_ray.search.config import SearchConfig
 from mmvp_ray.sources.piece import Piece, Reject, Shard
@@ -40,9 +40,11 @@ from mmvp_ray.store import (
     write_marker,
     write_table,
 )
+from mmvp_ray.store.takedown import MADE_AGAIN
 from mmvp_ray.store.takedown_record import TakedownRecord, write_record
 from mmvp_ray.store.verify import verify
 
+SILENT = Progress(stream=None)
 NEAR, FAR, OTHER = Space("near-x", 6), Space("far-y", 5), Space("far-z", 4)
 NUM = 40
 PIECES = {("a", 0): range(16), ("a", 1): range(12, 30), ("b", 0): [*range(28, 40), 3]}
@@ -504,13 +506,8 @@ class TestVerify:
         assert any(store.takedown in text for text in verify(store.root).problems)
 
 
-@pytest.mark.parametrize("is_known", [False, True])
-def test_killed_when_the_store_is_done_and_the_runs_are_not(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_known: bool
-) -> None:
-    if is_known:
-        # The store was rid of the image before; only the runs are left to do.
-        taken(store, tmp_path, KEYS[3].hex())
+def make_runs(tmp_path: Path) -> list[Path]:
+    """Two folders of runs that show images 2 and 3."""
     runs = [tmp_path / "out", tmp_path / "earlier"]
     for run in runs:
         pair = pa.table({"image_id_a": [KEYS[2]], "image_id_b": [KEYS[3]]}).cast(
@@ -519,24 +516,90 @@ def test_killed_when_the_store_is_done_and_the_runs_are_not(
         write_table(Store(str(run)), str(run / "blind_pairs" / "part.parquet"), pair)
         (run / "manifest.json").write_text("{}")
         (run / "report.html").write_text("")
-    (tmp_path / "list.txt").write_text(KEYS[3].hex())
+    return runs
+
+
+def take_down_and_die(store: Store, out: Path, listed: Path, others: Iterable[Path] = ()) -> None:
+    """As `take_down`, killed when the store is done and the first run is not."""
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    out, *others = map(str, runs)
-    silent = Progress(stream=None)
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mmvp_ray.pipeline.takedown.apply_takedown_to_run", killed)
         with pytest.raises(KeyboardInterrupt):
-            take_down(store, out, str(tmp_path / "list.txt"), silent, other_urls=others)
-    assert KEYS[3] not in set(ids_anywhere(store.root)) and not is_applied(store)
+            take_down(store, str(out), str(listed), SILENT, other_urls=[*map(str, others)])
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+@pytest.mark.parametrize("goes_on_in", ["the same", "another"])
+def test_killed_when_the_store_is_done_and_the_runs_are_not(
+    store: Store, tmp_path: Path, is_known: bool, goes_on_in: str
+) -> None:
+    if is_known:
+        # The store was rid of the image before; only the runs are left to do.
+        taken(store, tmp_path, KEYS[3].hex())
+    out, *others = runs = make_runs(tmp_path)
+    (tmp_path / "list.txt").write_text(KEYS[3].hex())
+    take_down_and_die(store, out, tmp_path / "list.txt", others)
+    assert KEYS[3] not in set(ids_anywhere(store.root)) and is_due(store, None)
     # A run as it is made every night, without the list.
-    assert take_down(store, out, None, silent, other_urls=others) is not None
+    next_out = str(out if goes_on_in == "the same" else tmp_path / "next")
+    assert take_down(store, next_out, None, SILENT) is not None
     for run in runs:
         assert KEYS[3] not in set(ids_anywhere(run))
         assert {path.name for path in run.iterdir()} == {"blind_pairs"}
-    assert take_down(store, out, None, silent, other_urls=others) is None
+    assert take_down(store, next_out, None, SILENT) is None and not is_due(store, None)
+    assert not list(Path(store.root).glob("takedown.runs*")) and verify(store.root).problems == []
+
+
+def test_killed_before_the_store_is_done_its_runs_are_known(store: Store, tmp_path: Path) -> None:
+    out, *_ = make_runs(tmp_path)
+    (tmp_path / "list.txt").write_text(KEYS[3].hex())
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mmvp_ray.store.takedown._take_out", killed)
+        with pytest.raises(KeyboardInterrupt):
+            take_down(store, str(out), str(tmp_path / "list.txt"), SILENT)
+    take_down(store, str(tmp_path / "next"), None, SILENT)
+    assert KEYS[3] not in set(ids_anywhere(store.root)) | set(ids_anywhere(out))
+    assert not (out / "report.html").exists()
+
+
+def test_a_run_whose_folder_is_away_is_cleaned_when_it_is_back(store: Store, tmp_path: Path) -> None:
+    out, *_ = make_runs(tmp_path)
+    (tmp_path / "list.txt").write_text(KEYS[3].hex())
+    take_down_and_die(store, out, tmp_path / "list.txt")
+    away = out.rename(tmp_path / "unmounted")
+    # Nothing to wait for, and nothing to hold the lease for.
+    assert not is_due(store, None)
+    (tmp_path / "list.txt").write_text(KEYS[4].hex())
+    take_down(store, str(tmp_path / "next"), str(tmp_path / "list.txt"), SILENT)
+    away.rename(out)
+    assert take_down(store, str(tmp_path / "next"), None, SILENT) is not None
+    assert KEYS[3] not in set(ids_anywhere(out)) and not (out / "report.html").exists()
+
+
+def test_a_list_that_changes_nothing_removes_nothing_if_it_is_killed_either(store: Store, tmp_path: Path) -> None:
+    out, *_ = make_runs(tmp_path)
+    taken(store, tmp_path, KEYS[3].hex())
+    for name in MADE_AGAIN:
+        storage.write_bytes(storage.join(store.root, name, "x", "file"), b"of weeks")
+    (tmp_path / "list.txt").write_text(KEYS[3].hex())
+    take_down_and_die(store, out, tmp_path / "list.txt")
+    found = take_down(store, str(out), None, SILENT)
+    assert found is not None and found.removed == () and found.num_tables_changed == 0
+    assert all(storage.exists(storage.join(store.root, name, "x", "file")) for name in MADE_AGAIN)
+
+
+def test_a_list_that_cannot_be_used_leaves_no_trace(store: Store, tmp_path: Path) -> None:
+    out, *_ = make_runs(tmp_path)
+    with pytest.raises(ConfigError, match="check --takedown"):
+        take_down(store, str(out), str(tmp_path / "none.txt"), SILENT)
+    assert not list(Path(store.root).glob("takedown*")) and not is_due(store, None)
 
 
 def test_a_list_and_a_store_behind_urls() -> None:
