@@ -170,6 +170,6 @@ def _load_uri(store: Store, run: str, note: str) -> str:
 
 
 def forget_tries(store: Store, corpora: Iterable[str]) -> None:
-    """Remove what was noted of the pieces of corpora that are embedded whole: a process may have died after its commit."""
+    """Remove what was noted of the pieces of corpora when a run ends, well or with an error; only a killed driver leaves it to the next run."""
     for corpus in corpora:
         storage.remove_folder(storage.join(store.root, FOLDER, corpus))

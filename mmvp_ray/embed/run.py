@@ -121,7 +121,8 @@ def embed_corpora(
         raise task_error(error) from error
     finally:
         forget_loads(store, job.run)
-    forget_tries(store, {work.shard.corpus for work in plan.work})
+        # After errors and interrupts too: Ray ends the actors then, and the pieces in them did not kill anything.
+        forget_tries(store, {work.shard.corpus for work in plan.work})
 
 
 def start_early(session: Session) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -12,9 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmvp_ray import storage
+from mmvp_ray.embed import EmbedConfig, Plan, ShardWork, embed_corpora
 from mmvp_ray.embed import attempts as module
 from mmvp_ray.embed.attempts import MAX_LOADS_LOST, Attempts, forget_loads, forget_tries, load_noted, open_loads
-from mmvp_ray.errors import ResourceError
+from mmvp_ray.embed.stages import MAX_TRIES, NUM_LOST_ACTORS
+from mmvp_ray.errors import DataError, ResourceError
+from mmvp_ray.sources.piece import Shard
 from mmvp_ray.store import Store, open_store
 
 
@@ -193,3 +200,62 @@ class TestLoads:
         monkeypatch.setattr(storage, "read_json", late)
         open_loads(store, "another")
         assert files(store) == [".loading/another.open"]
+
+
+class Passing:
+    """Stands for Ray Data: an actor dies of p-000001 in the pass, and p-000002 is in work when the pass ends as it is told to."""
+
+    def __init__(self, store: Store, end: BaseException | None) -> None:
+        self.store, self.end = store, end
+        self.num_lost: list[int] = []
+
+    def map_batches(self, *_: object, **__: object) -> Passing:
+        return self
+
+    def iter_rows(self) -> Iterator[dict[str, object]]:
+        for _ in range(NUM_LOST_ACTORS + 1):
+            self.num_lost.append(Attempts(self.store).begin("c", "p-000001"))
+        Attempts(self.store).begin("c", "p-000002")
+        yield {}
+        if self.end is not None:
+            raise self.end
+
+
+@pytest.mark.parametrize(
+    "end",
+    [None, DataError("mend the encoder"), RuntimeError("of Ray's"), KeyboardInterrupt(), SystemExit(143)],
+    ids=repr,
+)
+def test_a_pass_that_ends_in_order_leaves_no_piece_counted(
+    store: Store, monkeypatch: pytest.MonkeyPatch, end: BaseException | None
+) -> None:
+    import ray.data
+
+    shard = Shard(corpus="c", kind="tar", uri="/x.tar", num_bytes=1, etag="e")
+    work = ShardWork(shard=shard, images_done=frozenset(), embedded={})
+    plan = Plan(work=(work,), num_shards=1, num_pieces_done=0, num_pieces_left=3, num_images_left=3, num_images_total=3)
+    have = SimpleNamespace(num_cpus=2.0, num_gpus=0.0, smallest_node_cpus=2.0)
+    session: Any = SimpleNamespace(resources=lambda: have)
+    for _ in range(MAX_TRIES + 1):
+        passing = Passing(store, end)
+        monkeypatch.setattr(ray.data, "from_items", lambda *_, passing=passing, **__: passing)
+        with contextlib.nullcontext() if end is None else pytest.raises(type(end)):
+            embed_corpora(store, plan, {}, EmbedConfig(), device="cpu", session=session, on_piece=lambda _: None)
+        # Deaths count while the pass goes on, so that the piece is embedded apart.
+        assert passing.num_lost == list(range(NUM_LOST_ACTORS + 1))
+        assert files(store) == []
+
+
+def test_a_driver_that_is_killed_leaves_its_pieces_counted(store: Store) -> None:
+    program = """
+import os, sys
+from mmvp_ray.embed.attempts import Attempts, open_loads
+from mmvp_ray.store import open_store
+store = open_store(sys.argv[1])
+open_loads(store, "killed")
+Attempts(store).begin("c", "p-000001")
+os._exit(1)
+"""
+    subprocess.run([sys.executable, "-c", program, store.root], check=False)
+    open_loads(store, "next")
+    assert Attempts(store).begin("c", "p-000001") == 1
