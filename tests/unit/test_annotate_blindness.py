@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mmvp_ray.annotate.annotating import draft_of
+from mmvp_ray.annotate.annotating import draft_of, reject, undo
 from mmvp_ray.annotate.holding import NotHeldError, num_open, skip, take
 from mmvp_ray.annotate.people import add_user, log_in, new_token
 from mmvp_ray.annotate.progress import events, history, own_work
@@ -72,6 +72,22 @@ def test_whoever_opened_the_pairs_page_before_it_was_annotated_is_not_asked(work
     assert num_open(workspace, REY, VERIFY) == 0 and num_open(workspace, BEN, VERIFY) == 1
     assert [event.kind for event in own_work(workspace, REY)] == []
     take(workspace, REY, ANNOTATE, 2)
+
+
+def test_whoever_opened_the_page_of_a_rejected_pair_is_not_asked_when_that_is_taken_back(workspace: Workspace) -> None:
+    take(workspace, ANN, ANNOTATE, 1)
+    reject(workspace, ANN, 1, "no-difference")
+    assert browser_of(workspace, "Rey").get("/pairs/1").status_code == 200
+    undo(workspace, ANN)
+    write_annotation(workspace, ANN)
+    assert num_open(workspace, REY, VERIFY) == 0 and num_open(workspace, BEN, VERIFY) == 1
+
+
+def test_a_look_at_a_verified_pair_is_not_recorded(workspace: Workspace) -> None:
+    make_verified(workspace, [1])
+    before = [event.kind for event in history(workspace, 1)]
+    assert browser_of(workspace, "Rey").get("/pairs/1").status_code == 200
+    assert [event.kind for event in history(workspace, 1)] == before
 
 
 def test_whoever_saw_both_images_side_by_side_is_not_asked(workspace: Workspace) -> None:

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from mmvp_ray.annotate.agreeing import agreement_report
 from mmvp_ray.annotate.annotating import find_pair, live_annotation
 from mmvp_ray.annotate.progress import NUM_EVENTS, events, history, pattern_counts, state_counts
-from mmvp_ray.annotate.rules import ANNOTATED, DISPUTED, QUEUED, REVIEW
+from mmvp_ray.annotate.rules import REVIEW, VERIFIED
 from mmvp_ray.annotate.web.rendering import page
 from mmvp_ray.annotate.web.submission import CurrentUser, CurrentWorkspace, PairId, RefusedError, require
 from mmvp_ray.annotate.workspace import record
@@ -44,8 +44,8 @@ def pair_page(request: Request, workspace: CurrentWorkspace, user: CurrentUser, 
     require(user, REVIEW)
     pair, annotation = find_pair(workspace, pair_id), live_annotation(workspace, pair_id)
     is_own = annotation is not None and annotation["author"] == user.user_id
-    if pair.state in (QUEUED, ANNOTATED, DISPUTED) and not is_own:
-        # The images beside each other say much of what a key would.
+    if pair.state != VERIFIED and not is_own:
+        # The images beside each other say much of what a key would. A rejected pair may come back (annotating.undo).
         kind = "pair_seen" if annotation is None else "key_seen"
         with workspace.transaction() as connection:
             record(connection, kind, user_id=user.user_id, pair_id=pair_id)
