@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,7 @@ def judge(
     far: FarSide,
     *,
     stage: Any,
+    confirm: Callable[[], None],
 ) -> Judgement:
     """Apply the rule to all near pairs: count, write blind pairs, copies and hubs, and clean what may be selected.
 
@@ -65,6 +66,7 @@ def judge(
         near: The near side.
         far: The far side.
         stage: Counts near pairs as they are looked at.
+        confirm: As in results.write_blind_pairs.
     """
     table, rule = PairTable(near=near.table, far=far.space), far.rule
     tally, finder = Tally(rule), CopyFinder(floor=rule.floor)
@@ -92,6 +94,7 @@ def judge(
         rule,
         pieces,
         near.copies,
+        confirm=confirm,
     )
     candidates = clean(blind.batches(), copies, np.sort(hub_keys), config.selection, limit=MAX_CANDIDATES)
     stage.found_pairs(

@@ -59,7 +59,8 @@ def mine_pairs(config: MineConfig | None = None, *, progress: Progress | None = 
         ConfigError: the user's input. DataError: a record or file, or too many rejects. ResourceError: no GPU, memory or disk.
         TransientError: a store that stayed unwell.
     """
-    config = config or MineConfig()
+    # Whoever calls this wants more than a plan, whose miniature world is gone when it is made.
+    config = replace(config or MineConfig(), plan=False)
     config.check()
     progress = progress or Progress()
     progress.name_run(config.recipe)
@@ -148,16 +149,17 @@ def _mine(
                 is_clear = True
             label = _label("mine", near.name, far_side.spec.name, ready)
             with progress.stage(label, total=None, unit="pairs above the floor") as stage:
-                judged.append(judge(config, store, pieces, side, far_side, stage=stage))
+                judged.append(judge(config, store, pieces, side, far_side, stage=stage, confirm=confirm))
 
     # The first near encoder and its first far one are what the run is about; the others are compared with them.
     first = judged[0]
-    confirm()
     with progress.stage("select", total=None, unit="pairs") as stage:
         chosen, clusters = _choose(store, first, config, workers)
         near_misses = first.tally.nearest_misses()
         places = find_places(store, pieces, results.images_of(chosen, near_misses), copies=first.near.copies)
         selected = results.describe_pairs(store, pieces, chosen, clusters, places=places)
+        # Before each write and not long before it: what another run wrote here would be written over.
+        confirm()
         results.write_selection(out, selected)
         results.write_pieces(out, pieces)
         stage.advance(len(selected))
@@ -175,11 +177,10 @@ def _mine(
     )
     report = gate.shown(make_report(found))
     shown = shown_rows(selected, misses)
+    page = render_html(report, thumbnails(shown, dict(places.rows)))
+    confirm()
     storage.write_bytes(storage.join(out, results.REPORT_JSON), report.to_json().encode())
-    storage.write_bytes(
-        storage.join(out, results.REPORT_HTML),
-        render_html(report, thumbnails(shown, dict(places.rows))).encode(),
-    )
+    storage.write_bytes(storage.join(out, results.REPORT_HTML), page.encode())
     counted = {step.stage: step.count for step in report.funnel}
     manifest = describe_run(config, ready, judged, report.created_at, counted, progress)
     if config.compare_with is not None:

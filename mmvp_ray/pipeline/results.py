@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,6 +111,10 @@ def read_blind_pairs(folder: str) -> Iterator[PairBatch]:
                 )
 
 
+def _nothing() -> None:
+    """What is confirmed where no other run can write."""
+
+
 def write_blind_pairs(
     store: Store,
     out: str,
@@ -120,6 +124,8 @@ def write_blind_pairs(
     rule: Rule,
     pieces: Sequence[PieceRef],
     copies: CopyGroups,
+    *,
+    confirm: Callable[[], None] = _nothing,
 ) -> BlindPairs:
     """Write every pair that meets the rule, sorted by ids.
 
@@ -134,6 +140,7 @@ def write_blind_pairs(
         rule: The rule.
         pieces: The run's pieces.
         copies: Groups whose places count for their representative; none unless the run collapsed near-copies.
+        confirm: Called before each file, which may be long after the first pair was read: raises if OUT is another run's by then.
 
     Raises:
         ResourceError: the disk with the temporary files is full.
@@ -154,6 +161,7 @@ def write_blind_pairs(
             pa.array(rows_P8[:, 7].astype(np.int64)),
         ]
         table = pa.Table.from_arrays(columns, schema=BLIND_PAIRS)
+        confirm()
         write_table(Store(out), storage.join(folder, f"part-{number:06d}.parquet"), table)
         num_pairs += len(pairs)
     return BlindPairs(folder=folder, num_pairs=num_pairs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -194,6 +194,52 @@ def test_blind_pairs_are_sorted_over_all_files(
     np.testing.assert_array_equal(again, rows_of(blind)[by_ids])
 
 
+def test_of_two_runs_in_one_folder_the_one_begun_last_keeps_its_pairs(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second writes some while the first looks at what it will write."""
+    store, pieces, _ = made
+    monkeypatch.setattr(results, "PAIRS_PER_FILE", 64)
+    monkeypatch.setattr(results, "seen_ids", lambda *_: iter([(pieces[0], [IDS])]))
+
+    def write(
+        out: str, token: str, pairs: PairBatch, *, meanwhile: Callable[[], None] = lambda: None
+    ) -> list[PairBatch]:
+        def batches() -> Iterator[PairBatch]:
+            yield pairs
+            meanwhile()
+
+        def confirm() -> None:
+            results.check_alone(out, token)
+
+        blind = results.write_blind_pairs(
+            store, out, "n", "f", batches(), RULE, pieces, CopyGroups.none(), confirm=confirm
+        )
+        return list(blind.batches())
+
+    out = str(tmp_path)
+    first = results.begin(out)
+    results.clear(out)
+    of_second: list[PairBatch] = []
+
+    def second() -> None:
+        token = results.begin(out)
+        results.clear(out)
+        of_second.extend(write(out, token, pairs_of(7, 20)))
+        results.write_manifest(out, token, {})
+
+    with pytest.raises(ConfigError, match="expected no other run in"):
+        write(out, first, pairs_of(5, 700), meanwhile=second)
+    folder = results.blind_folder(out, "n", "f")
+    assert [path.name for path in Path(folder).iterdir()] == ["part-000000.parquet"]
+    found = list(results.read_blind_pairs(folder))
+    assert of_second and list(map(rows_of_bytes, found)) == list(map(rows_of_bytes, of_second))
+
+
+def rows_of_bytes(pairs: PairBatch) -> bytes:
+    return rows_of(pairs).tobytes()
+
+
 def test_of_two_runs_in_one_folder_the_one_begun_last_counts(tmp_path: Path) -> None:
     out = str(tmp_path)
     first = results.begin(out)
@@ -233,14 +279,22 @@ def test_runs_with_other_limits_keep_their_own_hubs(
     store = open_store(str(tmp_path / "store"))
     pairs = pairs_of(5, 300)
     monkeypatch.setattr(judge, "PairTable", lambda near, far: SimpleNamespace(batches=lambda: iter([pairs])))
-    monkeypatch.setattr(results, "write_blind_pairs", lambda *_: SimpleNamespace(batches=lambda: iter([])))
+    monkeypatch.setattr(results, "write_blind_pairs", lambda *_, **__: SimpleNamespace(batches=lambda: iter([])))
     stage = SimpleNamespace(advance=lambda num: None, found_pairs=lambda **counts: None)
     name = SimpleNamespace(name="e", slug="e")
     near = SimpleNamespace(table=SimpleNamespace(key="t"), space=name, spec=name, copies=CopyGroups.none())
     found = {}
     for limit in (5, 1000):
         config = MineConfig(out=str(tmp_path), selection=SelectConfig(hub_degree=limit))
-        judge.judge(config, store, pieces, near, SimpleNamespace(rule=RULE, space=name, spec=name), stage=stage)
+        judge.judge(
+            config,
+            store,
+            pieces,
+            near,
+            SimpleNamespace(rule=RULE, space=name, spec=name),
+            stage=stage,
+            confirm=lambda: None,
+        )
         found[limit] = sorted(read_table(str(path)).num_rows for path in tmp_path.rglob("hubs.parquet"))
     assert found[5][0] > 0 and found[1000] == [0, *found[5]]
     assert len(list(tmp_path.rglob("copies.parquet"))) == 1
