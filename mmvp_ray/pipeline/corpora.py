@@ -1,4 +1,4 @@
-"""The corpora of a run as shards; a `miniature:` corpus is rendered into the run's folder first."""
+"""The corpora of a run as shards; a `miniature:` corpus is rendered into the run's folder first, or elsewhere for a plan."""
 
 from __future__ import annotations
 
@@ -24,8 +24,13 @@ class Corpus:
     shards: tuple[Shard, ...]
 
 
-def open_corpora(config: MineConfig, progress: Progress) -> list[Corpus]:
+def open_corpora(config: MineConfig, progress: Progress, *, scratch: Path | None = None) -> list[Corpus]:
     """List the shards of every corpus of the run.
+
+    Args:
+        config: The run.
+        progress: Where rendering is shown.
+        scratch: Takes the miniature worlds that are not in the run's folder yet, which stays as it is; they are rendered into it unless given.
 
     Raises:
         ConfigError: nothing is there, or a miniature corpus is misspelt.
@@ -33,7 +38,7 @@ def open_corpora(config: MineConfig, progress: Progress) -> list[Corpus]:
     found: list[Corpus] = []
     for text in config.corpus:
         name, url = parse_corpus(text)
-        where = _render(name, url, config.out_url, progress) if url.startswith("miniature:") else url
+        where = _render(name, url, config.out_url, progress, scratch) if url.startswith("miniature:") else url
         found.append(
             Corpus(
                 name=name,
@@ -44,7 +49,7 @@ def open_corpora(config: MineConfig, progress: Progress) -> list[Corpus]:
     return found
 
 
-def _render(name: str, url: str, out: str, progress: Progress) -> str:
+def _render(name: str, url: str, out: str, progress: Progress, scratch: Path | None) -> str:
     match = re.fullmatch(r"miniature:(\d+)?(?:\?seed=(\d+))?", url)
     if match is None:
         raise ConfigError(
@@ -55,7 +60,10 @@ def _render(name: str, url: str, out: str, progress: Progress) -> str:
     world = WorldConfig(num_images=int(match[1] or 4096), seed=int(match[2] or 0))
     folder = storage.join(out, "miniature-world", name)
     with progress.stage("render", total=world.num_images, unit="images") as stage:
-        if storage.is_local(folder):
+        if scratch is not None:
+            written = write_shards(scratch / name, world)
+            folder = folder if _is_there(scratch / name / MARKER, folder) else str(scratch / name)
+        elif storage.is_local(folder):
             written = write_shards(Path(folder), world)
         else:
             with tempfile.TemporaryDirectory() as temporary:
@@ -70,10 +78,16 @@ def _render(name: str, url: str, out: str, progress: Progress) -> str:
 def _upload(paths: Sequence[Path], folder: str) -> None:
     """Put files into a folder; the last one, which says what they are, comes last, and none is written if it is there already."""
     *files, marker = paths
-    uri, content = storage.join(folder, marker.name), marker.read_bytes()
-    if storage.exists(uri) and storage.read_bytes(uri) == content:
+    if _is_there(marker, folder):
         return
+    uri = storage.join(folder, marker.name)
     storage.remove(uri)
     for path in files:
         storage.write_bytes(storage.join(folder, path.name), path.read_bytes())
-    storage.write_bytes(uri, content)
+    storage.write_bytes(uri, marker.read_bytes())
+
+
+def _is_there(marker: Path, folder: str) -> bool:
+    """Whether a folder has the world of a marker, whole."""
+    uri = storage.join(folder, marker.name)
+    return storage.exists(uri) and storage.read_bytes(uri) == marker.read_bytes()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from mmvp_ray import storage
 from mmvp_ray.cluster import Session
@@ -67,6 +69,14 @@ def prepare(config: MineConfig, session: Session, progress: Progress) -> Preflig
     Raises:
         ConfigError, DataError, ResourceError, TransientError: the first thing that is not as it must be.
     """
+    if not config.plan:
+        return _prepare(config, session, progress)
+    # A plan leaves nothing where the run will be: a dated run's folder would count as a run that was begun.
+    with tempfile.TemporaryDirectory(prefix="mmvp-ray-plan-") as scratch:
+        return _prepare(config, session, progress, scratch=Path(scratch))
+
+
+def _prepare(config: MineConfig, session: Session, progress: Progress, *, scratch: Path | None = None) -> Preflight:
     config.check()
     stated = [Hardware.parse(config.plan_cluster)] if config.plan_cluster else []
     if config.takedown is not None:
@@ -112,7 +122,7 @@ def prepare(config: MineConfig, session: Session, progress: Progress) -> Preflig
     preflight.check_shared(session, {"--out": config.out_url, "--store": config.store_url})
     preflight.check_writable(config.out_url, flag="--out")
     preflight.check_writable(config.store_url, flag="--store")
-    corpora = tuple(listed or open_corpora(config, progress))
+    corpora = tuple(listed or open_corpora(config, progress, scratch=scratch))
     # A plan makes no store.
     is_there = storage.exists(storage.join(config.store_url, "store.json"))
     store = open_store(config.store_url) if is_there or not config.plan else Store(storage.normalise(config.store_url))

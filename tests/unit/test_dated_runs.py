@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -23,6 +25,8 @@ from mmvp_ray.pipeline.dated_runs import (
     run_folder,
 )
 from mmvp_ray.pipeline.preflight import check_writable
+from mmvp_ray.pipeline.prepare import prepare
+from mmvp_ray.pipeline.progress import Progress
 from mmvp_ray.schema import SCHEMA_VERSION
 
 NOW = datetime(2026, 11, 21, 3, 15, tzinfo=UTC)
@@ -60,6 +64,28 @@ class TestNext:
         (tmp_path / "runs" / FIRST).mkdir(parents=True)
         check_writable(f"{runs}/{FIRST}", flag="--out")
         assert next_run(runs, NOW).name == FIRST
+
+    @pytest.mark.parametrize("scheme", ["", "memory://"])
+    def test_planning_the_miniature_world_begins_none(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+    ) -> None:
+        runs = f"{scheme}{tmp_path}/runs"
+        config = MineConfig(
+            corpus=("m=miniature:16",),
+            near=("miniature:clip",),
+            far=("miniature:dino",),
+            runs=runs,
+            device="cpu",
+            plan=True,
+        )
+        temporary = tmp_path / "temporary"
+        temporary.mkdir()
+        monkeypatch.setattr("tempfile.tempdir", str(temporary))
+        session: Any = SimpleNamespace(joins_cluster=False)
+        ready = prepare(planned(config), session, Progress(stream=None))
+        assert ready.plan.num_images_left > 0
+        assert not storage.exists(runs) and not next_run(runs, NOW).is_begun
+        assert list(temporary.iterdir()) == []
 
     def test_after_a_latest_one(self, runs: str) -> None:
         add(runs, FIRST, ended=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import tarfile
@@ -145,6 +146,21 @@ def test_a_corpus_behind_a_url_is_the_world_that_was_asked_for() -> None:
     out = "memory://miniature-corpora/out"
     assert seeds_of(MineConfig(corpus=("m=miniature:1030?seed=1",), out=out))[1] >= 1030
     assert seeds_of(MineConfig(corpus=("m=miniature:20?seed=2",), out=out)) == {2: 20}
+
+
+@pytest.mark.parametrize("scheme", ["", "memory://"])
+def test_a_plan_renders_nothing_into_the_run_and_knows_a_world_that_is_there(tmp_path: Path, scheme: str) -> None:
+    config = MineConfig(corpus=("m=miniature:8?seed=2",), out=f"{scheme}{tmp_path}/out", plan=True)
+    scratch = tmp_path / "scratch"
+    (planned,) = open_corpora(config, Progress(stream=None), scratch=scratch)
+    assert len(planned.shards) == 1 and planned.shards[0].uri.startswith(str(scratch))
+    assert not storage.exists(config.out_url)
+    (rendered,) = open_corpora(dataclasses.replace(config, plan=False), Progress(stream=None))
+    # What is done of it already counts as done.
+    assert open_corpora(config, Progress(stream=None), scratch=scratch) == [rendered]
+    other = dataclasses.replace(config, corpus=("m=miniature:8?seed=3",))
+    (planned,) = open_corpora(other, Progress(stream=None), scratch=scratch)
+    assert planned.shards[0].uri.startswith(str(scratch))
 
 
 def test_a_rendering_that_was_killed_leaves_nothing_to_a_smaller_world(
