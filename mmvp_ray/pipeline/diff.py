@@ -51,12 +51,13 @@ def diff_runs(old: Run, new: Run) -> RunDiff:
     return _Comparison(old, new).result()
 
 
-def write_diff(old_url: str, new: Run) -> RunDiff:
+def write_diff(old_url: str, new: Run, *, confirm: Callable[[], None] = lambda: None) -> RunDiff:
     """Compare a finished run with an earlier one, and write diff.parquet, diff.json and diff.html into its folder.
 
     Args:
         old_url: Folder of the earlier run.
         new: The finished run.
+        confirm: Called before files are written: raises if the folder is another run's by then.
 
     Raises:
         ConfigError: there is no finished run at ``old_url``. DataError: as for diff_runs. ResourceError: no space for the table.
@@ -66,9 +67,10 @@ def write_diff(old_url: str, new: Run) -> RunDiff:
         local = Path(scratch) / DIFF_TABLE
         with pq.ParquetWriter(local, DIFF, compression="zstd") as writer:
             diff = comparison.result(lambda batch: _append(writer, batch))
+        page = render_diff_html(diff, comparison.pictures(diff))
+        confirm()
         storage.write_file(storage.join(new.url, DIFF_TABLE), local)
     storage.write_bytes(storage.join(new.url, DIFF_JSON), diff.to_json().encode())
-    page = render_diff_html(diff, comparison.pictures(diff))
     storage.write_bytes(storage.join(new.url, DIFF_HTML), page.encode())
     return diff
 

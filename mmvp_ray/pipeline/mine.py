@@ -185,7 +185,7 @@ def _mine(
     manifest = describe_run(config, ready, judged, report.created_at, counted, progress)
     if config.compare_with is not None:
         with progress.stage("diff", total=None, unit="pairs") as stage:
-            diff = write_diff(config.compare_with, Run(out, manifest))
+            diff = write_diff(config.compare_with, Run(out, manifest), confirm=confirm)
             stage.advance(sum(diff.count(change) for change in CHANGES))
     confirm()
     results.write_manifest(out, token, manifest)

@@ -24,7 +24,9 @@ SCAN_ROWS = {"cpu": 32_768, "cuda": 1_048_576}
 """Images that one task compares with the anchors; many on a GPU, where every task starts a process (exact.BLOCK_ROWS)."""
 FIRST_ANCHORS = 1_000
 MAX_ANCHORS = 100_000
-MAX_PAIRS_PER_TASK = 5_000_000
+MAX_PAIRS = 5_000_000
+LIMITED_ROWS = 32_768
+"""Images whose pairs with the anchors may be MAX_PAIRS: the same share of them on a GPU, where a task has many more images, as on a CPU."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,13 +125,27 @@ def scan_block(
 ) -> AnchorPairs:
     """The pairs of the anchors with the images of one block."""
     ids_N16, vectors_ND = load_block(task.store, task.space, task.block)
-    found = join_block(anchors_SD, vectors_ND, task.floor, device=task.device, max_pairs=MAX_PAIRS_PER_TASK, axes=axes)
-    other = id_keys(ids_S16)[found.rows_a_P] != id_keys(ids_N16)[found.rows_b_P]
-    anchor_P, row_P = found.rows_a_P[other], found.rows_b_P[other]
+    met = [
+        (found.rows_a_P, found.rows_b_P + first, found.cos_P)
+        for first in range(0, max(1, len(ids_N16)), LIMITED_ROWS)
+        for found in [
+            join_block(
+                anchors_SD,
+                vectors_ND[first : first + LIMITED_ROWS],
+                task.floor,
+                device=task.device,
+                max_pairs=MAX_PAIRS,
+                axes=axes,
+            )
+        ]
+    ]
+    anchor_P, row_P, cos_P = map(np.concatenate, zip(*met, strict=True))
+    other = id_keys(ids_S16)[anchor_P] != id_keys(ids_N16)[row_P]
+    anchor_P, row_P = anchor_P[other], row_P[other]
     needed_P = np.empty(0)
     if centroids_KD is not None:
         needed_P = Cells(centroids_KD).needed_delta(anchors_SD, vectors_ND, anchor_P, row_P)
-    return AnchorPairs(anchor_P=anchor_P, ids_P16=ids_N16[row_P], cos_P=found.cos_P[other], needed_P=needed_P)
+    return AnchorPairs(anchor_P=anchor_P, ids_P16=ids_N16[row_P], cos_P=cos_P[other], needed_P=needed_P)
 
 
 def scan_until(

@@ -179,5 +179,9 @@ def cut_parts(routed: Routed, device: str) -> Iterator[tuple[str, int, Files, Fi
         num_new = sum(first < routed.num_new for first, _ in bundles)
         for i in range(num_new):
             for j in range(i, len(bundles)):
-                name = f"g{group:06d}" + ("" if len(bundles) == 1 else f"-{i:04d}-{j:04d}")
+                # By their files: where some are routed anew on another processor, bounds may move under finished parts.
+                files_of = (
+                    "" if len(bundles) == 1 else "".join(f"-{first}.{last}" for first, last in (bundles[i], bundles[j]))
+                )
+                name = f"g{group:06d}{files_of}"
                 yield name, group, bundles[i], bundles[j] if j > i else None

@@ -14,6 +14,7 @@
     ROOT/attempts/.loading/<run>.<id>                       encoders that a run loads, or did when it was killed; may be removed between runs
     ROOT/leases/<number>.json                               the lease of scheduled runs and takedowns (store/lease.py)
     ROOT/takedown.parquet                                   what was taken down and stays away (store/takedown_record.py)
+    ROOT/takedown.runs.json                                 runs that are still to be cleaned of it
 
 Beside each table lies <name>.done.json, written last: present means whole. The lists of pieces need none, nor do hubs, and copies that
 no join is made without: each run writes them anew.
