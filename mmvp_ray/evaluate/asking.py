@@ -94,6 +94,7 @@ def ask_all(
     *,
     on_reply: Callable[[Reply, AskingProgress], None] | None = None,
     max_failed_share: float = MAX_FAILED_SHARE,
+    num_prompts: int | None = None,
 ) -> Iterator[Reply]:
     """Yield one reply for every prompt: kept answers from the log, the others as the responder gives them, in any order.
 
@@ -107,6 +108,8 @@ def ask_all(
         log: Opened with the responder's identity.
         on_reply: Called with each reply and the progress after it.
         max_failed_share: Raise at the end if more than this share of all prompts has no answer; 1 never raises.
+        num_prompts: How many the share is of, where `asks` are a few that are left of a run's; those of `asks` unless given. Where none of
+            `asks` has an answer, that raises whatever the share below 1.
 
     Raises:
         ConfigError: the responder refuses this user or model, or too many prompts failed for a reason that stays.
@@ -161,7 +164,7 @@ def ask_all(
             log.add(ask, image_ids, reply)
             yield done(reply, new=True)
             if progress.num_failed >= NUM_FIRST and not log.num_answers and max_failed_share < 1:
-                raise _too_many(progress, responder, max_failed_share)
+                raise _too_many(progress, responder, max_failed_share, num_prompts)
             if num_away >= NUM_AWAY:
                 raise TransientError(
                     f"expected answers from {responder.name}, found none for {num_away} prompts one after the other, the last because: "
@@ -180,8 +183,9 @@ def ask_all(
             f"expected a reply to every prompt from {responder.name}, found none for {len(waiting)}, such as {next(iter(waiting))!r}; mend "
             f"the responder"
         )
-    if progress.failed_share > max_failed_share:
-        raise _too_many(progress, responder, max_failed_share)
+    is_silent = progress.failed_share == 1.0 and max_failed_share < 1
+    if is_silent or progress.num_failed / (num_prompts or progress.num_done) > max_failed_share:
+        raise _too_many(progress, responder, max_failed_share, num_prompts)
 
 
 def _warn_of_few_tokens(progress: AskingProgress, responder: Responder) -> None:
@@ -197,11 +201,15 @@ def _warn_of_few_tokens(progress: AskingProgress, responder: Responder) -> None:
         )
 
 
-def _too_many(progress: AskingProgress, responder: Responder, max_failed_share: float) -> MmvpError:
+def _too_many(
+    progress: AskingProgress, responder: Responder, max_failed_share: float, num_prompts: int | None
+) -> MmvpError:
     kind = TransientError if progress.first_error_passes else ConfigError
+    prompts = "the prompts" if num_prompts is None else f"{num_prompts} prompts, and not all that it was asked,"
+    without = "" if num_prompts is None else ", --max-failed-share 1 goes on without them"
     return kind(
-        f"expected at most {max_failed_share:.0%} of the prompts without an answer from {responder.name}, found {progress.num_failed} of "
-        f"{progress.num_done}, the first because: {progress.first_error}; the same command asks those again"
+        f"expected at most {max_failed_share:.0%} of {prompts} without an answer from {responder.name}, found {progress.num_failed} of "
+        f"{progress.num_done}, the first because: {progress.first_error}; the same command asks those again{without}"
     )
 
 

@@ -224,8 +224,10 @@ def _judged(
     found: dict[str, Answer] = {}
     num_unjudged = 0
     folder = storage.join(config.out_url, judge_folder("judge", judge))
+    share = config.asking.max_failed_share
     with AnswerLog(folder, name=judge.name, identity=judge.identity()) as log:
-        for reply in ask_all(asks, judge, log, max_failed_share=config.asking.max_failed_share):
+        # One refusal among the few that are left to it is no reason to score none of a run's answers.
+        for reply in ask_all(asks, judge, log, max_failed_share=share, num_prompts=len(prompts)):
             verdict = None if reply.text is None else parse_judgement(reply.text, prompts[reply.key].shown)
             if verdict is None:
                 num_unjudged += 1
