@@ -8,6 +8,7 @@ from mmvp_ray.config import fingerprint
 from mmvp_ray.errors import ConfigError
 from mmvp_ray.evaluate.asking import MAX_FAILED_SHARE
 from mmvp_ray.evaluate.endpoint_config import EndpointConfig
+from mmvp_ray.evaluate.endpoint_presets import PRESETS
 from mmvp_ray.evaluate.local_pool import PoolConfig
 from mmvp_ray.evaluate.local_spec import LocalModelConfig
 from mmvp_ray.evaluate.named_responders import open_responder, preset_of
@@ -72,20 +73,22 @@ class AskingConfig:
 
         Args:
             model: As `named_responders.open_responder` takes it.
-            base_url: Instead of the config's: another model may be elsewhere.
+            base_url: Instead of the config's: another model may be elsewhere. The config's key, `served_as` and further fields are then left
+                out, for they are of its own address.
             api_key_env: Instead of the config's.
 
         Raises:
             ConfigError: the name means nothing, or a setting cannot be used.
         """
         self.check()
+        own = _elsewhere(self, base_url) if base_url and base_url.rstrip("/") != self._url_of(model) else self
         endpoint = EndpointConfig(
-            base_url=base_url or self.base_url,
-            api_key_env=self.api_key_env if api_key_env is None else api_key_env,
-            served_as=self.served_as,
+            base_url=own.base_url,
+            api_key_env=own.api_key_env if api_key_env is None else api_key_env,
+            served_as=own.served_as,
             temperature=self.temperature,
             seed=self.sampling_seed,
-            extra_body=self.extra_body,
+            extra_body=own.extra_body,
             concurrency=self.concurrency,
             requests_per_minute=self.requests_per_minute,
             tokens_per_minute=self.tokens_per_minute,
@@ -106,15 +109,24 @@ class AskingConfig:
         )
         return open_responder(model, endpoint=endpoint, local=local)
 
+    def _url_of(self, model: str) -> str:
+        preset = PRESETS.get(preset_of(model))
+        return (self.base_url or (preset.base_url if preset else "")).rstrip("/")
+
 
 def asking_of_judge(asking: AskingConfig, model: str, judge: str) -> AskingConfig:
     """How a judge is asked: as the model, but what only the model's service is to be told is left out where the judge has another one.
 
-    Address, key and further fields go to another model of the same preset alone: the key to OpenAI must not reach a server of yours.
+    Address, key and further fields go to another model of the same preset alone: the key to OpenAI must not reach a server of yours. Where
+    such a judge has an address of its own, `AskingConfig.open` leaves them out.
     """
     if preset_of(model) == preset_of(judge):
         return asking
-    return replace(asking, base_url=None, api_key_env=None, served_as=None, extra_body=())
+    return _elsewhere(asking, None)
+
+
+def _elsewhere(asking: AskingConfig, base_url: str | None) -> AskingConfig:
+    return replace(asking, base_url=base_url, api_key_env=None, served_as=None, extra_body=())
 
 
 def folder_name(model: str) -> str:

@@ -51,7 +51,7 @@ class LlavaBenchConfig:
     judge_base_url: str | None = None
     """The judge's endpoint; that of its preset unless given, the model's own where both have one preset."""
     judge_api_key_env: str | None = None
-    """Environment variable with the judge's key; that of its preset unless given, the model's own where both have one preset."""
+    """Environment variable with the judge's key; that of its preset unless given, the model's own where both have one preset and one address."""
     asking: AskingConfig = field(default_factory=AskingConfig)
     """How both are asked."""
     rule: str = "captions_and_boxes"

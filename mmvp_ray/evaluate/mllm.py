@@ -59,7 +59,7 @@ class MllmConfig:
     judge_base_url: str | None = None
     """Its endpoint; that of its preset unless given, the model's own where both have one preset."""
     judge_api_key_env: str | None = None
-    """Environment variable with its key; that of its preset unless given, the model's own where both have one preset."""
+    """Environment variable with its key; that of its preset unless given, the model's own where both have one preset and one address."""
     allow_incomplete: bool = False
     """Give a headline although some pairs have a failed request, over the others."""
     patterns: str | None = None

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mmvp_ray.config import from_mapping
 from mmvp_ray.errors import ConfigError, TransientError
-from mmvp_ray.evaluate.asking_config import AskingConfig, asking_of_judge
+from mmvp_ray.evaluate.asking_config import AskingConfig, asking_of_judge, judge_folder
 from mmvp_ray.evaluate.endpoint import EndpointResponder
 from mmvp_ray.evaluate.endpoint_call import retry_after_seconds
 from mmvp_ray.evaluate.endpoint_config import EndpointConfig
@@ -265,6 +265,31 @@ def test_a_judge_at_another_service_is_asked_there_with_its_own_key(monkeypatch:
     same = judge("vllm:m", "vllm:j")
     assert (same.url, same.read_key(), same.extra_body) == ("http://gpu:8000/v1", "sk-GPU_KEY", ("top_k=1",))
     assert judge("gpt-4v", "openai:x").url == "http://gpu:8000/v1"
+
+
+@pytest.mark.parametrize("own_url", ["https://gpu.example/v1", None])
+def test_the_models_key_reaches_a_judge_of_its_preset_at_its_own_address_alone(
+    own_url: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GPU_KEY", "JUDGE_KEY", "VLLM_API_KEY"):
+        monkeypatch.setenv(name, f"sk-{name}")
+    asking = AskingConfig(base_url=own_url, api_key_env="GPU_KEY", served_as="ours", extra_body=("top_k=1",))
+
+    def judge(url: str | None, key_env: str | None = None) -> EndpointResponder:
+        found = asking_of_judge(asking, "vllm:m", "vllm:j").open("vllm:j", base_url=url, api_key_env=key_env)
+        assert isinstance(found, EndpointResponder)
+        return found
+
+    own = own_url or PRESETS["vllm"].base_url
+    for url in (None, own, f"{own}/"):
+        here = judge(url)
+        assert (here.config.url, here.config.read_key()) == (own, "sk-GPU_KEY")
+        assert (here.config.served_as, here.config.extra_body) == ("ours", ("top_k=1",))
+    there = [judge(f"https://{host}/v1") for host in ("b.example", "c.example")]
+    for one in there:
+        assert (one.config.read_key(), one.config.served_as, one.config.extra_body) == ("sk-VLLM_API_KEY", None, ())
+    assert len({judge_folder("judge", one) for one in [*there, judge(None)]}) == 3
+    assert judge("https://b.example/v1", "JUDGE_KEY").config.read_key() == "sk-JUDGE_KEY"
 
 
 @pytest.mark.parametrize(
