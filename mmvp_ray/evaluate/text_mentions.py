@@ -31,11 +31,25 @@ _ARTICLES: Final = frozenset(("a", "an", "the", "it", "is", "it's", "its"))
 _BARE_WORDS: Final = _words("yes no true false not")
 """Words that mean an option only where they stand as the answer, not in the midst of a sentence: "there is no hat" is no "No"."""
 _OPPOSITES: Final = {"on": "off", "off": "on", "in": "out", "out": "in", "up": "down", "down": "up"}
-"""Beside its opposite such a word means an option only as an adverb: "the lamp is on", not "the lamp on the desk" or "based on"."""
-_BEHIND_ADVERB: Final = _words(
-    "in at of and or but not because since as so while when where now here during rather than instead is are was were"
+"""Beside its opposite such a word may be no option: "the lamp on the desk is dark", "in the picture", "a close-up"."""
+_BEHIND_PREPOSITION: Final = _words(
+    "a an the this that these those its his her their my your our it them which whose both each either any some another top display closer"
 )
-"""What follows an adverb, where a preposition would have its noun: "on in this picture", "out of its mouth"."""
+"""Behind "on" and "off"; other words than these follow the adverb too: "on inside the car", "off with a black screen"."""
+_BOUND_BY: Final = {
+    "on": _words("based depending depends going later so"),
+    "off": _words("based cut"),
+    "up": _words("close"),
+    "down": _words("upside"),
+}
+"""With such a word in front it is a part of another expression: "based on", "cut off", "close-up"."""
+_SWITCHED: Final = _words("turned switched")
+_NO_PLACES: Final = _words(
+    "image images picture pictures photo photos photograph photographs scene background foreground front fact case question conclusion"
+)
+"""In which nothing is that is "in": "in the picture" tells where one looks."""
+_BREAK = re.compile(r"[()\[\]{}\u2012-\u2015]|--|\s-\s")
+"""Between two words: what is behind it belongs to no preposition before it, "on (the bulb glows)"."""
 _NEGATORS: Final = _words(
     "not never neither nor no without than unlike isn't aren't wasn't weren't doesn't don't didn't can't cannot couldn't wouldn't won't "
     "hasn't haven't hardly barely non half semi partially partly 不 没 沒 未 非 無 无"
@@ -44,7 +58,9 @@ _FUNCTION_WORDS: Final = _words(
     "a an the it is are was were be being been really actually clearly quite fully completely entirely very any to in on at of by have has "
     "having had do does more like just exactly its his her their appear appears seem seems 是 的 在 很 被"
 )
-_CARRIERS: Final = _FUNCTION_WORDS | _words("wearing facing looking pointing showing show shows holding visible closer")
+_CARRIERS: Final = _FUNCTION_WORDS | _words(
+    "wearing facing looking pointing showing show shows holding visible closer turned switched"
+)
 """Words over which a negation reaches: "is not facing the left"."""
 _INSTEADS: Final = (("rather", "than"), ("instead", "of"), ("opposed", "to"), ("no", "longer"))
 _STOP_WORDS: Final = (
@@ -110,6 +126,7 @@ def read_words(text: str, shown: Sequence[ShownOption]) -> TextReading:
     Texts that an "or", a slash or "vs" ties together ("open or closed") are a choice put, not a choice made, and are left out.
     """
     tokens = tokens_of(text)
+    breaks = _breaks(text)
     places: list[tuple[int, int, int]] = []
     taken = [False] * len(tokens)
     phrases = sorted(((phrase_of(option.text), option.index) for option in shown), key=lambda pair: -len(pair[0]))
@@ -117,11 +134,11 @@ def read_words(text: str, shown: Sequence[ShownOption]) -> TextReading:
         size = len(phrase)
         if not size or (size == 1 and phrase[0] in _BARE_WORDS):
             continue
-        is_adverb = size == 1 and any(other == (_OPPOSITES.get(phrase[0]),) for other, _ in phrases)
+        has_opposite = size == 1 and any(other == (_OPPOSITES.get(phrase[0]),) for other, _ in phrases)
         for at in range(len(tokens) - size + 1):
-            if is_adverb and tokens[at + 1 : at + 2] and tokens[at + 1] not in _STOPS | _BEHIND_ADVERB:
+            if tuple(tokens[at : at + size]) != phrase or (has_opposite and not _is_adverb(tokens, at, breaks)):
                 continue
-            if tuple(tokens[at : at + size]) == phrase and not any(taken[at : at + size]):
+            if not any(taken[at : at + size]):
                 taken[at : at + size] = [True] * size
                 places.append((at, at + size, index))
     places.sort()
@@ -160,6 +177,35 @@ def distinct_words(text: str, shown: Sequence[ShownOption]) -> int | None:
                 return None
         start = end
     return found.pop() if len(found) == 1 else None
+
+
+def _breaks(text: str) -> list[bool]:
+    """Whether a bracket or dash stands behind each of a text's tokens."""
+    text = text.casefold()
+    found = list(_TOKEN.finditer(text))
+    starts = [*(token.start() for token in found), len(text)]
+    return [_BREAK.search(text[token.end() : end]) is not None for token, end in zip(found, starts[1:], strict=True)]
+
+
+def _is_adverb(tokens: Sequence[str], at: int, breaks: Sequence[bool]) -> bool:
+    """Whether a word of `_OPPOSITES` stands for itself, not before a noun as a preposition or in another expression."""
+    word = tokens[at]
+    before = tokens[at - 1] if at else "."
+    if before in _BOUND_BY.get(word, ()):
+        return False
+    last = min(at + 5, len(tokens))
+    end = next((end for end in range(at + 1, last) if breaks[end - 1] or tokens[end] in _STOPS), last)
+    behind = tokens[at + 1 : end]
+    if not behind:
+        return True
+    if word in ("on", "off"):
+        is_preposition = behind[0] in _BEHIND_PREPOSITION or behind[0].isdigit()
+        return not is_preposition or (before in _SWITCHED and behind[0] == "the")
+    if word == "in":
+        # "In the upper left, there is a cat", but "In its mouth.".
+        is_whole = len(behind) <= 3 and (end == len(tokens) or tokens[end] in _SENTENCE_ENDS)
+        return (is_whole or before not in _SENTENCE_ENDS) and not _NO_PLACES & set(behind[:3])
+    return True
 
 
 def _is_negated(tokens: Sequence[str], start: int) -> bool:
