@@ -70,9 +70,6 @@ class LocalGenerator:
         tokenizer.padding_side = "right" if model.config.is_encoder_decoder or _reads_apart(model) else "left"
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        # A chat template, or somebody's text, may begin with the token that the tokenizer puts in front.
-        begins = tokenizer.bos_token is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-        self._begin = str(tokenizer.bos_token) if begins else ""
 
     def complete(self, prompts: Sequence[LocalPrompt]) -> list[Completion | str]:
         """What came of each prompt, in order: a completion, or one line that says why the model cannot take it.
@@ -92,6 +89,13 @@ class LocalGenerator:
 
         A batch that the GPU's memory does not hold is halved; so is one that raises, until the prompt that made it stands alone.
         """
+        found: dict[int, Completion | str | ResourceError] = {}
+        for begins in (False, True):
+            places = [at for at, prompt in enumerate(prompts) if self._begins(prompt) == begins]
+            found |= zip(places, self._attempt([prompts[at] for at in places]), strict=True)
+        return [found[at] for at in range(len(prompts))]
+
+    def _attempt(self, prompts: Sequence[LocalPrompt]) -> list[Completion | str | ResourceError]:
         import torch
 
         if not prompts:
@@ -112,20 +116,24 @@ class LocalGenerator:
             if len(prompts) == 1:
                 return [f"{self.name} cannot take this prompt ({type(error).__name__}: {one_line(error)})"]
         middle = len(prompts) // 2
-        return [*self.attempt(prompts[:middle]), *self.attempt(prompts[middle:])]
+        return [*self._attempt(prompts[:middle]), *self._attempt(prompts[middle:])]
 
     def inputs(self, prompts: Sequence[LocalPrompt]) -> dict[str, Any]:
-        """The model's inputs, padded to one length, on its device; `input_ids` and `attention_mask` are (B, T)."""
+        """The model's inputs, padded to one length, on its device; `input_ids` and `attention_mask` are (B, T).
+
+        Args:
+            prompts: All with the first token in their text, or all without.
+        """
         import torch
 
-        texts = [prompt.text.removeprefix(self._begin) for prompt in prompts]
+        (begins,) = {self._begins(prompt) for prompt in prompts}
         images = [image for prompt in prompts for image in prompt.images]
         inputs = self.processor(
-            text=texts,
+            text=[prompt.text for prompt in prompts],
             images=images or None,
             padding=True,
             return_tensors="pt",
-            add_special_tokens=True,
+            add_special_tokens=not begins,
         )
         dtype = getattr(torch, self._dtype)
         return {
@@ -135,6 +143,14 @@ class LocalGenerator:
     def generate(self, inputs: Mapping[str, Any], *, max_tokens: int, **settings: Any) -> Any:
         """What generate of transformers gives, without sampling or beams of its own."""
         return self.model.generate(**inputs, max_new_tokens=max_tokens, num_beams=1, do_sample=False, **settings)
+
+    def _begins(self, prompt: LocalPrompt) -> bool:
+        """Whether a chat template, or somebody's text, brings the token that the tokenizer would put in front.
+
+        It is neither put twice nor taken away and put back: a tokenizer may read the word behind it otherwise where it is written out.
+        """
+        first = self.processor.tokenizer.bos_token
+        return bool(first) and prompt.text.startswith(first)
 
     def _complete(self, prompts: Sequence[LocalPrompt]) -> list[Completion]:
         inputs = self.inputs(prompts)
