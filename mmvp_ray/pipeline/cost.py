@@ -195,19 +195,21 @@ def unit_costs_of(
 
 
 def comparison(expected: Mapping[str, Any], measured: Mapping[str, Any]) -> list[str]:
-    """What the plan said beside what the run took, for people; nothing for a run that had nothing to embed."""
+    """What the plan said beside what the run took, for people; nothing for a run that had nothing to embed.
+
+    A stage of seconds, by the plan and in truth, is left out: what it takes to begin one is no part of any rate.
+    """
     if not expected.get("num_pieces"):
         return []
     hours = {name: (float(expected[name]), float(measured[name])) for name in ("embed_hours", "join_hours")}
+    told = {name: pair for name, pair in hours.items() if max(pair) * 3600 >= MIN_MEASURED_SECONDS}
     ratios = ", ".join(
         f"{name.removesuffix('_hours')} {_hours(said)} said, {_hours(was)} taken"
         + (f" ({was / said:.2g} x)" if said else "")
-        for name, (said, was) in hours.items()
+        for name, (said, was) in told.items()
     )
-    return [
-        f"the plan said {_amounts(expected)}; the run took {_amounts(measured)}",
-        f"on {Hardware(**expected['hardware']).text()}: {ratios}",
-    ]
+    amounts = f"the plan said {_amounts(expected)}; the run took {_amounts(measured)}"
+    return [amounts, f"on {Hardware(**expected['hardware']).text()}: {ratios}"] if told else [amounts]
 
 
 def _amounts(of: Mapping[str, Any]) -> str:

@@ -343,6 +343,11 @@ def test_the_comparison_of_a_plan_with_its_run() -> None:
         "on 2 cores: embed 30 min said, 1 h taken (2 x), join 0 s said, 2 h taken",
     ]
     assert cost.comparison({**expected, "num_pieces": 0}, took) == []
+    # What beginning it took, whatever there was to do: 99 times what was said.
+    seconds = {"join_hours": 1.1 / 3600}
+    assert cost.comparison(expected, took | seconds)[1:] == ["on 2 cores: embed 30 min said, 1 h taken (2 x)"]
+    few = {"embed_hours": 0.1 / 3600}
+    assert len(cost.comparison(expected | few, took | seconds | few)) == 1
 
 
 def test_every_rate_of_the_table_has_a_source() -> None:
