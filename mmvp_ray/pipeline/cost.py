@@ -17,6 +17,7 @@ ROW_BYTES = 400
 FILE_BYTES = 3000
 """What a Parquet file costs beside its rows: the schema and the footer."""
 VECTOR_ID_BYTES = 16
+MIN_COMPARED_SECONDS = 10.0
 START_SECONDS = 35.0
 """Until the first piece is embedded on a Ray of its own: Ray, its workers and small encoders start (2 cores, measured: 26 to 38 s)."""
 
@@ -197,12 +198,12 @@ def unit_costs_of(
 def comparison(expected: Mapping[str, Any], measured: Mapping[str, Any]) -> list[str]:
     """What the plan said beside what the run took, for people; nothing for a run that had nothing to embed.
 
-    A stage of seconds, by the plan and in truth, is left out: what it takes to begin one is no part of any rate.
+    A stage below MIN_COMPARED_SECONDS, by the plan and in truth, is left out: what it takes to begin one is no part of any rate.
     """
     if not expected.get("num_pieces"):
         return []
     hours = {name: (float(expected[name]), float(measured[name])) for name in ("embed_hours", "join_hours")}
-    told = {name: pair for name, pair in hours.items() if max(pair) * 3600 >= MIN_MEASURED_SECONDS}
+    told = {name: pair for name, pair in hours.items() if max(pair) * 3600 >= MIN_COMPARED_SECONDS}
     ratios = ", ".join(
         f"{name.removesuffix('_hours')} {_hours(said)} said, {_hours(was)} taken"
         + (f" ({was / said:.2g} x)" if said else "")
