@@ -38,9 +38,9 @@ GPU_FACTS = ("gpu", "gpu_gib", "cuda", "transformers")
 SAME_MACHINE = (*GPU_FACTS, "versions", "cpu", "cores")
 """In which machines are equal whose figures stand beside each other."""
 AND = " && "
+"""Between the commands of files that were taken one after the other."""
 COMMANDS = "commands"
 """Among the figures of a benchmark with parts: for each part the command that it was measured by."""
-"""Between the commands of files that were taken one after the other."""
 END_SECONDS = 20.0
 
 
@@ -146,7 +146,7 @@ def take(text: str, known: dict[str, Benchmark], kept: Mapping[str, Outcome]) ->
             )
     date = time.strftime("%Y-%m-%d %H:%M", time.gmtime(Path(path).stat().st_mtime))
     taken = outcome_of(known[name], raw, dict(raw["machine"]), date=date, command=command_of(known[name], arguments))
-    return beside(kept.get(name), by_part(taken, known[name].parts)) if known[name].parts else taken
+    return beside(kept.get(name), by_part(taken, known[name].parts), known[name].parts) if known[name].parts else taken
 
 
 def command_of(benchmark: Benchmark, arguments: Mapping[str, Any]) -> str:
@@ -167,7 +167,7 @@ def by_part(taken: Outcome, parts: Sequence[str]) -> Outcome:
     return replace(taken, figures={**taken.figures, COMMANDS: commands})
 
 
-def beside(before: Outcome | None, taken: Outcome) -> Outcome:
+def beside(before: Outcome | None, taken: Outcome, parts: Sequence[str]) -> Outcome:
     """What was taken, and the parts that it lacks from what is kept of the same machine; its own parts replace those of the same name."""
     if before is None or before.is_quick:
         return taken
@@ -180,10 +180,18 @@ def beside(before: Outcome | None, taken: Outcome) -> Outcome:
         print(f"{taken.name}: {said}: {', '.join(differ)} of the machine differ", flush=True)
         return taken
     failures = old | (taken.figures.get("failed") or {})
-    commands = before.figures[COMMANDS] | taken.figures[COMMANDS]
+    kept = by_part(before, parts).figures[COMMANDS] | (before.figures.get(COMMANDS) or {})
+    # A part that failed now and was measured before is shown by what it was measured by.
+    newer = {
+        part: said
+        for part, said in taken.figures[COMMANDS].items()
+        if part in taken.figures or part not in before.figures
+    }
+    commands = kept | newer
+    in_order = [command for command in (*before.command.split(AND), taken.command) if command in commands.values()]
     return replace(
         taken,
-        command=AND.join(dict.fromkeys(commands.values())),
+        command=AND.join(dict.fromkeys(in_order)),
         failed=in_words(failures),
         figures=before.figures | taken.figures | {"failed": failures or None, COMMANDS: commands},
     )

@@ -272,7 +272,7 @@ BENCHMARKS = (
         lacks=lacks_gpu,
         takes_rounds=False,
         counts_with={"device": "cuda", "scale": "full"},
-        parts=gpu.PARTS,
+        parts=(*gpu.PARTS, gpu.BLOCKWISE),
         section=models.GPU,
     ),
     Benchmark(

@@ -192,8 +192,8 @@ def _warn_of_few_tokens(progress: AskingProgress, responder: Responder) -> None:
     # Parsers make something of every text: POPE's official one takes none at all for a yes.
     if progress.num_cut or progress.num_empty:
         logger.warning(
-            "%d of %d answers of %s ended at the limit of tokens, %d are empty, and are judged as they are; models that reason need a higher "
-            "limit",
+            "%d of %d answers of %s ended at the limit of tokens, %d are empty, and are judged as they are; a model that reasons needs a higher "
+            "limit where it has an option",
             progress.num_cut,
             progress.num_done - progress.num_failed,
             responder.name,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -44,6 +44,17 @@ _BOUND_BY: Final = {
 }
 """With such a word in front it is a part of another expression: "based on", "cut off", "close-up"."""
 _SWITCHED: Final = _words("turned switched")
+_BEHIND_ADVERB: Final = _words("and or but because since as so while")
+"""Behind a word of `_OPPOSITES` that is no preposition: "on because the bulb glows"."""
+_BEHIND_OTHERS: Final = _BEHIND_ADVERB | _words(
+    "in at of not where when now here during rather than instead is are was were"
+)
+"""Behind all of them but "in", which begins with some of these what it is in."""
+_STATES: Final = _words(
+    "is are was were be been being it's that's stay stays stayed remain remains remained keep keeps kept leave leaves left turned switched "
+    "appear appears seem seems look looks still currently now not . ! ? ; :"
+)
+"""In front of a word that says how something is: "the tongue is in the mouth", but not "the tongue, pink in colour"."""
 _NO_PLACES: Final = _words(
     "image images picture pictures photo photos photograph photographs scene background foreground front fact case question conclusion"
 )
@@ -59,7 +70,8 @@ _FUNCTION_WORDS: Final = _words(
     "having had do does more like just exactly its his her their appear appears seem seems 是 的 在 很 被"
 )
 _CARRIERS: Final = _FUNCTION_WORDS | _words(
-    "wearing facing looking pointing showing show shows holding visible closer turned switched"
+    "wearing facing looking pointing showing show shows holding visible closer turned switched powered plugged lit left taken rolled pulled raised "
+    "tucked sticking hanging"
 )
 """Words over which a negation reaches: "is not facing the left"."""
 _INSTEADS: Final = (("rather", "than"), ("instead", "of"), ("opposed", "to"), ("no", "longer"))
@@ -123,8 +135,18 @@ def leading_word(text: str, shown: Sequence[ShownOption]) -> int | None:
 def read_words(text: str, shown: Sequence[ShownOption]) -> TextReading:
     """Find options' texts as whole phrases, the longest first, so that "not open" is not read as "open".
 
-    Texts that an "or", a slash or "vs" ties together ("open or closed") are a choice put, not a choice made, and are left out.
+    Texts that an "or", a slash or "vs" ties together ("open or closed") are a choice put, not a choice made, and are left out. On and off,
+    in and out, up and down count where they can be nothing but an answer; those that may be a preposition only where there are no such.
     """
+    sure = _read_words(text, shown, _stands_alone)
+    return sure if sure.indices or sure.negated else _read_words(text, shown, _says_a_state)
+
+
+Stands = Callable[[Sequence[str], int, Sequence[bool]], bool]
+"""Takes tokens, a place and the breaks behind each token."""
+
+
+def _read_words(text: str, shown: Sequence[ShownOption], stands: Stands) -> TextReading:
     tokens = tokens_of(text)
     breaks = _breaks(text)
     places: list[tuple[int, int, int]] = []
@@ -136,7 +158,7 @@ def read_words(text: str, shown: Sequence[ShownOption]) -> TextReading:
             continue
         has_opposite = size == 1 and any(other == (_OPPOSITES.get(phrase[0]),) for other, _ in phrases)
         for at in range(len(tokens) - size + 1):
-            if tuple(tokens[at : at + size]) != phrase or (has_opposite and not _is_adverb(tokens, at, breaks)):
+            if tuple(tokens[at : at + size]) != phrase or (has_opposite and not stands(tokens, at, breaks)):
                 continue
             if not any(taken[at : at + size]):
                 taken[at : at + size] = [True] * size
@@ -185,6 +207,19 @@ def _breaks(text: str) -> list[bool]:
     found = list(_TOKEN.finditer(text))
     starts = [*(token.start() for token in found), len(text)]
     return [_BREAK.search(text[token.end() : end]) is not None for token, end in zip(found, starts[1:], strict=True)]
+
+
+def _stands_alone(tokens: Sequence[str], at: int, breaks: Sequence[bool]) -> bool:
+    """Whether nothing is behind a word of `_OPPOSITES` that it could be a preposition of."""
+    behind = _STOPS | (_BEHIND_ADVERB if tokens[at] == "in" else _BEHIND_OTHERS)
+    is_last = at + 1 == len(tokens) or breaks[at] or tokens[at + 1] in behind
+    return is_last and _is_adverb(tokens, at, breaks)
+
+
+def _says_a_state(tokens: Sequence[str], at: int, breaks: Sequence[bool]) -> bool:
+    """Whether a word of `_OPPOSITES` follows a verb of state or begins a sentence; up and down are hardly ever prepositions of an answer."""
+    before = tokens[at - 1] if at else "."
+    return (tokens[at] in ("up", "down") or before in _STATES) and _is_adverb(tokens, at, breaks)
 
 
 def _is_adverb(tokens: Sequence[str], at: int, breaks: Sequence[bool]) -> bool:

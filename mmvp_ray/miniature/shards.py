@@ -88,6 +88,16 @@ class _Member:
     record: dict[str, Any]
 
 
+def shard_names(config: WorldConfig) -> list[str]:
+    """Names of a world's tars."""
+    return [f"miniature-{k:06d}.tar" for k in range(-(-config.num_images // config.images_per_shard))]
+
+
+def identity_of(config: WorldConfig) -> dict[str, Any]:
+    """What the marker says of a world: folders with equal ones have equal tars."""
+    return {"world_version": WORLD_VERSION, "pillow": PIL.__version__, **asdict(config)}
+
+
 def write_shards(root: Path, config: WorldConfig | None = None) -> WrittenShards:
     """Write a world's tars into a folder, or leave them if they are all there already.
 
@@ -105,13 +115,7 @@ def write_shards(root: Path, config: WorldConfig | None = None) -> WrittenShards
     config = config or WorldConfig()
     root.mkdir(parents=True, exist_ok=True)
     marker = root / MARKER
-    num_shards = -(-config.num_images // config.images_per_shard)
-    names = [f"miniature-{k:06d}.tar" for k in range(num_shards)]
-    identity = {
-        "world_version": WORLD_VERSION,
-        "pillow": PIL.__version__,
-        **asdict(config),
-    }
+    names, identity = shard_names(config), identity_of(config)
     num_members = config.num_images + sum(config.flaw_counts)
     old = _read_marker(marker)
     written = WrittenShards(
@@ -126,7 +130,7 @@ def write_shards(root: Path, config: WorldConfig | None = None) -> WrittenShards
     for path in root.glob("miniature-*.tar"):
         path.unlink(missing_ok=True)
     for k, path in enumerate(written.paths):
-        _replace(path, _tar_bytes(_members(config, k, num_shards)))
+        _replace(path, _tar_bytes(_members(config, k, len(names))))
     sha256 = {path.name: _sha256(path) for path in written.paths}
     _replace(
         marker,

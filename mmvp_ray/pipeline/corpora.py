@@ -55,39 +55,36 @@ def _render(name: str, url: str, out: str, progress: Progress, scratch: Path | N
         raise ConfigError(
             f"expected miniature:NUM_IMAGES or miniature:NUM_IMAGES?seed=N, found {url!r} in --corpus; for example miniature:4096"
         )
-    from mmvp_ray.miniature.shards import MARKER, WorldConfig, write_shards
+    from mmvp_ray.miniature.shards import MARKER, WorldConfig, identity_of, shard_names, write_shards
 
     world = WorldConfig(num_images=int(match[1] or 4096), seed=int(match[2] or 0))
     folder = storage.join(out, "miniature-world", name)
     with progress.stage("render", total=world.num_images, unit="images") as stage:
         if scratch is not None:
-            written = write_shards(scratch / name, world)
-            folder = folder if _is_there(scratch / name / MARKER, folder) else str(scratch / name)
+            marker = storage.join(folder, MARKER)
+            if not storage.exists(marker) or storage.read_json(marker).get("world") != identity_of(world):
+                folder = str(scratch / name)
+                write_shards(Path(folder), world)
         elif storage.is_local(folder):
-            written = write_shards(Path(folder), world)
+            write_shards(Path(folder), world)
         else:
             with tempfile.TemporaryDirectory() as temporary:
                 written = write_shards(Path(temporary), world)
                 _upload((*written.paths, Path(temporary) / MARKER), folder)
         stage.advance(world.num_images)
     # Not every tar that lies there: one of another world would be mined with them.
-    first, last = (written.paths[at].stem.rpartition("-")[2] for at in (0, -1))
+    names = shard_names(world)
+    first, last = (names[at].removesuffix(".tar").rpartition("-")[2] for at in (0, -1))
     return storage.join(folder, f"miniature-{{{first}..{last}}}.tar")
 
 
 def _upload(paths: Sequence[Path], folder: str) -> None:
     """Put files into a folder; the last one, which says what they are, comes last, and none is written if it is there already."""
     *files, marker = paths
-    if _is_there(marker, folder):
+    uri, content = storage.join(folder, marker.name), marker.read_bytes()
+    if storage.exists(uri) and storage.read_bytes(uri) == content:
         return
-    uri = storage.join(folder, marker.name)
     storage.remove(uri)
     for path in files:
         storage.write_bytes(storage.join(folder, path.name), path.read_bytes())
-    storage.write_bytes(uri, marker.read_bytes())
-
-
-def _is_there(marker: Path, folder: str) -> bool:
-    """Whether a folder has the world of a marker, whole."""
-    uri = storage.join(folder, marker.name)
-    return storage.exists(uri) and storage.read_bytes(uri) == marker.read_bytes()
+    storage.write_bytes(uri, content)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from mmvp_ray import storage
 from mmvp_ray.cluster import Inline, Session
 from mmvp_ray.embed import embed_corpora
+from mmvp_ray.errors import ConfigError
 from mmvp_ray.mine import cluster_pairs, select
 from mmvp_ray.pipeline import results
 from mmvp_ray.pipeline.aesthetic_gate import open_gate
@@ -59,8 +60,9 @@ def mine_pairs(config: MineConfig | None = None, *, progress: Progress | None = 
         ConfigError: the user's input. DataError: a record or file, or too many rejects. ResourceError: no GPU, memory or disk.
         TransientError: a store that stayed unwell.
     """
-    # Whoever calls this wants more than a plan, whose miniature world is gone when it is made.
-    config = replace(config or MineConfig(), plan=False)
+    config = config or MineConfig()
+    if config.plan:
+        raise ConfigError("expected a run, found plan, which mines nothing; leave it out, or use `jobs/mine.py --plan`")
     config.check()
     progress = progress or Progress()
     progress.name_run(config.recipe)
@@ -68,8 +70,8 @@ def mine_pairs(config: MineConfig | None = None, *, progress: Progress | None = 
         confirm: Callable[[], None] = _nothing
         store = Store(config.store_url)
         # Until the end of the run: what a takedown removes must not be in anybody's hands.
+        held_for = f"{config.runs or config.out_url}{' (takedown)' if config.takedown else ''}"
         if config.runs is not None or is_due(store, config.takedown):
-            held_for = f"{config.runs or config.out_url}{' (takedown)' if config.takedown else ''}"
             confirm = stack.enter_context(hold_lease(store, run=held_for, on_wait=progress.note)).confirm
         dated = None if config.runs is None else next_run(config.runs, datetime.now(UTC))
         if dated is not None:
@@ -77,6 +79,9 @@ def mine_pairs(config: MineConfig | None = None, *, progress: Progress | None = 
         ready = prepare(config, session, progress)
         for line in ready.lines():
             progress.note(line)
+        if confirm is _nothing and is_due(ready.store, None):
+            # Another run's takedown began meanwhile.
+            confirm = stack.enter_context(hold_lease(store, run=held_for, on_wait=progress.note)).confirm
         others = [] if dated is None else [storage.join(dated.runs, name) for name in dated_names(dated.runs)]
         # Without a list too: one that was interrupted is finished before anything reads the store.
         take_down(ready.store, config.out_url, config.takedown, progress, other_urls=others)

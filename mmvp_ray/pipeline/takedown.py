@@ -1,7 +1,7 @@
 """Takedown as a job does it: images leave the store for good, and the run in OUT that showed them counts as unfinished until it runs again.
 
-The folders of the runs that are to be cleaned are noted in the store before anything leaves it. Whatever stops the job, the next one on that
-store finishes the same runs, whatever folder it has itself.
+The folders of the runs that are to be cleaned are noted in the store before anything leaves it, and a takedown counts as applied when the runs of
+its own job are cleaned. Whatever stops that job, the next one on that store finishes its own runs and those that were noted, as far as it sees them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mmvp_ray import retries, storage
+from mmvp_ray.errors import MmvpError
 from mmvp_ray.pipeline.progress import Progress
 from mmvp_ray.pipeline.results import MANIFEST, REPORT_HTML, REPORT_JSON
 from mmvp_ray.store import (
@@ -66,15 +67,28 @@ def take_down(
         return None
     if list_url is not None:
         read_takedown_list(list_url)
-    noted = runs_to_clean(store)
-    run_urls = [url for url in dict.fromkeys((out_url, *other_urls, *noted)) if storage.is_folder(url)]
-    # A run in a folder of another machine, or of a disk that is away, is left to whoever has it.
-    away = [url for url in noted if url not in run_urls]
-    note_runs_to_clean(store, [*run_urls, *away])
+    own = [url for url in dict.fromkeys((out_url, *other_urls)) if storage.is_folder(url)]
+    noted = [url for url in runs_to_clean(store) if url not in own]
+    note_runs_to_clean(store, [*own, *noted])
+    reopened: list[str] = []
+
+    def clean_runs(ids_M16: NDArray[np.uint8]) -> None:
+        reopened.extend(url for url in own if apply_takedown_to_run(url, ids_M16).is_reopened)
+        left = []
+        for url in noted:
+            # In a folder of another machine or of somebody else's, a run is left to whoever has it: this one goes on.
+            try:
+                if not storage.is_folder(url):
+                    left.append(url)
+                elif apply_takedown_to_run(url, ids_M16).is_reopened:
+                    reopened.append(url)
+            except MmvpError as error:
+                left.append(url)
+                progress.note(f"takedown: an earlier one did not clean the run in {url}, nor could this one ({error})")
+        note_runs_to_clean(store, left)
+
     with progress.stage("takedown", total=None, unit="rows") as stage:
-        result = apply_takedown(store, list_url, on_rows=stage.advance)
-        reopened = [url for url in run_urls if apply_takedown_to_run(url, result.ids_M16).is_reopened]
-        note_runs_to_clean(store, away)
+        result = apply_takedown(store, list_url, on_rows=stage.advance, elsewhere=clean_runs)
         stage.note = (
             f"removed from {result.num_tables_changed:,} tables; {result.num_images:,} images are refused from now on"
         )
@@ -95,7 +109,15 @@ def is_due(store: Store, list_url: str | None) -> bool:
     """True if `take_down` has something to do: a list, or an earlier takedown that was interrupted (or is at work this very moment)."""
     if list_url is not None or (not is_applied(store) and read_record(store).rows):
         return True
-    return any(storage.is_folder(url) for url in runs_to_clean(store))
+    return any(map(_is_here, runs_to_clean(store)))
+
+
+def _is_here(url: str) -> bool:
+    """Whether a folder that an earlier takedown noted can be looked at from here."""
+    try:
+        return storage.is_folder(url)
+    except MmvpError:
+        return False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

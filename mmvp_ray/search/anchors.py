@@ -125,20 +125,11 @@ def scan_block(
 ) -> AnchorPairs:
     """The pairs of the anchors with the images of one block."""
     ids_N16, vectors_ND = load_block(task.store, task.space, task.block)
-    met = [
-        (found.rows_a_P, found.rows_b_P + first, found.cos_P)
-        for first in range(0, max(1, len(ids_N16)), LIMITED_ROWS)
-        for found in [
-            join_block(
-                anchors_SD,
-                vectors_ND[first : first + LIMITED_ROWS],
-                task.floor,
-                device=task.device,
-                max_pairs=MAX_PAIRS,
-                axes=axes,
-            )
-        ]
-    ]
+    met = []
+    for first in range(0, max(1, len(ids_N16)), LIMITED_ROWS):
+        some_ND = vectors_ND[first : first + LIMITED_ROWS]
+        found = join_block(anchors_SD, some_ND, task.floor, device=task.device, max_pairs=MAX_PAIRS, axes=axes)
+        met.append((found.rows_a_P, found.rows_b_P + first, found.cos_P))
     anchor_P, row_P, cos_P = map(np.concatenate, zip(*met, strict=True))
     other = id_keys(ids_S16)[anchor_P] != id_keys(ids_N16)[row_P]
     anchor_P, row_P = anchor_P[other], row_P[other]

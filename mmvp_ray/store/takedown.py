@@ -1,8 +1,8 @@
 """Takedown: images named by id or URL leave every table of the store for good, and what was derived from them is removed to be made again.
 
 First the record says what must go (store/takedown_record.py) and loses its marker; from then on embedding refuses those images. Then every
-table is looked through, and each that holds such an image is replaced whole, without the rows. The record's marker comes last. Whatever stops
-it in between, the next call goes on from the record. Until then a reader finds an image in some tables and not in others, never half
+table is looked through, and each that holds such an image is replaced whole, without the rows. The record's marker comes last, after what the
+caller does elsewhere. Whatever stops it in between, the next call goes on from the record. Until then a reader finds an image in some tables and not in others, never half
 a table; a table's marker may still count the rows that left, and scores may have more rows than their near pairs: nothing is to be mined
 from a store whose takedown is not applied. Neither may another run write to the store meanwhile.
 """
@@ -98,6 +98,7 @@ def apply_takedown(
     list_url: str | None = None,
     *,
     on_rows: Callable[[int], None] = _nothing,
+    elsewhere: Callable[[NDArray[np.uint8]], None] = _nothing,
 ) -> TakedownResult:
     """Remove listed images from every table of a store for good; first finish an earlier takedown that was interrupted.
 
@@ -112,6 +113,8 @@ def apply_takedown(
         store: The store; nothing else may write to it meanwhile.
         list_url: Path or URL of the list (see read_takedown_list); None only finishes.
         on_rows: Called with the number of rows that left, for each table that was rewritten.
+        elsewhere: Removes the same images (`ids_M16` of the result) from what lies outside the store. Called when the store is done and
+            before a takedown that changed it counts as applied, so that the next call does it again if this one is interrupted.
 
     Raises:
         ConfigError: the list cannot be used; nothing was done. DataError: a table is broken; all others were done, the takedown does not
@@ -127,12 +130,14 @@ def apply_takedown(
         if record != earlier:
             write_record(store, record, applied=False)
         _take_out(store, record.keys, tally, unfinished=False)
+    ids_M16 = np.frombuffer(b"".join(key_bytes(record.keys)), dtype=np.uint8).reshape(-1, IMAGE_ID_BYTES)
+    elsewhere(ids_M16)
     if record.rows and not is_applied(store):
         write_record(store, record, applied=True)
     return TakedownResult(
         num_listed=len(listed.ids) + len(listed.urls),
         unknown=unknown,
-        ids_M16=np.frombuffer(b"".join(key_bytes(record.keys)), dtype=np.uint8).reshape(-1, IMAGE_ID_BYTES),
+        ids_M16=ids_M16,
         num_rows_removed=tally.num_rows,
         num_tables_changed=tally.num_tables,
         removed=tuple(sorted(set(tally.removed))),

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mmvp_ray import storage
-from mmvp_ray.errors import ConfigError
+from mmvp_ray.errors import ConfigError, DataError
 from mmvp_ray.schema import IMAGE_ID, PIECES
 from mmvp_ray.store.layout import Store, write_marker
 from mmvp_ray.store.tables import among, id_keys, id_matrix, read_table, write_table
@@ -130,9 +130,15 @@ def write_record(store: Store, record: TakedownRecord, *, applied: bool) -> None
 
 
 def runs_to_clean(store: Store) -> list[str]:
-    """Folders of runs that a takedown has still to clean; none unless one is under way or was interrupted."""
+    """Folders of runs that a takedown has still to clean: one that is under way, was interrupted, or could not look at them."""
     uri = storage.join(store.root, RUNS_FILE)
-    return list(storage.read_json(uri)["runs"]) if storage.exists(uri) else []
+    try:
+        return list(storage.read_json(uri)["runs"]) if storage.exists(uri) else []
+    except DataError:
+        # Whoever takes down just now may have removed it.
+        if storage.exists(uri):
+            raise
+        return []
 
 
 def note_runs_to_clean(store: Store, run_urls: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -72,6 +73,32 @@ def test_the_paper_and_the_released_code_differ_as_documented() -> None:
     assert paper.ssl_normalisation == "native" and (paper.image_px, paper.ssl_px) == (224, 224)
     assert released.published().num_image_tokens == 1152
     assert released.ssl_normalisation == "clip" and released.framing == "pad" and released.ssl_px == 336
+
+
+@pytest.mark.parametrize("normalisation", ["clip", "native"])
+def test_a_saved_model_starts_the_recipe_whose_pictures_it_has(normalisation: str, tmp_path: Path) -> None:
+    from mmvp_ray.mof.backbones import image_processor_for
+    from mmvp_ray.mof.image_processor import MoFImageProcessor
+    from mmvp_ray.mof.training.start import _check_recipe
+
+    recipe = load_recipe(str(CONFIGS / "released_336.yaml"))
+    vision = SimpleNamespace(mean=(0.48, 0.46, 0.41), std=(0.27, 0.26, 0.28), interpolation="bicubic")
+    ssl = SimpleNamespace(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    images: Any = image_processor_for(
+        recipe.published(),
+        vision,  # type: ignore[arg-type]
+        ssl,  # type: ignore[arg-type]
+        framing="pad",
+        ssl_normalisation=normalisation,
+    )
+    images.save_pretrained(tmp_path)
+    saved: Any = MoFImageProcessor.from_pretrained(tmp_path)
+    for found in (images, saved):
+        if normalisation == "clip":
+            _check_recipe(recipe, recipe.published(), found, "model")
+        else:
+            with pytest.raises(ConfigError, match="found one with ssl_normalisation native in model"):
+                _check_recipe(recipe, recipe.published(), found, "model")
 
 
 @pytest.fixture(scope="module")

@@ -174,6 +174,18 @@ def test_two_calls_on_one_gpu_stand_beside_each_other_with_both_commands(tmp_pat
     )
 
 
+def test_a_part_that_failed_anew_keeps_the_command_of_its_figures(tmp_path: Path) -> None:
+    taken(tmp_path, of_gpu("peak", "mof"))
+    path = tmp_path / "results" / "gpu.json"
+    # As it is kept where the benchmark ran on the machine itself.
+    kept = json.loads(path.read_text())
+    del kept["figures"]["commands"]
+    path.write_text(json.dumps(kept))
+    taken(tmp_path, of_gpu("join", failed={"mof": "cut off"}))
+    commands = read_outcomes(tmp_path / "results")["gpu"].figures["commands"]
+    assert commands["mof"] == commands["peak"] == kept["command"] != commands["join"]
+
+
 def test_a_part_that_failed_is_said_until_it_is_measured(tmp_path: Path) -> None:
     text = taken(tmp_path, of_gpu("peak", "embed", failed={"join": "RuntimeError: no memory"}))
     assert "**This run failed: part join: RuntimeError: no memory**" in text

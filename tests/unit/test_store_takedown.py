@@ -574,13 +574,48 @@ def test_a_run_whose_folder_is_away_is_cleaned_when_it_is_back(store: Store, tmp
     (tmp_path / "list.txt").write_text(KEYS[3].hex())
     take_down_and_die(store, out, tmp_path / "list.txt")
     away = out.rename(tmp_path / "unmounted")
+    take_down(store, str(tmp_path / "next"), None, SILENT)
     # Nothing to wait for, and nothing to hold the lease for.
     assert not is_due(store, None)
-    (tmp_path / "list.txt").write_text(KEYS[4].hex())
-    take_down(store, str(tmp_path / "next"), str(tmp_path / "list.txt"), SILENT)
     away.rename(out)
     assert take_down(store, str(tmp_path / "next"), None, SILENT) is not None
     assert KEYS[3] not in set(ids_anywhere(out)) and not (out / "report.html").exists()
+
+
+def test_a_run_that_nobody_here_may_look_at_stops_no_other(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, theirs = make_runs(tmp_path)
+    (tmp_path / "list.txt").write_text(KEYS[3].hex())
+    take_down_and_die(store, theirs, tmp_path / "list.txt")
+    real, notes = storage.is_folder, []
+
+    def is_folder(url: str) -> bool:
+        if url == str(theirs):
+            raise ConfigError(f"expected permission, found none for {url}")
+        return real(url)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "is_folder", is_folder)
+        patch.setattr(Progress, "note", lambda self, text: notes.append(text))
+        assert take_down(store, str(out), None, SILENT) is not None
+        assert not is_due(store, None) and take_down(store, str(out), None, SILENT) is None
+    assert [note for note in notes if f"did not clean the run in {theirs}" in note]
+    assert KEYS[3] not in set(ids_anywhere(out)) and (theirs / "report.html").exists()
+    # Whoever may comes next.
+    assert take_down(store, str(tmp_path / "next"), None, SILENT) is not None
+    assert KEYS[3] not in set(ids_anywhere(theirs)) and not (theirs / "report.html").exists()
+
+
+def test_weekly_runs_that_moved_with_their_store_are_cleaned(store: Store, tmp_path: Path) -> None:
+    runs = make_runs(tmp_path)
+    (tmp_path / "list.txt").write_text(KEYS[3].hex())
+    take_down_and_die(store, runs[0], tmp_path / "list.txt", runs[1:])
+    moved = [run.rename(tmp_path / f"moved-{run.name}") for run in runs]
+    assert verify(store.root).problems and is_due(store, None)
+    take_down(store, str(moved[0]), None, SILENT, other_urls=[str(moved[1])])
+    for run in moved:
+        assert KEYS[3] not in set(ids_anywhere(run)) and not (run / "report.html").exists()
 
 
 def test_a_list_that_changes_nothing_removes_nothing_if_it_is_killed_either(store: Store, tmp_path: Path) -> None:

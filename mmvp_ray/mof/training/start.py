@@ -69,7 +69,9 @@ def _check_recipe(recipe: MoFRecipe, saved: MoFConfig, images: MoFImageProcessor
     other: list[tuple[str, object, object]] = []
     if recipe.framing != images.framing:
         other.append(("framing", recipe.framing, images.framing))
-    if recipe.ssl_normalisation == "clip" and images.ssl_image_mean not in (None, images.image_mean):
+    # One way round alone: where both towers have CLIP's numbers, nobody can tell why.
+    means = (images.ssl_image_mean, images.image_mean)
+    if recipe.ssl_normalisation == "clip" and None not in means and len(set(map(tuple, means))) > 1:
         other.append(("ssl_normalisation", "clip", "native"))
     for name in ("mode", "adapter", "image_px", *(() if recipe.ssl is None else ("ssl_px", "grid"))):
         wanted, found = getattr(recipe, name), getattr(saved, name)
