@@ -35,7 +35,7 @@ class Audit:
         num_effective: Independent pairs that the true pairs are worth: an anchor's may all be found or missed together, so at most one an anchor.
         num_needed: Effective pairs that support it if none is missed.
         by_construction: The method compares all pairs, or proves that it need not: the audit then only checks that it did.
-        more_by: The option that lets the audit look at more images; empty if none does.
+        more_by: The options that let the audit look at more images; empty if none does.
     """
 
     num_anchors: int
@@ -141,15 +141,17 @@ def audit_table(
         num_effective=effective_trials(true_S),
         num_needed=trials_needed(target_recall),
         by_construction=by_construction,
-        more_by=_more_by(len(anchors), census, config),
+        more_by=_more_by(len(anchors), effective_trials(true_S), census, config),
     )
 
 
-def _more_by(num_anchors: int, census: Census, config: SearchConfig) -> str:
-    """The option that bounds the anchors of an audit; empty if it is the draw, MAX_ANCHORS, or half of the images: as many as a share of 1 pays for."""
+def _more_by(num_anchors: int, num_effective: float, census: Census, config: SearchConfig) -> str:
+    """The options that bound the anchors of an audit; empty if it is the draw, MAX_ANCHORS, or half of the images: as many as a share of 1 pays for."""
     if num_anchors >= min(len(census.draw), MAX_ANCHORS, census.num_images // 2):
         return ""
-    return "--audit-share" if num_anchors >= int(config.audit_share * census.num_images / 2) else "--audit-pairs"
+    is_share = num_anchors >= int(config.audit_share * census.num_images / 2)
+    options = ["--audit-share"] * is_share + ["--audit-pairs"] * (num_effective >= config.audit_pairs or not is_share)
+    return " and ".join(options)
 
 
 def recall_interval(found_S: NDArray[np.int64], true_S: NDArray[np.int64]) -> tuple[float, float]:

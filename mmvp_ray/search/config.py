@@ -31,7 +31,7 @@ class SearchConfig:
     bytes_per_vector: int = 64
     """Size of a compressed vector of the ivfpq engine."""
     audit_pairs: int = 3840
-    """Independent true pairs that the audit tries to rest on: enough to support a recall of 0.999 if none is missed."""
+    """True pairs that the audit tries to rest on, enough to support a recall of 0.999 if none is missed: independent ones, unless the engine finds every pair by construction."""
     audit_share: float = 0.05
     """Share of the comparisons of an exact join that the audit may take; at least 1,000 images are looked at."""
 

@@ -101,10 +101,11 @@ def test_an_engine_that_finds_all_is_audited_on_few_images_where_these_have_pair
         (1_000, 0.1, 10_000, "raise --audit-share"),
         (1_000, 0.0, 10_000, "raise --audit-share"),
         (1_000, 0.5, 1, "raise --audit-pairs"),
+        (1_000, 0.05, 3, "raise --audit-share and --audit-pairs"),
         (1_000, 1.0, 10_000, "no setting"),
         (20, 0.5, 10_000, "no setting"),
     ],
-    ids=["share", "fewest images", "pairs", "whole share", "most images"],
+    ids=["share", "fewest images", "pairs", "both", "whole share", "most images"],
 )
 def test_a_setting_is_advised_only_where_it_lets_the_audit_look_at_more_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, share: float, num_pairs: int, advice: str
@@ -125,6 +126,7 @@ def test_a_setting_is_advised_only_where_it_lets_the_audit_look_at_more_images(
     assert advice in audit.warning()
     helps = {name for name in given if look(**{**given, name: more[name]}).num_anchors > audit.num_anchors}
     assert helps == {"raise --audit-share": {"audit_share"}, "raise --audit-pairs": {"audit_pairs"}}.get(advice, set())
+    assert (look(**more).num_anchors > audit.num_anchors) == ("raise" in advice)
 
 
 def test_a_corpus_without_pairs(tmp_path: Path) -> None:
