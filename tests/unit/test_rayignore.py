@@ -36,7 +36,7 @@ def uploaded() -> dict[str, int]:
 def test_it_is_small(uploaded: dict[str, int]) -> None:
     # Ray stores the files uncompressed. The miniature encoders' weights are most of it (4.2 MB) and must come along.
     code = sum(size for path, size in uploaded.items() if not path.startswith(WEIGHTS))
-    assert code < 3_000_000
+    assert code < 3_500_000
     assert sum(uploaded.values()) < 8_000_000
 
 
