@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,8 @@ import pytest
 from mmvp_ray import schema, storage
 from mmvp_ray.cluster import Inline
 from mmvp_ray.errors import ConfigError, DataError
-from mmvp_ray.pipeline import Progress
+from mmvp_ray.pipeline import Progress, mine_pairs
+from mmvp_ray.pipeline.config import MineConfig
 from mmvp_ray.pipeline.takedown import is_due, take_down
 from mmvp_ray.search import PairTable, Space, choose_method, find_near_pairs, score_pairs
 from mmvp_ray.search.config import SearchConfig
@@ -616,6 +619,41 @@ def test_weekly_runs_that_moved_with_their_store_are_cleaned(store: Store, tmp_p
     take_down(store, str(moved[0]), None, SILENT, other_urls=[str(moved[1])])
     for run in moved:
         assert KEYS[3] not in set(ids_anywhere(run)) and not (run / "report.html").exists()
+
+
+@pytest.mark.parametrize("begins_meanwhile", [False, True])
+def test_a_run_that_meets_another_ones_takedown_takes_the_lease_first(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begins_meanwhile: bool
+) -> None:
+    out, theirs = make_runs(tmp_path)
+    (tmp_path / "list.txt").write_text(KEYS[3].hex())
+    happened: list[str] = []
+
+    def prepare(config: MineConfig, *_: object) -> SimpleNamespace:
+        if begins_meanwhile:
+            take_down_and_die(store, theirs, tmp_path / "list.txt")
+        return SimpleNamespace(store=store, config=config, lines=list)
+
+    @contextlib.contextmanager
+    def hold_lease(*_: object, **__: object) -> Iterator[SimpleNamespace]:
+        happened.append("lease")
+        yield SimpleNamespace(confirm=list)
+
+    for name, instead in {
+        "prepare": prepare,
+        "hold_lease": hold_lease,
+        "take_down": lambda *_, **__: happened.append("takedown"),
+        "_mine": lambda *_: happened.append("mine"),
+    }.items():
+        monkeypatch.setattr(f"mmvp_ray.pipeline.mine.{name}", instead)
+    mine_pairs(MineConfig(corpus=("m=x",), out=str(out), store=store.root), progress=SILENT)
+    assert happened == ["lease"] * begins_meanwhile + ["takedown", "mine"]
+
+
+def test_a_plan_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected a run, found plan"):
+        mine_pairs(MineConfig(out=str(tmp_path / "out"), plan=True), progress=SILENT)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_list_that_changes_nothing_removes_nothing_if_it_is_killed_either(store: Store, tmp_path: Path) -> None:
