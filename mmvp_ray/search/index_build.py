@@ -74,6 +74,7 @@ class IndexPlan:
         grown_from: Images that the codec was trained for.
         pieces_key: Census.content_key.
         earlier: Keys of the blocks of the index that this one grows from.
+        earlier_folder: Where the index of the join that this one builds on lies; empty for none.
     """
 
     place: IndexPlace
@@ -82,6 +83,7 @@ class IndexPlan:
     grown_from: int
     pieces_key: str
     earlier: tuple[str, ...] = ()
+    earlier_folder: str = ""
 
 
 def plan_index(
@@ -104,10 +106,12 @@ def plan_index(
         parent: Facts of the earlier join; empty for none.
     """
     shape = shape_for(space.dim, census.num_images, bytes_per_vector=bytes_per_vector, device=device)
-    rows, kept = block_rows(census), (parent or {}).get("codec", {})
+    parent = parent or {}
+    rows, kept = block_rows(census), parent.get("codec", {})
+    earlier_folder = storage.join(store.root, parent["index"]) if kept else ""
     if kept and census.num_images <= REFIT_GROWTH * kept["num_images"] and kept["shape"]["bits"] == shape.bits:
         # The earlier blocks as they were cut, so that their codes are found again.
-        earlier = _blocks_of(storage.join(store.root, (parent or {})["index"]))
+        earlier = _blocks_of(earlier_folder)
         blocks = (*cut_blocks(census, rows, "old", like=tuple(earlier.values())), *cut_blocks(census, rows, "new"))
         place = IndexPlace(store=store, space=space, codec_key=kept["key"], content_key=_content_key(blocks))
         if storage.exists(storage.join(place.codec_folder, CODEC_FILE)):
@@ -118,6 +122,7 @@ def plan_index(
                 grown_from=kept["num_images"],
                 pieces_key=census.content_key,
                 earlier=tuple(earlier),
+                earlier_folder=earlier_folder,
             )
     blocks = tuple(cut_blocks(census, rows))
     content = _content_key(blocks)
@@ -128,6 +133,7 @@ def plan_index(
         blocks=blocks,
         grown_from=census.num_images,
         pieces_key=census.content_key,
+        earlier_folder=earlier_folder,
     )
 
 
@@ -180,7 +186,8 @@ def train_on_draw(plan: IndexPlan, census: Census, holders: Holders, session: Se
 def build_index(plan: IndexPlan, holders: Holders) -> dict[str, Any]:
     """Compress what is not compressed yet, build the shards that are missing, and give what index.json says.
 
-    Codes that the earlier index was made from and this one is not are removed: images came to be counted elsewhere.
+    What only the earlier index needed is removed, or a store that is mined again each week would keep one index for each week: its shards,
+    since the join that asked it is whole, and the codes that this one is not made from, whose images came to be counted elsewhere.
 
     Args:
         plan: Its codec is trained.
@@ -189,18 +196,35 @@ def build_index(plan: IndexPlan, holders: Holders) -> dict[str, Any]:
     index_uri = storage.join(plan.place.folder, INDEX_JSON)
     if storage.exists(index_uri):
         found: dict[str, Any] = storage.read_json(index_uri)
-        return found
+        if found["shards"]:
+            return found
     try:
         facts = _build(plan, holders)
     except DataError:
         # Another run beside this one may have removed codes that it does without: they are made again.
         facts = _build(plan, holders)
-    storage.write_json(index_uri, facts)
+    # Before the new index counts: whoever is killed in between does this again.
     for key in set(plan.earlier) - {key for key, _ in facts["blocks"]}:
         codes_uri = storage.join(plan.place.codes_folder, key)
         storage.remove(codes_uri + DONE)
         storage.remove(codes_uri + ".bin")
+    if plan.earlier_folder not in ("", plan.place.folder):
+        _remove_shards(plan.earlier_folder)
+    storage.write_json(index_uri, facts)
     return facts
+
+
+def _remove_shards(folder: str) -> None:
+    """Leave of an index what it was made from: the next ones are cut alike, so that their codes are found again."""
+    uri = storage.join(folder, INDEX_JSON)
+    if not storage.exists(uri):
+        return
+    storage.write_json(uri, {**storage.read_json(uri), "shards": []})
+    for name in storage.list_names(folder):
+        if name.endswith((".faiss", ".rows")):
+            stem = storage.join(folder, name.rpartition(".")[0])
+            storage.remove(stem + DONE)
+            storage.remove(storage.join(folder, name))
 
 
 def _build(plan: IndexPlan, holders: Holders) -> dict[str, Any]:

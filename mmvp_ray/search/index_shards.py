@@ -4,7 +4,7 @@ indexes/<space>/<codec>/codec.npz                what was trained
 indexes/<space>/<codec>/codes/<block>.bin        the codes of a block of images, sorted by cell
 indexes/<space>/<codec>/<images>/<shard>.faiss   a FAISS index of a range of cells; its ids are row numbers of the table beside it
 indexes/<space>/<codec>/<images>/<shard>.rows    for each row the image id, its piece and what its code kept
-indexes/<space>/<codec>/<images>/index.json      written last: present means whole
+indexes/<space>/<codec>/<images>/index.json      written last: present means whole; without shards, those were removed
 """
 
 from __future__ import annotations

@@ -94,7 +94,8 @@ def _kept_index(
             place = IndexPlace(store=store, space=space, codec_key=codec_key, content_key=images_key)
             uri = storage.join(place.folder, INDEX_JSON)
             facts = storage.read_json(uri) if storage.exists(uri) else {}
-            if facts.get("pieces_key") == wanted:
+            # The shards of an index that a later one grew from are gone.
+            if facts.get("pieces_key") == wanted and facts["shards"]:
                 found.append((facts["num_rows"], place, [name for name, _, _ in facts["shards"]]))
     if not found:
         return None, [], []

@@ -334,6 +334,47 @@ def test_a_corpus_that_grows_again_and_again_compresses_each_image_once(
         assert len(codes_of(store)) == len(codes) + 1
 
 
+def shards_of(store: Store) -> set[str]:
+    """The indexes that have shards, as facts name them; their tables of rows and their markers go with them."""
+    root = Path(store.root)
+    found = {str(path.parent.relative_to(root)) for path in root.glob("indexes/**/*.faiss")}
+    assert found == {str(path.parent.relative_to(root)) for path in root.glob("indexes/**/*.rows")}
+    assert found == {str(path.parent.relative_to(root)) for path in root.glob("indexes/**/[0-9]*-[0-9]*.done.json")}
+    return found
+
+
+def test_a_corpus_that_grows_keeps_the_shards_of_its_last_index_alone(
+    corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, vectors, ids = corpus
+    store, first = fill(tmp_path, vectors[:4500], ids[:4500], corpus="first")
+    _, parent = asked(store, first, folder="first")
+    assert shards_of(store) == {parent["index"]}
+    near = neighbours(store, SPACE, first, ids[7].tobytes())
+
+    # Killed when half of the earlier shards' files are gone: the next run removes the others.
+    real = storage.remove
+
+    def remove(uri: str) -> None:
+        if uri.endswith(".rows"):
+            raise KeyboardInterrupt
+        real(uri)
+
+    second = [*first, *fill(tmp_path, vectors[4500:4700], ids[4500:4700], corpus="second")[1]]
+    monkeypatch.setattr(storage, "remove", remove)
+    with pytest.raises(KeyboardInterrupt):
+        asked(store, second, folder="second", earlier=first, parent=parent)
+    monkeypatch.undo()
+    _, facts = asked(store, second, folder="second", earlier=first, parent=parent)
+    assert shards_of(store) == {facts["index"]} != {parent["index"]}
+
+    # Another set that grows from the first one, and a question about the first one: what is gone is no loss.
+    third = [*first, *fill(tmp_path, vectors[4700:4900], ids[4700:4900], corpus="third")[1]]
+    _, other = asked(store, third, folder="third", earlier=first, parent=parent)
+    assert other["codec"] == parent["codec"] and shards_of(store) == {facts["index"], other["index"]}
+    assert neighbours(store, SPACE, first, ids[7].tobytes()) == near
+
+
 def test_codes_that_a_grown_corpus_does_without_are_removed(
     corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
