@@ -154,7 +154,10 @@ def _download(index: int, config: LaionConfig, plan: LaionPlan, deny: DenyList, 
         with installed(_opener(config.fetch, deny)):
             # Not downloader(...), which prints what is raised and goes on.
             downloader.download_shard((index, str(urls)))
-        return _commit(index, plan, layout, out)
+        files, facts = _put_all(index, plan, layout, out)
+    # When the local folder is gone: nobody comes to a shard that is done, and would remove what was left of it.
+    write_marker(layout.marker(name), files=files, plan=plan.fingerprint, **facts)
+    return ShardOutcome(index=index, num_bytes=files[0].num_bytes, **facts)
 
 
 @functools.lru_cache(maxsize=2)
@@ -185,7 +188,8 @@ def _scratch(config: LaionConfig, layout: LaionLayout, name: str) -> Iterator[Pa
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _commit(index: int, plan: LaionPlan, layout: LaionLayout, out: Path) -> ShardOutcome:
+def _put_all(index: int, plan: LaionPlan, layout: LaionLayout, out: Path) -> tuple[list[FileEntry], dict[str, Any]]:
+    """Put a shard's files where they belong, the tar first; and what its marker says of it."""
     name = plan.shard_name(index)
     stats = json.loads((out / f"{name}_stats.json").read_bytes())
     table = _urls_table(out / f"{name}.parquet")
@@ -203,9 +207,7 @@ def _commit(index: int, plan: LaionPlan, layout: LaionLayout, out: Path) -> Shar
     files.append(_put(layout, storage.join(layout.urls, name + ".parquet"), local, table.num_rows))
     del stats["status_dict"]
     storage.write_json(storage.join(layout.stats, name + ".json"), {**stats, "counts": in_order})
-    facts: dict[str, Any] = {"num_urls": table.num_rows, "num_images": num_images, "counts": in_order}
-    write_marker(layout.marker(name), files=files, plan=plan.fingerprint, **facts)
-    return ShardOutcome(index=index, num_bytes=files[0].num_bytes, **facts)
+    return files, {"num_urls": table.num_rows, "num_images": num_images, "counts": in_order}
 
 
 def _urls_table(path: Path) -> pa.Table:
