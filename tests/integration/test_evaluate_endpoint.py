@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+import itertools
 import json
 import os
 import pickle
@@ -12,7 +13,7 @@ import socketserver
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,9 @@ def responder(server: ScriptedServer, **fields: Any) -> EndpointResponder:
         "base_url": server.base_url,
         "concurrency": 8,
         "backoff_seconds": 0.01,
-        "timeout_seconds": 5.0,
-        "max_seconds": 30.0,
+        # On a busy machine a right answer can take seconds, and would be asked for once more.
+        "timeout_seconds": 60.0,
+        "max_seconds": 120.0,
     }
     return EndpointResponder(EndpointConfig(**{**defaults, **fields}))
 
@@ -55,8 +57,15 @@ def by_key(replies: Iterator[Reply]) -> dict[str, Reply]:
     return {reply.key: reply for reply in found}
 
 
+def wait_until(is_so: Callable[[], bool]) -> None:
+    """Until it is so, or so long that it never will be: what is asserted afterwards says which."""
+    until = time.monotonic() + 60
+    while not is_so() and time.monotonic() < until:
+        time.sleep(0.01)
+
+
 def test_every_prompt_gets_its_own_answer_and_no_more_are_in_flight_than_allowed() -> None:
-    with ScriptedServer(lambda asked: f"answer to {asked.prompt}", delay_seconds=0.02) as server:
+    with ScriptedServer(lambda asked: f"answer to {asked.prompt}", delay_seconds=0.2) as server:
         replies = by_key(responder(server).answer(asks_of(100, system="Be brief.", max_tokens=7)))
         assert {key: reply.text for key, reply in replies.items()} == {f"k{n}": f"answer to Q{n}" for n in range(100)}
         assert server.counts == Counter({f"Q{n}": 1 for n in range(100)})
@@ -66,7 +75,7 @@ def test_every_prompt_gets_its_own_answer_and_no_more_are_in_flight_than_allowed
         assert {asked.body["temperature"] for asked in server.requests} == {0}
     one = replies["k3"]
     assert (one.finish, one.num_attempts, one.num_prompt_tokens, one.num_answer_tokens) == ("stop", 1, 1, 3)
-    assert one.seconds >= 0.02 and one.raw is not None and one.raw["model"] == "scripted"
+    assert one.seconds >= 0.2 and one.raw is not None and one.raw["model"] == "scripted"
 
 
 def test_images_arrive_as_they_are_in_order(tmp_path: Path, s3_bucket: str) -> None:
@@ -101,8 +110,8 @@ PASSING = {
 }
 
 
-# The others wait long: on a busy machine a right answer can take seconds, and would be asked for once more.
-TIMEOUT_SECONDS = {"silent": 3.0, "drip": 3.0}
+# Of these each attempt is waited for in vain.
+TIMEOUT_SECONDS = {"silent": 4.0, "drip": 4.0}
 
 
 @pytest.mark.parametrize("kind", PASSING)
@@ -115,8 +124,13 @@ def test_what_passes_is_asked_again_until_there_is_an_answer(kind: str) -> None:
         replies = by_key(
             responder(server, timeout_seconds=TIMEOUT_SECONDS.get(kind, 60.0), max_answer_bytes=20_000).answer(ask)
         )
-        assert (replies["k0"].text, replies["k0"].error, replies["k0"].num_attempts) == ("(a)", None, 3)
-        assert server.counts["Q0"] == 3
+        reply = replies["k0"]
+        assert (reply.text, reply.error) == ("(a)", None)
+        if kind in TIMEOUT_SECONDS:
+            # A right answer that came too late is asked for once more, and a request that came too late was not heard.
+            assert reply.num_attempts >= server.counts["Q0"] >= 3
+        else:
+            assert reply.num_attempts == server.counts["Q0"] == 3
 
 
 @pytest.mark.parametrize("kind", ["429", "500", "cut off", "dropped", "no json", "html", "silent", "drip"])
@@ -124,7 +138,8 @@ def test_what_does_not_pass_is_a_failure_and_never_an_answer(kind: str) -> None:
     with ScriptedServer(lambda asked: PASSING[kind] if asked.prompt == "Q0" else "(a)") as server:
         asked = responder(server, num_retries=2, timeout_seconds=TIMEOUT_SECONDS.get(kind, 60.0))
         replies = by_key(asked.answer(asks_of(3)))
-        assert server.counts["Q0"] == 3
+        # A request that came too late was not heard.
+        assert server.counts["Q0"] in ((1, 2, 3) if kind in TIMEOUT_SECONDS else (3,))
     failed = replies.pop("k0")
     assert failed.text is None and failed.num_attempts == 3 and failed.retry_helps
     assert "after 3 attempts" in str(failed.error) and "\n" not in str(failed.error)
@@ -198,16 +213,28 @@ def test_answers_that_came_before_the_end_are_given_out() -> None:
 
 
 def test_an_answer_that_waits_behind_the_end_is_given_out_too() -> None:
-    acts = {
-        "Q0": Act(text="(a)", delay_seconds=0.1),
-        "Q1": Act(status=401, delay_seconds=0.2),
-        "Q2": Act(text="(b)", delay_seconds=0.3),
-    }
-    with ScriptedServer(lambda asked: acts[asked.prompt]) as server:
-        replies = responder(server).answer(asks_of(3))
-        assert next(replies).key == "k0"
-        time.sleep(1.5)
-        assert next(replies).key == "k2"
+    all_drawn = threading.Event()
+    heard: list[Asked] = []
+
+    def source() -> Iterator[Ask]:
+        yield from asks_of(5)
+        all_drawn.set()
+        yield Ask(key="k5", prompt="Q5")
+
+    def script(asked: Asked) -> str | Act:
+        # Nobody draws while the reader holds the first reply, so nothing is answered before.
+        if not all_drawn.is_set():
+            return Act(status=503)
+        heard.append(asked)
+        # Of three at a time two stay on their way: each one after the third shows that the answer before it is there.
+        says = {1: Act(text="first"), 4: Act(status=401), 5: Act(text="behind the end")}
+        return says.get(len(heard), Act(delay_seconds=60.0))
+
+    with ScriptedServer(script) as server:
+        replies = responder(server, concurrency=3, num_retries=30).answer(source())
+        assert next(replies).text == "first"
+        wait_until(lambda: len(heard) == 6)
+        assert next(replies).text == "behind the end"
         with pytest.raises(ConfigError):
             next(replies)
 
@@ -282,20 +309,24 @@ def test_a_prompt_that_never_works_does_not_end_a_run_that_asks_one_at_a_time(tm
 
 def test_the_time_for_one_prompt_is_limited() -> None:
     with ScriptedServer(lambda asked: Act(status=500)) as server:
-        reply = by_key(responder(server, max_seconds=2.0, num_retries=10_000).answer(asks_of(1)))["k0"]
-        assert reply.error is not None and reply.seconds <= 20 and reply.num_attempts > 1
+        reply = by_key(responder(server, max_seconds=15.0, num_retries=10_000).answer(asks_of(1)))["k0"]
+        assert reply.error is not None and reply.seconds <= 60 and reply.num_attempts > 1
 
 
 def test_a_pause_that_is_longer_than_a_prompt_may_take_ends_the_run_and_says_so() -> None:
+    arrival = itertools.count(1)
+
     def script(asked: Asked) -> str | Act:
-        return Act(status=429, text="daily quota", headers={"Retry-After": "86400"}) if asked.prompt == "Q3" else "(a)"
+        # Of two at a time the fourth to arrive is asked when two are answered, whichever prompt it is.
+        pause = Act(status=429, text="daily quota", headers={"Retry-After": "86400"})
+        return pause if next(arrival) == 4 else "(a)"
 
     with ScriptedServer(script) as server:
         started = time.monotonic()
         found: list[str | None] = []
         with pytest.raises(TransientError, match=r"86,400 s \(daily quota\)"):
-            found.extend(reply.text for reply in responder(server, concurrency=2, max_seconds=2.0).answer(asks_of(20)))
-    assert found.count("(a)") >= 2 and None not in found and time.monotonic() - started < 20
+            found.extend(reply.text for reply in responder(server, concurrency=2, max_seconds=60.0).answer(asks_of(20)))
+    assert found.count("(a)") >= 2 and None not in found and time.monotonic() - started < 55
 
 
 def test_patience_that_is_asked_for_is_had_by_all() -> None:
@@ -303,7 +334,8 @@ def test_patience_that_is_asked_for_is_had_by_all() -> None:
 
     def script(asked: Asked) -> str | Act:
         times.append(time.monotonic())
-        return Act(status=429, headers={"Retry-After": "1"}) if asked.prompt == "Q0" and asked.number == 1 else "(a)"
+        # The first to arrive, whichever prompt it is: all others come after it.
+        return Act(status=429, headers={"Retry-After": "1"}) if len(times) == 1 else "(a)"
 
     with ScriptedServer(script) as server:
         assert len(by_key(responder(server, concurrency=2).answer(asks_of(12)))) == 12
@@ -319,9 +351,10 @@ def test_requests_are_spread_over_the_minute() -> None:
         return "(a)"
 
     with ScriptedServer(script) as server:
+        started = time.monotonic()
         by_key(responder(server, requests_per_minute=1200.0).answer(asks_of(20)))
-    # 0.05 s apart, but for what a late timer catches up with.
-    assert times[-1] - times[0] >= 19 * 0.05 - 0.11
+    # 0.05 s apart, from before the first, which may itself arrive late.
+    assert times[-1] - started >= 19 * 0.05
 
 
 def test_prompts_are_drawn_no_further_ahead_than_can_be_used() -> None:
@@ -349,31 +382,30 @@ def test_a_reader_who_works_does_not_hold_up_requests() -> None:
     with ScriptedServer(delay_seconds=0.05) as server:
         replies = responder(server, concurrency=4).answer(asks_of(8))
         next(replies)
-        until = time.monotonic() + 30
-        while server.counts.total() < 8 and time.monotonic() < until:
-            time.sleep(0.01)
+        wait_until(lambda: server.counts.total() == 8)
         # Nobody has asked for the second reply yet.
         assert server.counts.total() == 8
         assert len(list(replies)) == 7
 
 
 def test_a_slow_source_does_not_hold_up_replies() -> None:
-    answered = threading.Event()
+    num_drawn = 0
 
     def source() -> Iterator[Ask]:
-        yield Ask(key="first", prompt="Q")
-        for number in range(200):
-            time.sleep(0.05)
-            yield Ask(key=str(number), prompt="Q")
-            if answered.is_set():
-                return
+        nonlocal num_drawn
+        for ask in asks_of(200):
+            if num_drawn == 9:
+                # Of eight at a time the ninth arrives when a reply is there.
+                wait_until(lambda: server.counts.total() == 9)
+            num_drawn += 1
+            yield ask
 
     with ScriptedServer() as server:
-        keys = []
-        for reply in responder(server).answer(source()):
-            answered.set()
-            keys.append(reply.key)
-    assert keys[0] == "first" and len(keys) < 20
+        replies = responder(server).answer(source())
+        next(replies)
+        # Not only when as many are drawn as may be.
+        assert num_drawn <= 10
+        assert len(list(replies)) == 199
 
 
 def test_leaving_early_closes_everything() -> None:
@@ -382,10 +414,14 @@ def test_leaving_early_closes_everything() -> None:
         next(replies)
         replies.close()  # type: ignore[attr-defined]
         # What was sent before is counted when the server comes to it; of 1,000 prompts no more than are asked at a time.
-        time.sleep(0.5)
-        seen = server.counts.total()
-        time.sleep(0.5)
-        assert server.counts.total() == seen < 100
+        seen = 0
+        quiet_since = time.monotonic()
+        until = quiet_since + 60
+        while time.monotonic() < min(quiet_since + 1, until):
+            if server._num_open or server.counts.total() != seen:
+                seen, quiet_since = server.counts.total(), time.monotonic()
+            time.sleep(0.05)
+        assert time.monotonic() < until and seen < 100
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("endpoint")]
 
 
@@ -499,17 +535,18 @@ def test_one_responder_may_answer_twice_and_travels_as_a_config() -> None:
 
 def test_a_long_mixed_run_ends_with_exact_answers(tmp_path: Path) -> None:
     (tmp_path / "1.jpg").write_bytes(jpeg(1))
-    kinds = list(PASSING.values())
+    # How often is counted exactly, so nothing runs out of time here.
+    kinds = [act for kind, act in PASSING.items() if kind not in TIMEOUT_SECONDS]
 
     def script(asked: Asked) -> str | Act:
         number = int(asked.prompt[1:])
         if number % 3 == 0 and asked.number <= number % 4:
-            return kinds[number % len(kinds)]
+            return kinds[number // 3 % len(kinds)]
         return f"({'ab'[number % 2]})"
 
     asks = [dataclasses.replace(ask, image_uris=(str(tmp_path / "1.jpg"),)) for ask in asks_of(120)]
     with ScriptedServer(script) as server:
-        asked = responder(server, concurrency=32, timeout_seconds=6.0, max_answer_bytes=20_000)
+        asked = responder(server, concurrency=32, max_seconds=300.0, max_answer_bytes=20_000)
         with AnswerLog(str(tmp_path / "log"), name="m", identity=asked.identity()) as log:
             replies = by_key(ask_all(asks, asked, log, max_failed_share=0))
         for number in range(120):
