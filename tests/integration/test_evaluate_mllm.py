@@ -213,9 +213,13 @@ def test_a_judge_that_does_not_judge_is_told(mmvp: Benchmark, tmp_path: Path) ->
 
 def test_a_killed_run_asks_only_what_is_missing(mmvp: Benchmark, tmp_path: Path) -> None:
     model = Knows(mmvp, known_pairs(mmvp, whole=4, half=0))
+    num_left = NUM_PAIRS
 
     def script(asked: Asked) -> Any:
-        return Act(text=model.option(asked), delay_seconds=0.3)
+        nonlocal num_left
+        num_left -= 1
+        # However late the kill comes, the run is in the middle.
+        return Act(text=model.option(asked), delay_seconds=0.3 if num_left >= 0 else 600.0)
 
     with ScriptedServer(script) as server:
         command = [
@@ -236,8 +240,14 @@ def test_a_killed_run_asks_only_what_is_missing(mmvp: Benchmark, tmp_path: Path)
             time.sleep(0.05)
         os.kill(driver.pid, signal.SIGKILL)
         driver.wait()
+        # What it had sent is counted when the server comes to it.
+        before, since = 0, time.monotonic()
+        while time.monotonic() < since + 1:
+            if sum(server.counts.values()) != before:
+                before, since = sum(server.counts.values()), time.monotonic()
+            time.sleep(0.05)
+        num_left = 2 * NUM_PAIRS
         kept = sum(len(records) for _, records in read_parts(str(tmp_path / "out/answers")))
-        before = sum(server.counts.values())
         assert 0 < kept < 2 * NUM_PAIRS, "the kill must fall into the middle of the run"
         mllm(server, mmvp, tmp_path / "out")
         after = sum(server.counts.values()) - before
