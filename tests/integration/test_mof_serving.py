@@ -398,8 +398,10 @@ def test_the_job_serves_and_stops_in_order(served: Served, tmp_path: Path) -> No
     port = free_port()
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment.pop("RAY_ADDRESS", None)
+    # Room for one request, so that whether it is there can be asked; and time for its answer on a machine that stalls.
+    flags = ["--max-waiting", "1", "--max-batch-size", "1", "--stop-seconds", "25"]
     process = subprocess.Popen(
-        [sys.executable, "jobs/serve_mof.py", "--model", str(served.folder / "model"), "--port", str(port)],
+        [sys.executable, "jobs/serve_mof.py", "--model", str(served.folder / "model"), "--port", str(port), *flags],
         cwd=REPOSITORY,
         env=environment,
         stdout=subprocess.PIPE,
@@ -411,12 +413,24 @@ def test_the_job_serves_and_stops_in_order(served: Served, tmp_path: Path) -> No
         line = process.stdout.readline()
         assert line == f"serving model at http://127.0.0.1:{port}/v1\n", process.communicate()[1][-2000:]
         other = Served(port, served.folder)
-        fields = {"model": "model", "max_tokens": 400, "messages": user("what is it ?")}
+
+        def status_of(max_tokens: int) -> int:
+            return other.chat(model="model", max_tokens=max_tokens, messages=user("what is it ?"))[0]
+
+        def answered() -> int:
+            while (status := status_of(400)) == 503:
+                time.sleep(0.01)
+            return status
+
         with ThreadPoolExecutor(1) as pool:
-            running = pool.submit(other.chat, **fields)
-            time.sleep(0.3)
+            running = pool.submit(answered)
+            while (status := status_of(1)) != 503:
+                assert status == 200
+                if running.done():
+                    assert running.result() == 200
+                    running = pool.submit(answered)
             process.send_signal(signal.SIGTERM)
-            assert running.result()[0] == 200
+            assert running.result() == 200
         _, errors = process.communicate(timeout=PATIENCE_SECONDS)
         assert process.returncode == 143, errors[-2000:]
     finally:
