@@ -40,7 +40,7 @@ class Client:
         if self.csrf:
             sent["X-CSRF-Token"] = self.csrf
         sent |= {name.replace("_", "-"): value for name, value in headers.items()}
-        connection = http.client.HTTPConnection("127.0.0.1", self.app.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.app.port, timeout=60)
         try:
             connection.request(
                 method,

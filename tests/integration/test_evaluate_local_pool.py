@@ -125,7 +125,7 @@ def test_prompts_are_drawn_lazily_and_copies_end_when_nobody_reads_on(tmp_path: 
         replies.close()
     pids = [int(path.name.removeprefix("loaded-")) for path in tmp_path.glob("loaded-*")]
     for pid in pids:
-        for _ in range(100):
+        for _ in range(600):
             if not _is_alive(pid):
                 break
             time.sleep(0.1)
