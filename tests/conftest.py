@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import random
 import socket
 import sys
 import tarfile
@@ -37,10 +39,16 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """A TCP port of the loopback interface that nobody listens on, and that nobody gets who asks the system for any.
+
+    Above those of Ray's workers and below those that the system gives, for what is drawn here is bound later. By the
+    system's randomness: processes that test side by side have the same seed.
+    """
+    while True:
+        port = random.SystemRandom().randint(20_001, 32_000)
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 # Ray's workers inherit the environment of the session's start, so the S3 server's address is settled before anyone needs the server.
