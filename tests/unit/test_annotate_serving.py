@@ -11,6 +11,7 @@ import pytest
 from mmvp_ray.annotate import accounts, serving
 from mmvp_ray.annotate.config import AnnotateServeConfig, UsersConfig
 from mmvp_ray.annotate.workspace import create_workspace
+from tests.conftest import free_port
 
 
 @pytest.fixture
@@ -29,12 +30,6 @@ def served(monkeypatch: pytest.MonkeyPatch, workspace: str, **options: Any) -> s
     monkeypatch.setattr(serving._Server, "serve", end_at_once)
     serving.serve(AnnotateServeConfig(workspace=workspace, **options), said.append)
     return said[0]
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def link(workspace: str, name: str, **options: Any) -> str:
