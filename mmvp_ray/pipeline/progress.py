@@ -157,11 +157,13 @@ class Progress:
     def _report(self, stage: Stage, started: float, has_ended: threading.Event) -> None:
         while not has_ended.wait(self.report_seconds):
             seconds = time.perf_counter() - started
-            rate = stage.count / seconds
-            left = None if stage.total is None or not rate else max(0.0, (stage.total - stage.count) / rate)
+            # Once: it grows in another thread.
+            count = stage.count
+            rate = count / seconds
+            left = None if stage.total is None or not rate else max(0.0, (stage.total - count) / rate)
             of = "" if stage.total is None else f" of about {stage.total:,}"
-            message = f"{stage.name}: {stage.count:,}{of} {stage.unit} in {seconds:.0f} s"
-            if stage.count:
+            message = f"{stage.name}: {count:,}{of} {stage.unit} in {seconds:.0f} s"
+            if count:
                 message += f", {rate:,.1f} {stage.unit}/s"
             if left is not None:
                 message += f", about {_duration(left)} left"
@@ -170,7 +172,7 @@ class Progress:
                 message,
                 stage=stage.name,
                 unit=stage.unit,
-                count=stage.count,
+                count=count,
                 total=stage.total,
                 seconds=seconds,
                 rate=rate,
