@@ -58,7 +58,8 @@ def run_queue(
         _report(num_with_ray=0, num_unsent=0, slots=slots)
         # A generator that nobody reads to its end may be closed after the session is: a call would then start Ray anew.
         if ray.is_initialized():
-            for ref in waiting:
+            # The last first: what waits must not begin in the slot of what ran.
+            for ref in reversed(waiting):
                 ray.cancel(ref, force=True)
     yield from kept
 

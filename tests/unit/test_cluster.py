@@ -124,7 +124,8 @@ def test_left_early_the_rest_is_cancelled(ray: FakeRay) -> None:
     refs = queue(20, lambda: 2.0)
     assert next(refs) == ("ref", 0)
     refs.close()
-    assert ray.cancelled == [("ref", 1), ("ref", 2), ("ref", 3)]
+    # Those that wait before those that run: none may begin in a place that becomes free.
+    assert ray.cancelled == [("ref", 3), ("ref", 2), ("ref", 1)]
 
 
 def test_closed_after_the_session_it_does_not_start_ray_again(ray: FakeRay) -> None:
