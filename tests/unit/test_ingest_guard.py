@@ -129,15 +129,21 @@ def test_only_allowed_addresses_are_handed_on() -> None:
         return {"mixed": ["127.0.0.1", "8.8.8.8", "8.8.8.8"], "inner": ["10.0.0.1"], "none": []}[host]
 
     resolver = Resolver(lookup=lookup)
-    assert resolver.addresses("mixed", timeout_seconds=1) == ["8.8.8.8"]
-    assert resolver.addresses("mixed", timeout_seconds=1) == ["8.8.8.8"]
+    assert resolver.addresses("mixed", timeout_seconds=60) == ["8.8.8.8"]
+    assert resolver.addresses("mixed", timeout_seconds=60) == ["8.8.8.8"]
     for host, reason in (("inner", FetchReason.ADDRESS_REFUSED), ("none", FetchReason.NAME_NOT_FOUND)):
         for _ in range(2):
             with pytest.raises(FetchError) as found:
-                resolver.addresses(host, timeout_seconds=1)
+                resolver.addresses(host, timeout_seconds=60)
             assert found.value.reason == reason and not found.value.may_pass
     assert asked == ["mixed", "inner", "none"]
-    assert Resolver(lookup=lookup, allow_private=True).addresses("inner", timeout_seconds=1) == ["10.0.0.1"]
+    assert Resolver(lookup=lookup, allow_private=True).addresses("inner", timeout_seconds=60) == ["10.0.0.1"]
+
+
+def let_it_begin(resolver: Resolver, host: str, begun: threading.Event) -> None:
+    """Have a look-up under way before anybody waits for it: one that has not begun in time is told otherwise than one that hangs."""
+    resolver._lookup_of(host)
+    assert begun.wait(60)
 
 
 def test_lookups_that_may_pass_are_not_remembered_and_those_that_hang_end() -> None:
@@ -151,12 +157,18 @@ def test_lookups_that_may_pass_are_not_remembered_and_those_that_hang_end() -> N
 
     resolver = Resolver(lookup=lookup)
     with pytest.raises(FetchError) as found:
-        resolver.addresses("a", timeout_seconds=1)
+        resolver.addresses("a", timeout_seconds=60)
     assert found.value.may_pass
-    assert resolver.addresses("a", timeout_seconds=1) == ["8.8.8.8"]
+    assert resolver.addresses("a", timeout_seconds=60) == ["8.8.8.8"]
 
-    end = threading.Event()
-    hanging = Resolver(lookup=lambda host: [str(end.wait(60))])
+    begun, end = threading.Event(), threading.Event()
+
+    def hang(host: str) -> list[str]:
+        begun.set()
+        return [str(end.wait(60))]
+
+    hanging = Resolver(lookup=hang)
+    let_it_begin(hanging, "a", begun)
     with pytest.raises(FetchError, match=r"no answer in 0\.01 s"):
         hanging.addresses("a", timeout_seconds=0.01)
     end.set()
@@ -164,21 +176,23 @@ def test_lookups_that_may_pass_are_not_remembered_and_those_that_hang_end() -> N
 
 def test_a_name_that_hangs_takes_one_thread_however_often_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "NUM_LOOKUP_THREADS", 2)
-    end = threading.Event()
+    begun, end = threading.Event(), threading.Event()
     asked: list[str] = []
 
     def lookup(host: str) -> list[str]:
         asked.append(host)
         if host == "dead":
+            begun.set()
             end.wait(60)
             raise socket.gaierror(socket.EAI_NONAME, "no such name")
         return ["8.8.8.8"]
 
     resolver = Resolver(lookup=lookup)
+    let_it_begin(resolver, "dead", begun)
     for _ in range(3):
         with pytest.raises(FetchError, match=r"dead: no answer in 0\.01 s"):
             resolver.addresses("dead", timeout_seconds=0.01)
-    assert resolver.addresses("live", timeout_seconds=20) == ["8.8.8.8"]
+    assert resolver.addresses("live", timeout_seconds=60) == ["8.8.8.8"]
     assert asked == ["dead", "live"]
     end.set()
 
@@ -194,14 +208,14 @@ def test_a_name_whose_look_up_did_not_begin_is_not_called_missing(monkeypatch: p
         return ["8.8.8.8"]
 
     resolver = Resolver(lookup=lookup)
+    let_it_begin(resolver, "dead", begun)
     with pytest.raises(FetchError, match="name_not_found"):
         resolver.addresses("dead", timeout_seconds=0.01)
-    assert begun.wait(20)
     with pytest.raises(FetchError, match="timed_out: live") as found:
         resolver.addresses("live", timeout_seconds=0.01)
     assert found.value.may_pass
     end.set()
-    assert resolver.addresses("live", timeout_seconds=20) == ["8.8.8.8"]
+    assert resolver.addresses("live", timeout_seconds=60) == ["8.8.8.8"]
 
 
 @pytest.mark.parametrize(
@@ -456,12 +470,15 @@ def test_few_urls_of_a_host_that_throttles_are_asked(
 def test_no_more_connections_than_allowed() -> None:
     hosts = Hosts(FetchConfig(connections_per_host=2, delay_per_host_seconds=0.0))
     lock, inside, most = threading.Lock(), [0], [0]
+    # Each waits for another one: by chance alone they might come one after the other.
+    two = threading.Barrier(2)
 
     def work() -> None:
         with hosts.turn("a"):
             with lock:
                 inside[0] += 1
                 most[0] = max(most[0], inside[0])
+            two.wait(60)
             threading.Event().wait(0.002)
             with lock:
                 inside[0] -= 1
