@@ -32,6 +32,7 @@ from mmvp_ray.miniature.shards import WorldConfig, write_shards
 from mmvp_ray.pipeline import Progress, Run
 from mmvp_ray.pipeline.dated_runs import change_lines, dated_names, read_latest
 from mmvp_ray.store import Store, hold_lease
+from mmvp_ray.store import lease as leases
 from mmvp_ray.store.lease_holder import Holder
 from tests.integration.encoders_small_models import save_hf
 
@@ -279,6 +280,13 @@ def kill_at(patch: pytest.MonkeyPatch, name: str) -> None:
     patch.setattr(storage, "write_bytes", killed)
 
 
+@pytest.fixture
+def renewed_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leases of this process that count for two minutes are renewed, and watched, three times a second: no stall lasts as long."""
+    monkeypatch.setattr(leases, "RENEWALS_PER_TTL", 400)
+    monkeypatch.setattr(leases, "TRIES_PER_TTL", 400)
+
+
 class TestRefused:
     def command(self, config: MineConfig) -> list[str]:
         return [
@@ -286,10 +294,10 @@ class TestRefused:
             "--device", "cpu", "--near-above", "0.8", "--far-below", "0.9",
         ]  # fmt: skip
 
-    def test_two_at_once(self, config: MineConfig) -> None:
+    def test_two_at_once(self, config: MineConfig, renewed_often: None) -> None:
         before = latest(config)
-        with hold_lease(Store(config.store_url), run="s3://b/runs", ttl_seconds=20.0) as lease:
-            found = subprocess.run(self.command(config), capture_output=True, text=True, timeout=120, check=False)
+        with hold_lease(Store(config.store_url), run="s3://b/runs", ttl_seconds=120.0) as lease:
+            found = subprocess.run(self.command(config), capture_output=True, text=True, timeout=200, check=False)
             lease.confirm()
         assert found.returncode == 1 and found.stdout == ""
         note, error = found.stderr.splitlines()
@@ -334,10 +342,12 @@ class TestRefused:
 
 
 class TestTakedown:
-    def test_it_is_refused_beside_a_scheduled_run(self, config: MineConfig, tmp_path: Path) -> None:
+    def test_it_is_refused_beside_a_scheduled_run(
+        self, config: MineConfig, tmp_path: Path, renewed_often: None
+    ) -> None:
         (tmp_path / "list.txt").write_text("0" * 32)
         plain = dataclasses.replace(config, runs=None, store=config.store_url, out=str(tmp_path / "out"))
-        with hold_lease(Store(config.store_url), run="scheduled", ttl_seconds=12.0):
+        with hold_lease(Store(config.store_url), run="scheduled", ttl_seconds=120.0):
             with pytest.raises(ResourceError, match="for scheduled since"):
                 mine(dataclasses.replace(plain, takedown=str(tmp_path / "list.txt")))
             # A run without one needs no lease.
