@@ -18,7 +18,7 @@ def job(*args: str) -> subprocess.CompletedProcess[str]:
         "try: runpy.run_path('jobs/ingest.py', run_name='__main__')\n"
         f"finally: assert not {HEAVY!r} & set(sys.modules), {HEAVY!r} & set(sys.modules)"
     )
-    return subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
 
 
 def test_help_lists_the_commands() -> None:

@@ -223,7 +223,7 @@ class TestStopping:
         return process
 
     def wait_for(self, path: Path, process: subprocess.Popen[str]) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 200
         while not path.exists():
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
