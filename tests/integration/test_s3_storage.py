@@ -415,15 +415,15 @@ class TestSettings:
         assert all("/eu-west-3/" in one.headers["authorization"] for one in proxy.seen)
 
     def test_time_limits_of_the_user_hold(self, root: str, proxy: FaultyProxy) -> None:
-        proxy.stall_seconds = 20.0
+        proxy.stall_seconds = 120.0
         proxy.force(Fault.STALLED, method="GET", contains="file.bin")
         keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
         script = (
             "import sys, time; from mmvp_ray import storage; started = time.monotonic()\n"
             "assert len(storage.read_bytes(sys.argv[1] + '/a/file.bin')) == 10240\n"
-            "assert time.monotonic() - started < 15\n"
+            "assert time.monotonic() - started < 100\n"
         )
-        limits = {"FSSPEC_S3": json.dumps({"config_kwargs": {"read_timeout": 1}})}
+        limits = {"FSSPEC_S3": json.dumps({"config_kwargs": {"read_timeout": 3}})}
         self.run(root, {"AWS_ENDPOINT_URL": proxy.url} | keys | limits, script)
         assert proxy.num_seen("GET", "file.bin") >= 2
 
