@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -35,6 +34,7 @@ from tests.scripted_server import ScriptedServer
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+NUM_TRIES = 3
 SCALE = ScaleConfig(device="cpu", num_threads=1, checkpoint_every_steps=2, log_every_steps=1)
 
 
@@ -46,16 +46,19 @@ def same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> Non
 
 
 @contextlib.contextmanager
-def once_kept(out: str, checkpoint: str, act: Callable[[], None]) -> Iterator[list[str]]:
-    """Act when a checkpoint is there, which lines of progress would say too late on a busy machine; gives what was done."""
+def once_kept(out: str, checkpoint: str, act: Callable[[], bool]) -> Iterator[list[str]]:
+    """Act when a checkpoint, or one behind it, is there, and again until it is done; gives the checkpoint of the deed.
+
+    Lines of progress would say it too late on a busy machine, and only the best are kept: a given one may be gone before it is seen.
+    """
     done: list[str] = []
     is_over = threading.Event()
 
     def watch() -> None:
         while not done and not is_over.wait(0.02):
-            if checkpoint in storage.list_folders(f"{out}/checkpoints"):
-                act()
-                done.append(checkpoint)
+            newest = max(storage.list_folders(f"{out}/checkpoints"), default="")
+            if newest >= checkpoint and act():
+                done.append(newest)
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -66,24 +69,33 @@ def once_kept(out: str, checkpoint: str, act: Callable[[], None]) -> Iterator[li
         thread.join()
 
 
-def kill_a_trainer() -> None:
-    """Kill one of the training processes of this process's Ray."""
-    trainers = [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if "RayTrainWorker" in " ".join(process.cmdline())
-    ]
-    os.kill(trainers[-1].pid, signal.SIGKILL)
+def kill_a_trainer() -> bool:
+    """Kill one of the training processes of this process's Ray; False where there is none, as while Ray starts them anew."""
+    with contextlib.suppress(psutil.Error):
+        trainers = [
+            process
+            for process in psutil.Process().children(recursive=True)
+            if "RayTrainWorker" in " ".join(process.cmdline())
+        ]
+        if trainers:
+            trainers[-1].kill()
+            return True
+    return False
 
 
 def test_two_sharded_workers_of_which_one_is_killed_equal_a_plain_loop(
     backbones: dict[str, str], data: dict[str, str], tmp_path: Path, ray_session: None
 ) -> None:
-    config = config_for(backbones, data, tmp_path / "out", num_epochs=4)
     scale = dataclasses.replace(SCALE, num_workers=2, strategy="fsdp", num_micro_batches=2)
-    said: list[str] = []
-    with Session() as session, once_kept(str(tmp_path / "out"), "step_00000006", kill_a_trainer) as killed:
-        found = train(config, scale, session=session, say=said.append)
+    # On a busy machine a training may be over before it is looked at again.
+    for number in range(NUM_TRIES):
+        out = tmp_path / str(number)
+        config = config_for(backbones, data, out, num_epochs=4)
+        said: list[str] = []
+        with Session() as session, once_kept(str(out), "step_00000006", kill_a_trainer) as killed:
+            found = train(config, scale, session=session, say=said.append)
+        if killed:
+            break
     assert killed
     assert any(line.startswith("going on behind step ") for line in said), said
     model, losses, _ = reference(config)
@@ -93,9 +105,9 @@ def test_two_sharded_workers_of_which_one_is_killed_equal_a_plain_loop(
     same(trained.state_dict(), model.state_dict())
     assert processor.num_image_tokens == model.config.num_image_tokens
     # The two best are kept, and the newest.
-    kept = storage.list_folders(str(tmp_path / "out/checkpoints"))
+    kept = storage.list_folders(str(out / "checkpoints"))
     assert 2 <= len(kept) <= 3 and "step_00000024" in kept
-    assert events(tmp_path / "out/tensorboard")["train/loss"] == pytest.approx(losses, rel=1e-4)
+    assert events(out / "tensorboard")["train/loss"] == pytest.approx(losses, rel=1e-4)
     again = train(config, scale, session=Session(), say=said.append)
     assert again == found
     with pytest.raises(ConfigError, match="found another training"):
@@ -134,7 +146,7 @@ def test_a_job_that_is_killed_goes_on_in_an_object_store(
         )
 
     first = start()
-    with once_kept(out, "step_00000006", first.terminate):
+    with once_kept(out, "step_00000006", lambda: first.terminate() is None):
         first.communicate(timeout=700)
     assert first.returncode == 143
     assert not storage.exists(f"{out}/adapters.safetensors")
