@@ -740,6 +740,24 @@ def test_killed_in_the_middle_and_run_again(server: Server, tmp_path: Path) -> N
     assert not list((tmp_path / "scratch").iterdir())
 
 
+def test_a_shard_counts_when_its_local_folder_is_gone(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is killed after the marker leaves nothing that nobody comes for."""
+    from mmvp_ray.ingest import laion_shard
+
+    left: list[list[Path]] = []
+    write_marker = laion_shard.write_marker
+
+    def write(*arguments: Any, **facts: Any) -> None:
+        left.append(list((tmp_path / "scratch").iterdir()))
+        write_marker(*arguments, **facts)
+
+    monkeypatch.setattr(laion_shard, "write_marker", write)
+    run(config(tmp_path, [f"{server.url}/jpeg/{index}" for index in range(30)], num_urls_per_shard=10))
+    assert left == [[], [], []]
+
+
 def wait_until(is_so: Callable[[], bool], child: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 120
     while not is_so():
