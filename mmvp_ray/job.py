@@ -46,11 +46,10 @@ def parse(cls: type[C], argv: Sequence[str], *, description: str) -> C:
     argv, path = _take(argv, "--config", "a file", "--config configs/imagenet.yaml")
     default = cls() if path is None else load_yaml(cls, path)
     default = _emptied(default, {arg.split("=", 1)[0].replace("_", "-") for arg in argv})
-    style = (
-        tyro.conf.OmitArgPrefixes,
-        tyro.conf.UseAppendAction,
-        tyro.conf.FlagCreatePairsOff,
-    )
+    style: tuple[Any, ...] = (tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction)
+    if path is None:
+        # Over a file, which may have set it, a flag can be said and unsaid whatever it is there.
+        style = (*style, tyro.conf.FlagCreatePairsOff)
     return tyro.cli(
         cls, args=argv, default=default, description=description.rstrip() + "\n" + COMMON_FLAGS, config=style
     )

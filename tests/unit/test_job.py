@@ -40,6 +40,8 @@ class Recipe:
     """Pairs."""
     out: str | None = None
     """Folder."""
+    plan: bool = False
+    """Do nothing."""
 
 
 @pytest.fixture
@@ -90,6 +92,14 @@ def test_a_repeated_flag_of_a_part_replaces_what_the_file_and_the_defaults_say(r
     Path(recipe).write_text("part: {near_above: 0.5, license: [any, none]}\n")
     assert parse("--config", recipe).part.license == ("any", "none")
     assert parse("--config", recipe, *flags).part == Part(near_above=0.5, license=("cc-by",))
+
+
+@pytest.mark.parametrize("in_file", [True, False])
+def test_a_switch_is_said_and_unsaid_whatever_the_file_says(recipe: str, in_file: bool) -> None:
+    Path(recipe).write_text(f"plan: {str(in_file).lower()}\n")
+    assert parse("--config", recipe).plan is in_file
+    assert parse("--config", recipe, "--plan").plan is True
+    assert parse("--config", recipe, "--no-plan").plan is False
 
 
 def test_config_errors(tmp_path: Path) -> None:
