@@ -237,7 +237,9 @@ from mmvp_ray.store import hold_lease, open_store
 def main():
     with hold_lease(open_store(sys.argv[1]), run="a run"):
         pathlib.Path(sys.argv[1], "held").touch()
-        time.sleep(600)
+        # Short sleeps: one that begins just after a signal came, before Python looks for it, is slept to its end.
+        for _ in range(60_000):
+            time.sleep(0.01)
 
 job.run(main)
 """

@@ -218,7 +218,9 @@ class TestStopping:
     def start(self, tmp_path: Path, body: str, **environment: str) -> subprocess.Popen[str]:
         script = tmp_path / "script.py"
         script.write_text(
+            # Short sleeps: one that begins just after a signal came, before Python looks for it, is slept to its end.
             "import pathlib, sys, time\nfrom mmvp_ray import job\n"
+            "def wait():\n    for _ in range(60_000):\n        time.sleep(0.01)\n"
             f"here = pathlib.Path({str(tmp_path)!r})\n" + textwrap.dedent(body) + "\njob.run(main)\n"
         )
         process = subprocess.Popen(
@@ -245,7 +247,7 @@ class TestStopping:
             def main():
                 try:
                     (here / "started").touch()
-                    time.sleep(600)
+                    wait()
                 finally:
                     (here / "left").touch()
             """,
@@ -262,7 +264,7 @@ class TestStopping:
             """
             def main():
                 (here / "started").touch()
-                time.sleep(600)
+                wait()
             """,
             MMVP_RAY_LOG_FORMAT="json",
         )
@@ -281,10 +283,10 @@ class TestStopping:
             def main():
                 try:
                     (here / "started").touch()
-                    time.sleep(600)
+                    wait()
                 finally:
                     (here / "leaving").touch()
-                    time.sleep(600)
+                    wait()
             """,
         )
         process.send_signal(signal.SIGTERM)
@@ -319,7 +321,7 @@ class TestStopping:
             def main():
                 try:
                     (here / "started").touch()
-                    time.sleep(600)
+                    wait()
                 except BaseException:
                     raise RuntimeError("the actor died")
             """,
