@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import logging
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import NoReturn
 
-from mmvp_ray.errors import ConfigError, DataError, MmvpError, TransientError
+from mmvp_ray.errors import ConfigError, DataError, TransientError
 from mmvp_ray.evaluate.answer_log import AnswerLog
-from mmvp_ray.evaluate.answer_parts import content_digest
-from mmvp_ray.evaluate.image_payload import read_image
+from mmvp_ray.evaluate.asked_prompts import Prompt, distinct_prompts
 from mmvp_ray.evaluate.responder import Ask, Reply, Responder
 
 logger = logging.getLogger(__name__)
@@ -24,11 +20,6 @@ NUM_FIRST = 20
 """If so many prompts failed and the log has no answer at all, the rest is not tried."""
 NUM_AWAY = 32
 """If so many prompts, one after the other, failed for a reason that passes, the responder is away and the rest is not tried."""
-NUM_READING_THREADS = 16
-NUM_AHEAD = 64
-NUM_KNOWN_IMAGES = 1 << 16
-UNREADABLE = "unreadable"
-"""Stands for the id of an image that cannot be read: its prompt goes on, fails, and is another one when the image is back."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -117,10 +108,8 @@ def ask_all(
             them.
         DataError: two different prompts have one key, or the responder gives no reply or two for a prompt.
     """
-    progress = AskingProgress()
-    waiting: dict[str, tuple[Ask, tuple[str, ...]]] = {}
-    kept: deque[Reply] = deque()
-    num_away = 0
+    progress, open_prompts = AskingProgress(), _OpenPrompts(asks, log)
+    patience = _Patience(name=responder.name, max_failed_share=max_failed_share, num_prompts=num_prompts)
 
     def done(reply: Reply, *, new: bool) -> Reply:
         progress.count(reply, new=new)
@@ -128,64 +117,126 @@ def ask_all(
             on_reply(reply, progress)
         return reply
 
-    looked_up = _looked_up(asks, log)
-
-    def missing() -> Iterator[Ask]:
-        for ask, image_ids, found in looked_up:
-            if found is not None:
-                kept.append(found)
-            else:
-                waiting[ask.key] = (ask, image_ids)
-                yield ask
-
-    for ask, image_ids, found in looked_up:
-        if found is None:
-            waiting[ask.key] = (ask, image_ids)
-            replies = responder.answer(itertools.chain([ask], missing()))
-            break
-        yield done(found, new=False)
-    else:
-        _warn_of_few_tokens(progress, responder)
-        return
-    try:
-        for reply in replies:
-            while kept:
-                yield done(kept.popleft(), new=False)
-            if reply.key not in waiting:
-                raise DataError(
-                    f"expected one reply for each prompt from {responder.name}, found one more for {reply.key!r}; mend the responder"
-                )
-            ask, image_ids = waiting.pop(reply.key)
-            if not reply.retry_helps:
-                num_away = 0
-            elif not log.has_failed(ask, image_ids):
-                # One that failed in an earlier run too may always fail: it does not tell that the responder is away.
-                num_away += 1
-            log.add(ask, image_ids, reply)
-            yield done(reply, new=True)
-            if progress.num_failed >= NUM_FIRST and not log.num_answers and max_failed_share < 1:
-                raise _too_many(progress, responder, max_failed_share, num_prompts)
-            if num_away >= NUM_AWAY:
-                raise TransientError(
-                    f"expected answers from {responder.name}, found none for {num_away} prompts one after the other, the last because: "
-                    f"{reply.error}; look at the service, then run the same command again"
-                )
-    finally:
-        # At once, not when the traceback is let go of: requests on their way cost money.
-        if isinstance(replies, Generator):
-            replies.close()
-    while kept:
-        yield done(kept.popleft(), new=False)
-    log.flush()
+    for kept in open_prompts.kept_before_first():
+        yield done(kept, new=False)
+    if open_prompts.waiting:
+        replies = responder.answer(open_prompts.draw())
+        try:
+            for reply in replies:
+                for kept in open_prompts.kept_meanwhile():
+                    yield done(kept, new=False)
+                prompt = open_prompts.waiting.pop(reply.key, None)
+                if prompt is None:
+                    raise DataError(
+                        f"expected one reply for each prompt from {responder.name}, found one more for {reply.key!r}; mend the responder"
+                    )
+                patience.note(reply, failed_before=log.has_failed(prompt.ask, prompt.image_ids))
+                log.add(prompt.ask, prompt.image_ids, reply)
+                yield done(reply, new=True)
+                patience.check(progress, reply, has_answers=log.num_answers > 0)
+        finally:
+            # At once, not when the traceback is let go of: requests on their way cost money.
+            if isinstance(replies, Generator):
+                replies.close()
+        for kept in open_prompts.kept_meanwhile():
+            yield done(kept, new=False)
+        log.flush()
     _warn_of_few_tokens(progress, responder)
-    if waiting:
+    if open_prompts.waiting:
         raise DataError(
-            f"expected a reply to every prompt from {responder.name}, found none for {len(waiting)}, such as {next(iter(waiting))!r}; mend "
-            f"the responder"
+            f"expected a reply to every prompt from {responder.name}, found none for {len(open_prompts.waiting)}, such as "
+            f"{next(iter(open_prompts.waiting))!r}; mend the responder"
         )
-    is_silent = progress.failed_share == 1.0 and max_failed_share < 1
-    if is_silent or progress.num_failed / (num_prompts or progress.num_done) > max_failed_share:
-        raise _too_many(progress, responder, max_failed_share, num_prompts)
+    patience.check_all(progress)
+
+
+class _OpenPrompts:
+    """The prompts that the log has no answer to, drawn lazily; the kept replies that are met on the way wait here to be handed out.
+
+    Attributes:
+        waiting: What was drawn and has no reply yet, by key.
+    """
+
+    def __init__(self, asks: Iterable[Ask], log: AnswerLog) -> None:
+        self._prompts, self._log = distinct_prompts(asks), log
+        self.waiting: dict[str, Prompt] = {}
+        self._kept: deque[Reply] = deque()
+
+    def kept_before_first(self) -> Iterator[Reply]:
+        """The kept replies before the first open prompt, which is drawn; none is held."""
+        for prompt in self._prompts:
+            found = self._log.find(prompt.ask, prompt.image_ids)
+            if found is None:
+                self.waiting[prompt.ask.key] = prompt
+                return
+            yield found
+
+    def draw(self) -> Iterator[Ask]:
+        """Every open prompt, from the first one on."""
+        yield from [prompt.ask for prompt in self.waiting.values()]
+        for prompt in self._prompts:
+            found = self._log.find(prompt.ask, prompt.image_ids)
+            if found is None:
+                self.waiting[prompt.ask.key] = prompt
+                yield prompt.ask
+            else:
+                self._kept.append(found)
+
+    def kept_meanwhile(self) -> Iterator[Reply]:
+        """The kept replies that were met since the last call."""
+        while self._kept:
+            yield self._kept.popleft()
+
+
+@dataclass(kw_only=True, slots=True)
+class _Patience:
+    """When so many prompts failed that a run is given up.
+
+    Attributes:
+        name: Of the responder.
+        max_failed_share, num_prompts: As ask_all is given them.
+        num_away: Prompts, one after the other, that failed for a reason that passes.
+    """
+
+    name: str
+    max_failed_share: float
+    num_prompts: int | None
+    num_away: int = 0
+
+    def note(self, reply: Reply, *, failed_before: bool) -> None:
+        """Take one more new reply into account."""
+        if not reply.retry_helps:
+            self.num_away = 0
+        elif not failed_before:
+            # One that failed in an earlier run too may always fail: it does not tell that the responder is away.
+            self.num_away += 1
+
+    def check(self, progress: AskingProgress, last: Reply, *, has_answers: bool) -> None:
+        """Raise if trying the rest makes no sense."""
+        if progress.num_failed >= NUM_FIRST and not has_answers and self.max_failed_share < 1:
+            self._give_up(progress)
+        if self.num_away >= NUM_AWAY:
+            raise TransientError(
+                f"expected answers from {self.name}, found none for {self.num_away} prompts one after the other, the last because: "
+                f"{last.error}; look at the service, then run the same command again"
+            )
+
+    def check_all(self, progress: AskingProgress) -> None:
+        """Raise if too many failed of all."""
+        is_silent = progress.failed_share == 1.0 and self.max_failed_share < 1
+        if is_silent or progress.num_failed > self.max_failed_share * (self.num_prompts or progress.num_done):
+            self._give_up(progress)
+
+    def _give_up(self, progress: AskingProgress) -> NoReturn:
+        kind = TransientError if progress.first_error_passes else ConfigError
+        prompts = (
+            "the prompts" if self.num_prompts is None else f"{self.num_prompts} prompts, and not all that it was asked,"
+        )
+        without = "" if self.num_prompts is None else ", --max-failed-share 1 goes on without them"
+        raise kind(
+            f"expected at most {self.max_failed_share:.0%} of {prompts} without an answer from {self.name}, found {progress.num_failed} of "
+            f"{progress.num_done}, the first because: {progress.first_error}; the same command asks those again{without}"
+        )
 
 
 def _warn_of_few_tokens(progress: AskingProgress, responder: Responder) -> None:
@@ -199,62 +250,3 @@ def _warn_of_few_tokens(progress: AskingProgress, responder: Responder) -> None:
             responder.name,
             progress.num_empty,
         )
-
-
-def _too_many(
-    progress: AskingProgress, responder: Responder, max_failed_share: float, num_prompts: int | None
-) -> MmvpError:
-    kind = TransientError if progress.first_error_passes else ConfigError
-    prompts = "the prompts" if num_prompts is None else f"{num_prompts} prompts, and not all that it was asked,"
-    without = "" if num_prompts is None else ", --max-failed-share 1 goes on without them"
-    return kind(
-        f"expected at most {max_failed_share:.0%} of {prompts} without an answer from {responder.name}, found {progress.num_failed} of "
-        f"{progress.num_done}, the first because: {progress.first_error}; the same command asks those again{without}"
-    )
-
-
-def _looked_up(asks: Iterable[Ask], log: AnswerLog) -> Iterator[tuple[Ask, tuple[str, ...], Reply | None]]:
-    """Each prompt once, with the ids of its images and the answer that the log has.
-
-    Raises:
-        DataError: two different prompts have one key.
-    """
-    seen: dict[str, str] = {}
-    for ask, image_ids in _with_image_ids(asks):
-        digest = content_digest(ask, image_ids)[:16]
-        if ask.key not in seen:
-            seen[ask.key] = digest
-            yield ask, image_ids, log.find(ask, image_ids)
-        elif seen[ask.key] != digest:
-            raise DataError(f"expected one prompt for each key, found two different ones for {ask.key!r}")
-
-
-def image_id(uri: str) -> str:
-    """SHA-256 of the encoded image at `uri`, 64 hex digits; UNREADABLE if there is none.
-
-    Raises:
-        ConfigError: no permission.
-    """
-    try:
-        return hashlib.sha256(read_image(uri)).hexdigest()
-    except (DataError, TransientError):
-        return UNREADABLE
-
-
-def _with_image_ids(asks: Iterable[Ask]) -> Iterator[tuple[Ask, tuple[str, ...]]]:
-    """Each prompt with the ids of its images, read some prompts ahead, for a bucket answers slowly."""
-    known = lru_cache(NUM_KNOWN_IMAGES)(image_id)
-    ahead: deque[tuple[Ask, Future[tuple[str, ...]]]] = deque()
-    with ThreadPoolExecutor(NUM_READING_THREADS) as pool:
-        try:
-            for ask in asks:
-                ahead.append((ask, pool.submit(lambda ask: tuple(known(uri) for uri in ask.image_uris), ask)))
-                if len(ahead) >= NUM_AHEAD:
-                    first, future = ahead.popleft()
-                    yield first, future.result()
-            while ahead:
-                first, future = ahead.popleft()
-                yield first, future.result()
-        finally:
-            for _, future in ahead:
-                future.cancel()
