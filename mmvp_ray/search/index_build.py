@@ -24,6 +24,7 @@ from mmvp_ray.search.gather import Chunk, gather_chunks, lay_out
 from mmvp_ray.search.index_holders import Call, Holders, IndexHolder
 from mmvp_ray.search.index_shards import (
     CODEC_FILE,
+    CODES,
     INDEX_JSON,
     CodesTask,
     IndexPlace,
@@ -74,7 +75,7 @@ class IndexPlan:
         grown_from: Images that the codec was trained for.
         pieces_key: Census.content_key.
         earlier: Keys of the blocks of the index that this one grows from.
-        earlier_folder: Where the index of the join that this one builds on lies; empty for none.
+        earlier_folder: Where the index of the join that this one builds on lies, of whatever codec; empty for none.
     """
 
     place: IndexPlace
@@ -94,6 +95,7 @@ def plan_index(
     bytes_per_vector: int,
     device: str,
     parent: dict[str, Any] | None = None,
+    refit: bool = False,
 ) -> IndexPlan:
     """Where the index of a census lies and how it is made; the codec of the join that this one builds on is kept while it fits.
 
@@ -104,12 +106,14 @@ def plan_index(
         bytes_per_vector: Limit on a compressed vector.
         device: "cuda" or "cpu".
         parent: Facts of the earlier join; empty for none.
+        refit: Train a codec anew although the earlier one fits.
     """
     shape = shape_for(space.dim, census.num_images, bytes_per_vector=bytes_per_vector, device=device)
     parent = parent or {}
     rows, kept = block_rows(census), parent.get("codec", {})
     earlier_folder = storage.join(store.root, parent["index"]) if kept else ""
-    if kept and census.num_images <= REFIT_GROWTH * kept["num_images"] and kept["shape"]["bits"] == shape.bits:
+    fits = kept and census.num_images <= REFIT_GROWTH * kept["num_images"] and kept["shape"]["bits"] == shape.bits
+    if fits and not refit:
         # The earlier blocks as they were cut, so that their codes are found again.
         earlier = _blocks_of(earlier_folder)
         blocks = (*cut_blocks(census, rows, "old", like=tuple(earlier.values())), *cut_blocks(census, rows, "new"))
@@ -187,7 +191,8 @@ def build_index(plan: IndexPlan, holders: Holders) -> dict[str, Any]:
     """Compress what is not compressed yet, build the shards that are missing, and give what index.json says.
 
     What only the earlier index needed is removed, or a store that is mined again each week would keep one index for each week: its shards,
-    since the join that asked it is whole, and the codes that this one is not made from, whose images came to be counted elsewhere.
+    since the join that asked it is whole, and the codes that this one is not made from, because their images came to be counted elsewhere
+    or because they are another codec's.
 
     Args:
         plan: Its codec is trained.
@@ -210,6 +215,9 @@ def build_index(plan: IndexPlan, holders: Holders) -> dict[str, Any]:
         storage.remove(codes_uri + ".bin")
     if plan.earlier_folder not in ("", plan.place.folder):
         _remove_shards(plan.earlier_folder)
+        earlier_codec_folder = plan.earlier_folder.rpartition("/")[0]
+        if earlier_codec_folder != plan.place.codec_folder:
+            storage.remove_folder(storage.join(earlier_codec_folder, CODES))
     storage.write_json(index_uri, facts)
     return facts
 

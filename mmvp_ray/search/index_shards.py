@@ -33,7 +33,7 @@ GPU_NEIGHBOURS = 2048
 
 INDEXES = "indexes"
 
-CODEC_FILE, INDEX_JSON = "codec.npz", "index.json"
+CODEC_FILE, CODES, INDEX_JSON = "codec.npz", "codes", "index.json"
 
 ROW = np.dtype([("id", "S16"), ("piece", "<i4"), ("kept", "<f2")])
 
@@ -60,7 +60,7 @@ class IndexPlace:
     @property
     def codes_folder(self) -> str:
         """Folder of the codes of all blocks that were made with the codec."""
-        return storage.join(self.codec_folder, "codes")
+        return storage.join(self.codec_folder, CODES)
 
     def codes_uri(self, block: Block) -> str:
         """The codes of a block."""

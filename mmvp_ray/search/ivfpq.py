@@ -62,7 +62,8 @@ def _join(work: JoinWork, method: Method, own: str, session: Session, on_part: O
         work.census,
         bytes_per_vector=config.bytes_per_vector,
         device=work.device,
-        parent={} if config.refit_cells else work.parent,
+        parent=work.parent,
+        refit=config.refit_cells,
     )
     if work.device == "cuda":
         # Whether FAISS can use the GPUs is known before hours are spent on what only they read.

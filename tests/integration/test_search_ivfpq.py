@@ -374,6 +374,14 @@ def test_a_corpus_that_grows_keeps_the_shards_of_its_last_index_alone(
     assert other["codec"] == parent["codec"] and shards_of(store) == {facts["index"], other["index"]}
     assert neighbours(store, SPACE, first, ids[7].tobytes()) == near
 
+    # A codec that is trained anew leaves no codes of the one before it.
+    fourth = [*second, *fill(tmp_path, vectors[4900:5000], ids[4900:5000], corpus="fourth")[1]]
+    config = SearchConfig(refit_cells=True)
+    _, refit = asked(store, fourth, folder="fourth", earlier=second, parent=facts, config=config)
+    assert refit["codec"]["key"] != facts["codec"]["key"] and facts["index"] not in shards_of(store)
+    codes = {path.parents[1].name for path in Path(store.root, "indexes").rglob("codes/*.bin")}
+    assert refit["codec"]["key"] in codes and facts["codec"]["key"] not in codes
+
 
 def test_codes_that_a_grown_corpus_does_without_are_removed(
     corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
