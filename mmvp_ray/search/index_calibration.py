@@ -17,8 +17,9 @@ from mmvp_ray.search.blocks import Block, load_block
 from mmvp_ray.search.codec_training import num_sampled
 from mmvp_ray.search.config import SearchConfig
 from mmvp_ray.search.gather import chunk_vectors, gather_chunks
-from mmvp_ray.search.index_build import IndexPlan, train_index
+from mmvp_ray.search.index_build import train_index
 from mmvp_ray.search.index_holders import Call, Holders, IndexHolder
+from mmvp_ray.search.index_plan import IndexPlan
 from mmvp_ray.search.index_shards import CODEC_FILE, IndexPlace
 from mmvp_ray.search.kernel import join_block
 from mmvp_ray.search.principal_axes import Axes, axes_for_scan

@@ -13,9 +13,9 @@ from mmvp_ray import storage
 from mmvp_ray.errors import ResourceError
 from mmvp_ray.search.blocks import Block, cut_blocks, load_block
 from mmvp_ray.search.codec import Codec
-from mmvp_ray.search.index_build import IndexPlan, block_rows
 from mmvp_ray.search.index_calibration import SearchSettings
 from mmvp_ray.search.index_holders import Call, Holders, IndexHolder
+from mmvp_ray.search.index_plan import IndexPlan, block_rows
 from mmvp_ray.search.index_shards import IndexPlace, Shard
 from mmvp_ray.store import DONE, done_names, id_keys, key_matrix, write_marker
 

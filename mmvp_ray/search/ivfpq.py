@@ -17,10 +17,11 @@ from mmvp_ray import storage
 from mmvp_ray.cluster import Session
 from mmvp_ray.config import fingerprint
 from mmvp_ray.search.exact import exact_join
-from mmvp_ray.search.index_build import build_index, index_facts, plan_index
+from mmvp_ray.search.index_build import build_index, index_facts
 from mmvp_ray.search.index_calibration import settle_search
 from mmvp_ray.search.index_candidates import ask_for_all
 from mmvp_ray.search.index_holders import Holders
+from mmvp_ray.search.index_plan import plan_index
 from mmvp_ray.search.index_shards import INDEXES
 from mmvp_ray.search.rerank import rerank
 from mmvp_ray.search.table import Joined, join_once

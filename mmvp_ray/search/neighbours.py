@@ -16,8 +16,9 @@ from mmvp_ray.search.blocks import load_vectors
 from mmvp_ray.search.census import NUM_READING_THREADS, Census, content_key, read_ids, take_census
 from mmvp_ray.search.config import SearchConfig
 from mmvp_ray.search.decide import exact_cosines
-from mmvp_ray.search.index_build import build_index, plan_index, train_on_draw
+from mmvp_ray.search.index_build import build_index, train_on_draw
 from mmvp_ray.search.index_holders import Holders, IndexHolder
+from mmvp_ray.search.index_plan import plan_index
 from mmvp_ray.search.index_shards import INDEX_JSON, INDEXES, IndexPlace
 from mmvp_ray.search.ivfpq import MIN_IMAGES
 from mmvp_ray.search.space import Space, embeddings_uri, read_vectors

@@ -22,6 +22,7 @@ from mmvp_ray.search import (
     index_build,
     index_calibration,
     index_candidates,
+    index_plan,
     index_shards,
     rerank,
     take_census,
@@ -322,7 +323,7 @@ def test_a_corpus_that_grows_again_and_again_compresses_each_image_once(
     corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, _, vectors, ids = corpus
-    monkeypatch.setattr(index_build, "block_rows", lambda census: 500)
+    monkeypatch.setattr(index_plan, "block_rows", lambda census: 500)
     store, pieces = fill(tmp_path, vectors[:4500], ids[:4500], corpus="week0", rows=100)
     _, facts = asked(store, pieces, folder="week0")
     for week in (1, 2, 3):
@@ -387,7 +388,7 @@ def test_codes_that_a_grown_corpus_does_without_are_removed(
     corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, _, vectors, ids = corpus
-    monkeypatch.setattr(index_build, "block_rows", lambda census: 500)
+    monkeypatch.setattr(index_plan, "block_rows", lambda census: 500)
     # Copies of images of the first corpus: in the second join the old row counts, in the third one the row of "a", which is read first.
     store, pieces = fill(tmp_path, vectors[:4500], ids[:4500], corpus="m", rows=100)
     _, facts = asked(store, pieces, folder="first")
@@ -507,7 +508,7 @@ def test_a_shard_answers_what_its_codes_say(tmp_path: Path, dim: int) -> None:
         store, Piece(shard=shard, index=0, last=True, samples=(), rejects=()), space.slug, ids, vectors, []
     )
     census = take_census(store, space.slug, [PieceRef("c", f"{shard.key}-000000")])
-    plan = index_build.plan_index(store, space, census, bytes_per_vector=64, device="cpu")
+    plan = index_plan.plan_index(store, space, census, bytes_per_vector=64, device="cpu")
     with Holders(Inline(), "cpu") as holders:
         assert index_build.train_on_draw(plan, census, holders, Inline())
         facts = index_build.build_index(plan, holders)
