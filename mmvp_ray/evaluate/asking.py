@@ -173,6 +173,7 @@ class _OpenPrompts:
 
     def draw(self) -> Iterator[Ask]:
         """Every open prompt, from the first one on."""
+        # The first one was drawn already.
         yield from [prompt.ask for prompt in self.waiting.values()]
         for prompt in self._prompts:
             found = self._log.find(prompt.ask, prompt.image_ids)
@@ -223,8 +224,9 @@ class _Patience:
 
     def check_all(self, progress: AskingProgress) -> None:
         """Raise if too many failed of all."""
+        num_prompts = self.num_prompts or progress.num_done
         is_silent = progress.failed_share == 1.0 and self.max_failed_share < 1
-        if is_silent or progress.num_failed > self.max_failed_share * (self.num_prompts or progress.num_done):
+        if is_silent or (num_prompts and progress.num_failed / num_prompts > self.max_failed_share):
             self._give_up(progress)
 
     def _give_up(self, progress: AskingProgress) -> NoReturn:

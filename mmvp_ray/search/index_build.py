@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -29,6 +30,7 @@ from mmvp_ray.search.index_shards import (
     block_key,
     build_shard,
     cut_cells,
+    has_shards,
     read_offsets,
     write_codes,
 )
@@ -79,9 +81,8 @@ def train_on_draw(plan: IndexPlan, census: Census, holders: Holders, session: Se
 def build_index(plan: IndexPlan, holders: Holders) -> dict[str, Any]:
     """Compress what is not compressed yet, build the shards that are missing, and give what index.json says.
 
-    What only the earlier index needed is removed, or a store that is mined again each week would keep one index for each week: its shards,
-    since the join that asked it is whole, and the codes that this one is not made from, because their images came to be counted elsewhere
-    or because they are another codec's.
+    The shards of the index that this one grew from are removed, for the join that asked it is whole, and so are those of its codes that
+    this one is not made from: a store that is mined again each week would keep one index for each week.
 
     Args:
         plan: Its codec is trained.
@@ -90,7 +91,7 @@ def build_index(plan: IndexPlan, holders: Holders) -> dict[str, Any]:
     index_uri = storage.join(plan.place.folder, INDEX_JSON)
     if storage.exists(index_uri):
         found: dict[str, Any] = storage.read_json(index_uri)
-        if found["shards"]:
+        if has_shards(plan.place, found):
             return found
     try:
         facts = _build(plan, holders)
@@ -98,30 +99,19 @@ def build_index(plan: IndexPlan, holders: Holders) -> dict[str, Any]:
         # Another run beside this one may have removed codes that it does without: they are made again.
         facts = _build(plan, holders)
     # Before the new index counts: whoever is killed in between does this again.
-    for key in set(plan.earlier) - {key for key, _ in facts["blocks"]}:
-        codes_uri = storage.join(plan.place.codes_folder, key)
-        storage.remove(codes_uri + DONE)
-        storage.remove(codes_uri + ".bin")
     if plan.earlier_folder not in ("", plan.place.folder):
-        _remove_shards(plan.earlier_folder)
-        earlier_codec_folder = plan.earlier_folder.rpartition("/")[0]
-        if earlier_codec_folder != plan.place.codec_folder:
-            storage.remove_folder(storage.join(earlier_codec_folder, CODES))
+        _remove_earlier(plan, facts)
     storage.write_json(index_uri, facts)
     return facts
 
 
-def _remove_shards(folder: str) -> None:
-    """Leave of an index what it was made from: the next ones are cut alike, so that their codes are found again."""
-    uri = storage.join(folder, INDEX_JSON)
-    if not storage.exists(uri):
-        return
-    storage.write_json(uri, {**storage.read_json(uri), "shards": []})
-    for name in storage.list_names(folder):
-        if name.endswith((".faiss", ".rows")):
-            stem = storage.join(folder, name.rpartition(".")[0])
-            storage.remove(stem + DONE)
-            storage.remove(storage.join(folder, name))
+def restore_shards(place: IndexPlace, index: dict[str, Any], holders: Holders) -> bool:
+    """Build the shards that index.json names and that are gone; False if codes are gone that they are made from."""
+    needed = {f"{key}{end}" for key, _ in index.get("blocks", []) for end in (".bin", DONE)}
+    if not needed or not needed <= set(storage.list_names(place.codes_folder)):
+        return False
+    _build_shards(place, index["blocks"], index["shards"], holders)
+    return True
 
 
 def _build(plan: IndexPlan, holders: Holders) -> dict[str, Any]:
@@ -129,30 +119,19 @@ def _build(plan: IndexPlan, holders: Holders) -> dict[str, Any]:
     codec_uri = storage.join(place.codec_folder, CODEC_FILE)
     codec = Codec.from_bytes(storage.read_bytes(codec_uri), where=codec_uri)
     shape = codec.shape
-    uris = [place.codes_uri(block) for block in plan.blocks]
+    by_key = {block_key(block): block for block in plan.blocks}
     # Both: whoever removes codes may be killed after the first.
     there = set(storage.list_names(place.codes_folder))
-    left = [block for block in plan.blocks if not {block_key(block) + end for end in (".bin", DONE)} <= there]
+    left = [block for key, block in by_key.items() if not {key + ".bin", key + DONE} <= there]
     for _ in holders.run([Call(work=write_codes, item=CodesTask(place=place, block=block)) for block in left]):
         pass
+    uris = [place.codes_uri(key) for key in by_key]
     counts_L = np.zeros(shape.num_cells, dtype=np.int64)
     for uri in uris:
         counts_L += np.diff(read_offsets(uri, shape.num_cells))
-    firsts = np.cumsum([0, *(len(block.pieces) for block in plan.blocks)])[:-1].tolist()
-    tasks = [
-        ShardTask(
-            place=place,
-            name=f"{first:06d}-{last:06d}",
-            first=first,
-            last=last,
-            codes=tuple(uris),
-            first_pieces=tuple(firsts),
-        )
-        for first, last in cut_cells(counts_L, SHARD_ROWS)
-    ]
-    built = set(done_names(place.folder))
-    for _ in holders.run([Call(work=build_shard, item=task) for task in tasks if task.name not in built]):
-        pass
+    blocks = [(key, len(block.pieces)) for key, block in by_key.items()]
+    shards = [(f"{first:06d}-{last:06d}", first, last) for first, last in cut_cells(counts_L, SHARD_ROWS)]
+    _build_shards(place, blocks, shards, holders)
     markers = [read_marker(uri.removesuffix(".bin") + DONE)[1] for uri in uris]
     pieces = [piece for block in plan.blocks for piece in block.pieces]
     table = pa.table(
@@ -163,7 +142,7 @@ def _build(plan: IndexPlan, holders: Holders) -> dict[str, Any]:
     num_rows = int(counts_L.sum())
     return {
         "pieces_key": plan.pieces_key,
-        "blocks": [[block_key(block), len(block.pieces)] for block in plan.blocks],
+        "blocks": blocks,
         "num_rows": num_rows,
         "num_unusable": sum(facts["num_unusable"] for facts in markers),
         "mean_kept": round(sum(facts["sum_kept"] for facts in markers) / max(1, num_rows), 6),
@@ -171,8 +150,42 @@ def _build(plan: IndexPlan, holders: Holders) -> dict[str, Any]:
         "sample_kept": round(codec.kept, 6),
         "rotated": codec.rotation_RD is not None,
         "shape": asdict(shape),
-        "shards": [[task.name, task.first, task.last] for task in tasks],
+        "shards": shards,
     }
+
+
+def _build_shards(
+    place: IndexPlace, blocks: Sequence[tuple[str, int]], shards: Sequence[tuple[str, int, int]], holders: Holders
+) -> None:
+    """Build those of the shards (name, first cell, end) that are not there from the codes of the blocks (key, pieces)."""
+    uris = tuple(place.codes_uri(key) for key, _ in blocks)
+    firsts = tuple(np.cumsum([0, *(num_pieces for _, num_pieces in blocks)])[:-1].tolist())
+    built = set(done_names(place.folder))
+    tasks = [
+        ShardTask(place=place, name=name, first=first, last=last, codes=uris, first_pieces=firsts)
+        for name, first, last in shards
+        if name not in built
+    ]
+    for _ in holders.run([Call(work=build_shard, item=task) for task in tasks]):
+        pass
+
+
+def _remove_earlier(plan: IndexPlan, facts: dict[str, Any]) -> None:
+    """Leave of the earlier index what it was made from: the next ones are cut alike, so that their codes are found again."""
+    uri = storage.join(plan.earlier_folder, INDEX_JSON)
+    if not storage.exists(uri):
+        return
+    earlier = storage.read_json(uri)
+    for name, _, _ in earlier["shards"]:
+        # The marker first, that nobody takes half of a shard for a whole one; and last, in case somebody built it anew meanwhile.
+        for end in (DONE, ".faiss", ".rows", DONE):
+            storage.remove(storage.join(plan.earlier_folder, name + end))
+    codec_folder = plan.earlier_folder.rpartition("/")[0]
+    # Their images came to be counted elsewhere, or another codec has its own codes.
+    kept = {key for key, _ in facts["blocks"]} if codec_folder == plan.place.codec_folder else set()
+    for key in {key for key, _ in earlier.get("blocks", [])} - kept:
+        for end in (DONE, ".bin"):
+            storage.remove(storage.join(codec_folder, CODES, key + end))
 
 
 def index_facts(plan: IndexPlan, index: dict[str, Any]) -> dict[str, Any]:

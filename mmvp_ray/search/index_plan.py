@@ -36,7 +36,6 @@ class IndexPlan:
         blocks: All images of the census.
         grown_from: Images that the codec was trained for.
         pieces_key: Census.content_key.
-        earlier: Keys of the blocks of the index that this one grows from.
         earlier_folder: Where the index of the join that this one builds on lies, of whatever codec; empty for none.
     """
 
@@ -45,7 +44,6 @@ class IndexPlan:
     blocks: tuple[Block, ...]
     grown_from: int
     pieces_key: str
-    earlier: tuple[str, ...] = ()
     earlier_folder: str = ""
 
 
@@ -77,8 +75,7 @@ def plan_index(
     fits = kept and census.num_images <= REFIT_GROWTH * kept["num_images"] and kept["shape"]["bits"] == shape.bits
     if fits and not refit:
         # The earlier blocks as they were cut, so that their codes are found again.
-        earlier = _blocks_of(earlier_folder)
-        blocks = (*cut_blocks(census, rows, "old", like=tuple(earlier.values())), *cut_blocks(census, rows, "new"))
+        blocks = (*cut_blocks(census, rows, "old", like=_blocks_of(earlier_folder)), *cut_blocks(census, rows, "new"))
         place = IndexPlace(store=store, space=space, codec_key=kept["key"], content_key=_content_key(blocks))
         if storage.exists(storage.join(place.codec_folder, CODEC_FILE)):
             return IndexPlan(
@@ -87,7 +84,6 @@ def plan_index(
                 blocks=blocks,
                 grown_from=kept["num_images"],
                 pieces_key=census.content_key,
-                earlier=tuple(earlier),
                 earlier_folder=earlier_folder,
             )
     blocks = tuple(cut_blocks(census, rows))
@@ -107,16 +103,16 @@ def _content_key(blocks: Sequence[Block]) -> str:
     return fingerprint([block_key(block) for block in blocks])
 
 
-def _blocks_of(folder: str) -> dict[str, list[PieceRef]]:
-    """The blocks that an index was made from, by key: their pieces. Empty if it is gone."""
+def _blocks_of(folder: str) -> list[list[PieceRef]]:
+    """The pieces of each block that an index was made from; none if it is gone."""
     uri = storage.join(folder, INDEX_JSON)
     if not storage.exists(uri):
-        return {}
+        return []
     rows = iter(read_table(storage.join(folder, PIECES_FILE)).to_pylist())
-    return {
-        key: [PieceRef(row["corpus"], row["piece"]) for row in itertools.islice(rows, num_pieces)]
-        for key, num_pieces in storage.read_json(uri).get("blocks", [])
-    }
+    return [
+        [PieceRef(row["corpus"], row["piece"]) for row in itertools.islice(rows, num_pieces)]
+        for _, num_pieces in storage.read_json(uri).get("blocks", [])
+    ]
 
 
 def block_rows(census: Census) -> int:

@@ -4,7 +4,7 @@ indexes/<space>/<codec>/codec.npz                what was trained
 indexes/<space>/<codec>/codes/<block>.bin        the codes of a block of images, sorted by cell
 indexes/<space>/<codec>/<images>/<shard>.faiss   a FAISS index of a range of cells; its ids are row numbers of the table beside it
 indexes/<space>/<codec>/<images>/<shard>.rows    for each row the image id, its piece and what its code kept
-indexes/<space>/<codec>/<images>/index.json      written last: present means whole; without shards, those were removed
+indexes/<space>/<codec>/<images>/index.json      written last: what the index was made from, and its shards; it is whole if all their markers are there
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mmvp_ray.config import fingerprint
 from mmvp_ray.search.blocks import Block, kept_rows
 from mmvp_ray.search.codec import Codec, CodeShape
 from mmvp_ray.search.space import Space, read_vectors
-from mmvp_ray.store import DONE, Store, id_keys, write_marker
+from mmvp_ray.store import DONE, Store, done_names, id_keys, write_marker
 
 if TYPE_CHECKING:
     from mmvp_ray.search.index_holders import IndexHolder
@@ -62,9 +62,9 @@ class IndexPlace:
         """Folder of the codes of all blocks that were made with the codec."""
         return storage.join(self.codec_folder, CODES)
 
-    def codes_uri(self, block: Block) -> str:
-        """The codes of a block."""
-        return storage.join(self.codes_folder, f"{block_key(block)}.bin")
+    def codes_uri(self, key: str) -> str:
+        """The codes of the block of this key (block_key)."""
+        return storage.join(self.codes_folder, f"{key}.bin")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,7 +118,7 @@ def write_codes(holder: IndexHolder, task: CodesTask) -> None:
     records_N, cell_N = np.concatenate(records), np.concatenate(cells)
     offsets = cell_offsets(cell_N, codec.shape.num_cells)
     data = offsets.tobytes() + records_N[np.argsort(cell_N, kind="stable")].tobytes()
-    uri = place.codes_uri(task.block)
+    uri = place.codes_uri(block_key(task.block))
     storage.write_bytes(uri, data)
     write_marker(
         uri.removesuffix(".bin") + DONE,
@@ -127,6 +127,11 @@ def write_codes(holder: IndexHolder, task: CodesTask) -> None:
         num_unusable=num_seen - len(records_N),
         sum_kept=float(records_N["kept"].sum(dtype=np.float64)),
     )
+
+
+def has_shards(place: IndexPlace, index: dict[str, Any]) -> bool:
+    """Whether all shards are there that index.json names; those of an index that a later one grew from are removed."""
+    return {name for name, _, _ in index["shards"]} <= set(done_names(place.folder))
 
 
 def cut_cells(counts_L: NDArray[np.int64], shard_rows: int) -> list[tuple[int, int]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,15 +15,16 @@ from mmvp_ray.cluster import Inline, Session
 from mmvp_ray.errors import ConfigError
 from mmvp_ray.schema import IMAGE_ID_BYTES
 from mmvp_ray.search.blocks import load_vectors
-from mmvp_ray.search.census import NUM_READING_THREADS, Census, content_key, read_ids, take_census
+from mmvp_ray.search.census import NUM_READING_THREADS, content_key, read_ids, take_census
 from mmvp_ray.search.config import SearchConfig
 from mmvp_ray.search.decide import exact_cosines
-from mmvp_ray.search.index_build import build_index, train_on_draw
+from mmvp_ray.search.index_build import build_index, restore_shards, train_on_draw
 from mmvp_ray.search.index_holders import Holders, IndexHolder
 from mmvp_ray.search.index_plan import plan_index
-from mmvp_ray.search.index_shards import INDEX_JSON, INDEXES, IndexPlace
+from mmvp_ray.search.index_shards import INDEX_JSON, INDEXES, IndexPlace, has_shards
 from mmvp_ray.search.ivfpq import MIN_IMAGES
 from mmvp_ray.search.space import Space, embeddings_uri, read_vectors
+from mmvp_ray.search.table import PIECES_FILE
 from mmvp_ray.store import PieceRef, Store, id_keys, key_bytes, key_matrix, read_table
 
 # Shapes: N images of a piece, D numbers in a vector, C candidates.
@@ -36,6 +39,14 @@ LEAST_COMPARED = 128
 Neighbour = tuple[bytes, float]
 
 
+@dataclass(frozen=True, slots=True)
+class _Index:
+    """Where an index lies, and its index.json."""
+
+    place: IndexPlace
+    facts: dict[str, Any]
+
+
 def neighbours(
     store: Store,
     space: Space,
@@ -48,8 +59,8 @@ def neighbours(
 ) -> list[Neighbour]:
     """The images nearest to one image, or to a vector, with their exact cosines; best first, ties by id; never the image itself.
 
-    The index that an ivfpq join of these pieces kept is used (without the copies, if that join collapsed them); without one it is built
-    and kept. It may overlook a neighbour: the cells of the `num_probes` nearest are looked through, and the nearest by their codes are
+    The index that an ivfpq join of these pieces kept is used (without the copies, if that join collapsed them). If a later join grew from
+    that one, its shards are built again from the codes that are still there; without an index one is built, and kept as well. It may overlook a neighbour: the cells of the `num_probes` nearest are looked through, and the nearest by their codes are
     compared. A corpus of fewer than MIN_IMAGES images is compared whole. An image without a usable vector has no neighbours.
 
     Args:
@@ -66,16 +77,12 @@ def neighbours(
     """
     if num < 1 or num_probes < 1:
         raise ConfigError(f"expected at least 1 neighbour and 1 cell, found {num} and {num_probes}; ask for more")
-    place, shards, indexed = _kept_index(store, space, pieces)
-    if place is None:
-        census = take_census(store, space.slug, pieces)
-        place, shards, indexed = _built_index(store, space, census, session or Inline())
+    index = _index(store, space, pieces, session or Inline())
     key, vector_D = _query(store, space, pieces, image)
-    if place is None:
-        found = _compare_all(store, space, pieces, vector_D)
+    if index is None:
+        keys_C, cos_C = _compare_all(store, space, pieces, vector_D)
     else:
-        found = _compare_proposed(place, shards, indexed, vector_D, num=num, num_probes=num_probes)
-    keys_C, cos_C = found
+        keys_C, cos_C = _compare_proposed(index, vector_D, num=num, num_probes=num_probes)
     order = np.lexsort((keys_C, -cos_C))
     order = order[np.isfinite(cos_C[order])]
     if key is not None:
@@ -84,38 +91,38 @@ def neighbours(
     return list(zip(key_bytes(keys_C[order]), cos_C[order].tolist(), strict=True))
 
 
-def _kept_index(
-    store: Store, space: Space, pieces: Sequence[PieceRef]
-) -> tuple[IndexPlace | None, list[str], list[PieceRef]]:
-    """The kept index of the most images of exactly these pieces, its shards, and its pieces; None without one."""
+def _index(store: Store, space: Space, pieces: Sequence[PieceRef], session: Session) -> _Index | None:
+    """The index of the most images of exactly these pieces, its shards restored, or built where none can be; None for a small corpus."""
+    for found in _kept_indexes(store, space, pieces):
+        if has_shards(found.place, found.facts):
+            return found
+        with Holders(session, "cpu") as holders:
+            if restore_shards(found.place, found.facts, holders):
+                return found
+    census = take_census(store, space.slug, pieces)
+    if census.num_images < MIN_IMAGES:
+        return None
+    plan = plan_index(store, space, census, bytes_per_vector=SearchConfig().bytes_per_vector, device="cpu")
+    with Holders(session, "cpu") as holders:
+        if not train_on_draw(plan, census, holders, session):
+            return None
+        return _Index(plan.place, build_index(plan, holders))
+
+
+def _kept_indexes(store: Store, space: Space, pieces: Sequence[PieceRef]) -> list[_Index]:
+    """What was kept of indexes of exactly these pieces, that of the most images first."""
     wanted, root = content_key(pieces), storage.join(store.root, INDEXES, space.name)
-    found: list[tuple[int, IndexPlace, list[str]]] = []
+    found = []
     for codec_key in storage.list_folders(root):
         for images_key in storage.list_folders(storage.join(root, codec_key)):
             place = IndexPlace(store=store, space=space, codec_key=codec_key, content_key=images_key)
             uri = storage.join(place.folder, INDEX_JSON)
             facts = storage.read_json(uri) if storage.exists(uri) else {}
-            # The shards of an index that a later one grew from are gone.
-            if facts.get("pieces_key") == wanted and facts["shards"]:
-                found.append((facts["num_rows"], place, [name for name, _, _ in facts["shards"]]))
-    if not found:
-        return None, [], []
-    _, place, shards = max(found, key=lambda one: (one[0], one[1].codec_key, one[1].content_key))
-    rows = read_table(storage.join(place.folder, "pieces.parquet")).to_pylist()
-    return place, shards, [PieceRef(row["corpus"], row["piece"]) for row in rows]
-
-
-def _built_index(
-    store: Store, space: Space, census: Census, session: Session
-) -> tuple[IndexPlace | None, list[str], list[PieceRef]]:
-    if census.num_images < MIN_IMAGES:
-        return None, [], []
-    plan = plan_index(store, space, census, bytes_per_vector=SearchConfig().bytes_per_vector, device="cpu")
-    with Holders(session, "cpu") as holders:
-        if not train_on_draw(plan, census, holders, session):
-            return None, [], []
-        build_index(plan, holders)
-    return _kept_index(store, space, census.pieces)
+            if facts.get("pieces_key") == wanted:
+                found.append(_Index(place, facts))
+    return sorted(
+        found, key=lambda one: (one.facts["num_rows"], one.place.codec_key, one.place.content_key), reverse=True
+    )
 
 
 def _query(
@@ -164,21 +171,17 @@ def _compare_all(
 
 
 def _compare_proposed(
-    place: IndexPlace,
-    shards: Sequence[str],
-    indexed: Sequence[PieceRef],
-    vector_D: NDArray[np.float16],
-    *,
-    num: int,
-    num_probes: int,
+    index: _Index, vector_D: NDArray[np.float16], *, num: int, num_probes: int
 ) -> tuple[NDArray[np.bytes_], NDArray[np.float64]]:
-    holder = IndexHolder()
+    place, holder = index.place, IndexHolder()
+    rows = read_table(storage.join(place.folder, PIECES_FILE)).to_pylist()
+    indexed = [PieceRef(row["corpus"], row["piece"]) for row in rows]
     codec = holder.codec(place)
     compared = max(LEAST_COMPARED, COMPARED_PER_NEIGHBOUR * (num + 1))
     rotated_1R, _ = codec.rotate(vector_D[None])
     cell_1P, score_1P = codec.probe(rotated_1R, min(num_probes, codec.shape.num_cells))
     keys, estimates, places = [], [], []
-    for name in shards:
+    for name, _, _ in index.facts["shards"]:
         shard = holder.shard(place, name)
         # FAISS ranks by the plain score: more are asked for than will be compared.
         estimate_1K, row_1K = shard.nearest(codec, rotated_1R, cell_1P, score_1P, 4 * compared)

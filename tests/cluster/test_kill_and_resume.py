@@ -22,6 +22,7 @@ from mmvp_ray.pipeline import Progress
 from mmvp_ray.store import DONE
 from mmvp_ray.store.verify import verify
 from tests.integration.held_encoder import HELD, NUM_TABLES
+from tests.processes import descendants
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -117,12 +118,11 @@ def test_killed_driver(world: Path, undisturbed: dict[str, str], tmp_path: Path)
 def kill_actors() -> int:
     """Kill the encoder actors of this process's Ray; gives how many."""
     num_killed = 0
-    for process in psutil.Process().children(recursive=True):
+    # An idle worker calls itself ray::IDLE; only the actor that holds the encoders has their class in its title.
+    for process in descendants("EmbedActor"):
         with contextlib.suppress(psutil.NoSuchProcess):
-            # An idle worker calls itself ray::IDLE; only the actor that holds the encoders has their class in its title.
-            if "EmbedActor" in " ".join(process.cmdline()):
-                process.kill()
-                num_killed += 1
+            process.kill()
+            num_killed += 1
     return num_killed
 
 

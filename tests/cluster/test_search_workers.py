@@ -23,6 +23,7 @@ from mmvp_ray.search import SearchConfig, Space, choose_method, exact, find_near
 from mmvp_ray.search.table import PairTable
 from mmvp_ray.sources.piece import Piece, Shard
 from mmvp_ray.store import DONE, PieceRef, commit_embeddings, open_store
+from tests.processes import descendants
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -156,11 +157,10 @@ def test_killed_worker(
         deadline = time.monotonic() + PATIENCE_SECONDS
         victims = 0
         while run.is_alive() and victims < 2 and time.monotonic() < deadline:
-            for process in psutil.Process().children(recursive=True):
+            for process in descendants("ray::join_part")[: 2 - victims] if parts(store) else []:
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    if victims < 2 and parts(store) and "ray::join_part" in " ".join(process.cmdline()):
-                        process.kill()
-                        victims += 1
+                    process.kill()
+                    victims += 1
             time.sleep(0.01)
         run.join(PATIENCE_SECONDS)
         assert found == [expected["exact"]]

@@ -31,6 +31,7 @@ from mmvp_ray.mof.serving.config import ServeConfig
 from mmvp_ray.pipeline.evaluate import evaluate_mllm
 from tests.conftest import free_port, jpeg
 from tests.integration.mof_checkpoints import save_mof
+from tests.processes import PATIENT
 
 pytestmark = [
     pytest.mark.integration,
@@ -399,9 +400,19 @@ def test_the_job_serves_and_stops_in_order(served: Served, tmp_path: Path) -> No
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment.pop("RAY_ADDRESS", None)
     # Room for one request, so that whether it is there can be asked; and time for its answer on a machine that stalls.
-    flags = ["--max-waiting", "1", "--max-batch-size", "1", "--stop-seconds", "25"]
+    flags = ["--max-waiting", "1", "--max-batch-size", "1", "--stop-seconds", "200"]
     process = subprocess.Popen(
-        [sys.executable, "jobs/serve_mof.py", "--model", str(served.folder / "model"), "--port", str(port), *flags],
+        [
+            sys.executable,
+            "-c",
+            PATIENT,
+            "jobs/serve_mof.py",
+            "--model",
+            str(served.folder / "model"),
+            "--port",
+            str(port),
+            *flags,
+        ],
         cwd=REPOSITORY,
         env=environment,
         stdout=subprocess.PIPE,
@@ -435,6 +446,7 @@ def test_the_job_serves_and_stops_in_order(served: Served, tmp_path: Path) -> No
         assert process.returncode == 143, errors[-2000:]
     finally:
         process.kill()
+        process.wait()
 
 
 @pytest.mark.parametrize(

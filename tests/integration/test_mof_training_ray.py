@@ -29,6 +29,7 @@ from mmvp_ray.mof.training.run import train
 from tests.conftest import jpeg
 from tests.integration.mof_training_data import config_for
 from tests.integration.mof_training_reference import reference
+from tests.processes import descendants
 from tests.scripted_server import ScriptedServer
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -71,14 +72,10 @@ def once_kept(out: str, checkpoint: str, act: Callable[[], bool]) -> Iterator[li
 
 def kill_a_trainer() -> bool:
     """Kill one of the training processes of this process's Ray; False where there is none, as while Ray starts them anew."""
-    with contextlib.suppress(psutil.Error):
-        trainers = [
-            process
-            for process in psutil.Process().children(recursive=True)
-            if "RayTrainWorker" in " ".join(process.cmdline())
-        ]
-        if trainers:
-            trainers[-1].kill()
+    trainers = descendants("RayTrainWorker")
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for trainer in trainers[-1:]:
+            trainer.kill()
             return True
     return False
 

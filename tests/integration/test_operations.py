@@ -24,6 +24,7 @@ from mmvp_ray.pipeline import Progress
 from mmvp_ray.store import DONE
 from mmvp_ray.store.verify import verify
 from tests.integration.held_encoder import HELD, NUM_TABLES
+from tests.processes import PATIENT
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -35,16 +36,6 @@ PATIENCE_SECONDS = 300
 def command(*flags: str, out: Path) -> list[str]:
     job = [sys.executable, str(REPOSITORY / "jobs/mine.py"), "--device", "cpu", "--num-threads", "1"]
     return [*job, "--out", str(out), *flags]
-
-
-PATIENT = """
-import runpy, sys
-from mmvp_ray import job
-job.STOP_SECONDS = 250.0
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-"""A job that stops as orderly on a busy machine, where Ray takes longer to end than a job waits for it."""
 
 
 def objects(text: str) -> list[dict[str, Any]]:
@@ -146,7 +137,7 @@ def digest(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and not path.name.endswith(".tmp")
+        if path.is_file()
     }
 
 
@@ -212,7 +203,8 @@ def test_sigterm_in_the_middle(
     out, err = job.communicate(timeout=PATIENCE_SECONDS)
 
     assert job.returncode == 143
-    assert out == ""
+    # Ray may say that its actor died with it.
+    assert [line for line in out.splitlines() if "(raylet)" not in line] == []
     assert err.splitlines()[-1] == "stopped by SIGTERM; the same command goes on where this one stopped"
     assert "Traceback" not in err
     _, alive = psutil.wait_procs(family, timeout=60)
@@ -224,7 +216,7 @@ def test_sigterm_in_the_middle(
     assert NUM_TABLES <= len(finished) < 30, "the signal must fall into the middle of the run"
 
     mine_pairs(config(world, tmp_path), progress=Progress(stream=None))
-    assert digest(store) == undisturbed
+    assert {name: content for name, content in digest(store).items() if not name.endswith(".tmp")} == undisturbed
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     assert verify(str(store)).problems == []
 

@@ -369,19 +369,48 @@ def test_a_corpus_that_grows_keeps_the_shards_of_its_last_index_alone(
     _, facts = asked(store, second, folder="second", earlier=first, parent=parent)
     assert shards_of(store) == {facts["index"]} != {parent["index"]}
 
-    # Another set that grows from the first one, and a question about the first one: what is gone is no loss.
-    third = [*first, *fill(tmp_path, vectors[4700:4900], ids[4700:4900], corpus="third")[1]]
-    _, other = asked(store, third, folder="third", earlier=first, parent=parent)
-    assert other["codec"] == parent["codec"] and shards_of(store) == {facts["index"], other["index"]}
-    assert neighbours(store, SPACE, first, ids[7].tobytes()) == near
+    # A question about what the second index grew from, and one about the second when it was grown from: codes are kept, shards made again.
+    codes, near_second = codes_of(store), neighbours(store, SPACE, second, ids[7].tobytes())
+    assert neighbours(store, SPACE, first, ids[7].tobytes()) == near and shards_of(store) == {
+        parent["index"],
+        facts["index"],
+    }
+    third = [*second, *fill(tmp_path, vectors[4700:4900], ids[4700:4900], corpus="third")[1]]
+    _, grown = asked(store, third, folder="third", earlier=second, parent=facts)
+    assert grown["codec"] == parent["codec"] and facts["index"] not in shards_of(store)
+    assert neighbours(store, SPACE, second, ids[7].tobytes()) == near_second and facts["index"] in shards_of(store)
+    assert codes.items() <= codes_of(store).items() and len(codes_of(store)) == len(codes) + 1
 
     # A codec that is trained anew leaves no codes of the one before it.
-    fourth = [*second, *fill(tmp_path, vectors[4900:5000], ids[4900:5000], corpus="fourth")[1]]
+    fourth = [*third, *fill(tmp_path, vectors[4900:5000], ids[4900:5000], corpus="fourth")[1]]
     config = SearchConfig(refit_cells=True)
-    _, refit = asked(store, fourth, folder="fourth", earlier=second, parent=facts, config=config)
-    assert refit["codec"]["key"] != facts["codec"]["key"] and facts["index"] not in shards_of(store)
-    codes = {path.parents[1].name for path in Path(store.root, "indexes").rglob("codes/*.bin")}
-    assert refit["codec"]["key"] in codes and facts["codec"]["key"] not in codes
+    _, refit = asked(store, fourth, folder="fourth", earlier=third, parent=grown, config=config)
+    assert refit["codec"]["key"] != grown["codec"]["key"] and grown["index"] not in shards_of(store)
+    assert not codes.keys() & codes_of(store).keys()
+    # Their shards were there already, and need no codes.
+    assert neighbours(store, SPACE, second, ids[7].tobytes()) == near_second
+
+
+def test_an_index_that_is_built_while_its_shards_are_removed_is_whole_the_next_time(
+    corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, vectors, ids = corpus
+    store, first = fill(tmp_path, vectors[:4500], ids[:4500], corpus="first")
+    _, parent = asked(store, first, folder="first")
+    near = neighbours(store, SPACE, first, ids[7].tobytes())
+    real, beside = storage.remove, []
+
+    def remove(uri: str) -> None:
+        if uri.endswith(".rows") and not beside:
+            # Its marker and its index are gone: somebody who asks makes them again.
+            beside.append(neighbours(store, SPACE, first, ids[7].tobytes()))
+        real(uri)
+
+    monkeypatch.setattr(storage, "remove", remove)
+    second = [*first, *fill(tmp_path, vectors[4500:4700], ids[4500:4700], corpus="second")[1]]
+    asked(store, second, folder="second", earlier=first, parent=parent)
+    assert beside == [near]
+    assert neighbours(store, SPACE, first, ids[7].tobytes()) == near
 
 
 def test_codes_that_a_grown_corpus_does_without_are_removed(
