@@ -180,7 +180,7 @@ def brute_force(store: Path, shards: frozenset[int], combination: dict[str, Any]
 
 @pytest.mark.long
 @settings(
-    max_examples=6,
+    max_examples=4,
     # A history takes seconds; what failed is printed whole and short enough as it is.
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
