@@ -140,8 +140,8 @@ def test_killed_worker(world: Path, undisturbed: dict[str, str], tmp_path: Path)
 
         run = threading.Thread(target=mine)
         run.start()
-        num_killed = 0
-        while run.is_alive() and not num_killed:
+        num_killed, deadline = 0, time.monotonic() + PATIENCE_SECONDS
+        while run.is_alive() and not num_killed and time.monotonic() < deadline:
             if 2 <= len(markers(out / "store")) < 30:
                 num_killed = kill_actors()
             time.sleep(0.02)

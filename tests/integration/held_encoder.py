@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmvp_ray.encoders import load_encoder, resolve_encoder
 from mmvp_ray.store import DONE
+from tests.integration.miniature_clip import MiniatureClip
 
 if TYPE_CHECKING:
     import torch
@@ -18,20 +18,14 @@ HELD = "MMVP_RAY_TEST_HELD"
 NUM_TABLES = 3
 
 
-class Held:
+class Held(MiniatureClip):
     """miniature:clip that waits for ever where HELD says so."""
-
-    def __init__(self, device: str) -> None:
-        spec = resolve_encoder("miniature:clip", device=device)
-        self.geometry, self.dim, self.mean, self.std = spec.geometry, spec.dim, spec.mean, spec.std
-        self.feature = spec.feature
-        self._encoder = load_encoder(spec, device=device)
 
     def embed(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         store = os.environ.get(HELD)
         while store and len(list(Path(store).rglob(f"embeddings/**/*{DONE}"))) >= NUM_TABLES:
             time.sleep(0.1)
-        return self._encoder.embed(pixels_BCHW)
+        return super().embed(pixels_BCHW)
 
 
 def factory(*, device: str, dtype: str) -> Held:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmvp_ray.encoders import load_encoder, resolve_encoder
+from tests.integration.miniature_clip import MiniatureClip
 
 if TYPE_CHECKING:
     import torch
@@ -67,14 +67,8 @@ def die(kind: str) -> None:
     raise ValueError("no such picture\nin my book")
 
 
-class Poisonous:
+class Poisonous(MiniatureClip):
     """miniature:clip that some colours kill."""
-
-    def __init__(self, device: str) -> None:
-        spec = resolve_encoder("miniature:clip", device=device)
-        self.geometry, self.dim, self.mean, self.std = spec.geometry, spec.dim, spec.mean, spec.std
-        self.feature = spec.feature
-        self._encoder = load_encoder(spec, device=device)
 
     def embed(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         import torch
@@ -83,7 +77,7 @@ class Poisonous:
             flat_BCHW = torch.tensor(colour, dtype=torch.uint8).reshape(1, 3, 1, 1).expand_as(pixels_BCHW)
             if bool((pixels_BCHW == flat_BCHW).flatten(1).all(dim=1).any()):
                 die(kind)
-        return self._encoder.embed(pixels_BCHW)
+        return super().embed(pixels_BCHW)
 
 
 def factory(*, device: str, dtype: str) -> Poisonous:

@@ -344,12 +344,18 @@ def shards_of(store: Store) -> set[str]:
     return found
 
 
-def test_a_corpus_that_grows_keeps_the_shards_of_its_last_index_alone(
-    corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def indexed(corpus: Any, tmp_path: Path) -> tuple[Store, list[PieceRef], dict[str, Any]]:
+    """A store with an index of the first 4,500 images, their pieces, and the facts of their join."""
     _, _, vectors, ids = corpus
-    store, first = fill(tmp_path, vectors[:4500], ids[:4500], corpus="first")
-    _, parent = asked(store, first, folder="first")
+    store, pieces = fill(tmp_path, vectors[:4500], ids[:4500], corpus="first")
+    return store, pieces, asked(store, pieces, folder="first")[1]
+
+
+def test_a_corpus_that_grows_keeps_the_shards_of_its_last_index_alone(
+    corpus: Any, indexed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (_, _, vectors, ids), (store, first, parent) = corpus, indexed
     assert shards_of(store) == {parent["index"]}
     near = neighbours(store, SPACE, first, ids[7].tobytes())
 
@@ -392,11 +398,9 @@ def test_a_corpus_that_grows_keeps_the_shards_of_its_last_index_alone(
 
 
 def test_an_index_that_is_built_while_its_shards_are_removed_is_whole_the_next_time(
-    corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    corpus: Any, indexed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, _, vectors, ids = corpus
-    store, first = fill(tmp_path, vectors[:4500], ids[:4500], corpus="first")
-    _, parent = asked(store, first, folder="first")
+    (_, _, vectors, ids), (store, first, parent) = corpus, indexed
     near = neighbours(store, SPACE, first, ids[7].tobytes())
     real, beside = storage.remove, []
 

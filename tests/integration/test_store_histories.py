@@ -53,6 +53,11 @@ class Step:
         """Glob of its shards' names."""
         return f"*-00000[{''.join(map(str, sorted(self.shards)))}].tar"
 
+    def config(self, world: Path, out: Path, **more: Any) -> MineConfig:
+        """Its run into `out`."""
+        settings = {name: getattr(self, name) for name in ("search", "rule", "collapse", "near", "far")}
+        return config(world, self.pattern, out, **settings, **more)
+
 
 STEPS = st.builds(
     Step,
@@ -208,16 +213,10 @@ def _run(
     step: Step, world: Path, store: Path, out: Path, ids: list[bytes], previous: str | None
 ) -> tuple[Run, set[bytes]]:
     gone = {ids[number] for number in step.taken_down if number < len(ids)}
-    settled = config(
+    settled = step.config(
         world,
-        step.pattern,
         out,
         store=str(store),
-        search=step.search,
-        rule=step.rule,
-        collapse=step.collapse,
-        near=step.near,
-        far=step.far,
         takedown=write_list(out.with_suffix(".txt"), gone) if gone else None,
         compare_with=previous if step.compares else None,
     )
@@ -232,16 +231,10 @@ def _run(
 
 def _check(run: Run, step: Step, world: Path, embedded: Path, scratch: Path, gone: set[bytes]) -> None:
     fresh = Path(shutil.copytree(embedded, scratch / "store"))
-    settled = config(
+    settled = step.config(
         world,
-        step.pattern,
         scratch / "out",
         store=str(fresh),
-        search=step.search,
-        rule=step.rule,
-        collapse=step.collapse,
-        near=step.near,
-        far=step.far,
         takedown=write_list(scratch / "list.txt", gone) if gone else None,
     )
     reference = mine_pairs(settled, progress=Progress(stream=None))
