@@ -27,9 +27,10 @@ def main() -> int:
     config = job.parse(ServeConfig, sys.argv[1:], description=__doc__ or "")
     config.check()
 
-    from mmvp_ray.mof.serving.application import run_server
+    from mmvp_ray.mof.serving.application import CLOSING_SECONDS, run_server
 
-    run_server(config, lambda line: print(line, flush=True))
+    with job.may_stop_for(config.stop_seconds + CLOSING_SECONDS):
+        run_server(config, lambda line: print(line, flush=True))
     return 0
 
 

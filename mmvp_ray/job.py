@@ -25,6 +25,7 @@ EXIT_PIPE = 141
 EXIT_STOPPED = 128 + signal.SIGTERM
 STOP_SECONDS = 20.0
 """An orderly stop that takes longer is cut off: Kubernetes kills a pod 30 seconds after SIGTERM, and Google a spot machine."""
+_asked_stop_seconds = 0.0
 COMMON_FLAGS = """
 Every job also takes --config FILE.yaml (defaults of its flags) and --log-format text|json (lines on standard error for people or, each a
 JSON object, for machines; the environment variable MMVP_RAY_LOG_FORMAT holds for jobs that are not given it)."""
@@ -99,8 +100,9 @@ def choose(commands: Mapping[str, Command], argv: Sequence[str], *, description:
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Run a job's main and exit: 0 when it ended well, 1 with one line on standard error for an mmvp-ray error.
 
-    SIGTERM stops it in an orderly way: blocks that must be left are left, and the exit code is 143. Stopping takes at most STOP_SECONDS;
-    a second SIGTERM ends it at once. Ctrl-C gives 130. Anything that is not an MmvpError is a defect of ours and keeps its traceback.
+    SIGTERM stops it in an orderly way: blocks that must be left are left, and the exit code is 143. Stopping takes at most STOP_SECONDS,
+    or what `may_stop_for` asks for; a second SIGTERM ends it at once. Ctrl-C gives 130. Anything that is not an MmvpError is a defect of
+    ours and keeps its traceback.
     """
     with _sigterm_raises() as is_stopping:
         try:
@@ -150,6 +152,17 @@ def _stopped(by: str) -> int:
 
 
 @contextlib.contextmanager
+def may_stop_for(seconds: float) -> Iterator[None]:
+    """Inside this context an orderly stop may take so long, if that is more than STOP_SECONDS."""
+    global _asked_stop_seconds
+    before, _asked_stop_seconds = _asked_stop_seconds, seconds
+    try:
+        yield
+    finally:
+        _asked_stop_seconds = before
+
+
+@contextlib.contextmanager
 def _sigterm_raises() -> Iterator[Callable[[], bool]]:
     """Inside this context the first SIGTERM raises KeyboardInterrupt in the main thread; gives a function that tells whether it came.
 
@@ -173,7 +186,7 @@ def _sigterm_raises() -> Iterator[Callable[[], bool]]:
         came.append(number)
         if len(came) > 1:
             cut_off()
-        timer = threading.Timer(STOP_SECONDS, cut_off)
+        timer = threading.Timer(max(STOP_SECONDS, _asked_stop_seconds), cut_off)
         timer.daemon = True
         timer.start()
         raise KeyboardInterrupt

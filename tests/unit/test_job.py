@@ -297,6 +297,29 @@ class TestStopping:
         assert process.returncode == 143
         assert err.startswith("stopped by SIGTERM at once: ") and err.count("\n") == 1
 
+    def test_a_job_may_ask_for_longer(self, tmp_path: Path) -> None:
+        process = self.start(
+            tmp_path,
+            """
+            job.STOP_SECONDS = 0.2
+            def main():
+                with job.may_stop_for(600.0):
+                    try:
+                        (here / "started").touch()
+                        wait()
+                    finally:
+                        time.sleep(1.0)
+                        (here / "left").touch()
+            """,
+        )
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+        assert (process.returncode, err) == (
+            143,
+            "stopped by SIGTERM; the same command goes on where this one stopped\n",
+        )
+        assert (tmp_path / "left").exists()
+
     @pytest.mark.parametrize(
         ("raised", "code", "shown"),
         [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 import time
 from collections.abc import Callable
@@ -25,6 +26,8 @@ from mmvp_ray.mof.serving.api_keys import read_keys
 from mmvp_ray.mof.serving.config import ServeConfig
 from mmvp_ray.mof.serving.replica import ChatReplica
 
+log = logging.getLogger(__name__)
+
 NAME = "mof"
 NUM_START_ATTEMPTS = 2
 """A copy that does not start so often ends the start of the server."""
@@ -34,6 +37,10 @@ QUEUED_REQUESTS = 512
 """Requests that wait for any copy to look at them; Serve itself refuses further ones (503, a text)."""
 HEALTH_SECONDS = 10.0
 LOOK_SECONDS = 1.0
+DRAIN_SPARE_SECONDS = 5.0
+"""Beside the time for answers, for the word to and from the copies."""
+CLOSING_SECONDS = 10.0
+"""What the end of the server takes beside the time for answers."""
 
 
 def build(args: dict[str, Any]) -> serve.Application:
@@ -101,10 +108,25 @@ def run_server(config: ServeConfig, say: Callable[[str], None]) -> None:
             serve.start(http_options={"host": config.host, "port": config.port})
             _started(app)
             say(f"serving {config.served_name} at http://{config.host}:{config.port}/v1")
-            while True:
-                time.sleep(LOOK_SECONDS)
+            try:
+                while True:
+                    time.sleep(LOOK_SECONDS)
+            finally:
+                _drain(config.stop_seconds)
         finally:
             serve.shutdown()  # type: ignore[no-untyped-call]
+
+
+def _drain(seconds: float) -> None:
+    """Let the copies answer what they hold: the end of Serve ends its proxies at once, whose connections answers go through."""
+    try:
+        left = serve.get_app_handle(NAME).broadcast("drain", seconds).results(timeout_s=seconds + DRAIN_SPARE_SECONDS)
+    # A copy that died, or does not hear: the others have had their time, and the server stops all the same.
+    except Exception as error:
+        log.warning("not every copy said that it answered what it held: %s", error)
+    else:
+        if sum(left):
+            log.warning("%d requests had no answer after %g s (--stop-seconds)", sum(left), seconds)
 
 
 def _checked(model: str) -> str:

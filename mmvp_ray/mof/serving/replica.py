@@ -37,6 +37,9 @@ log = logging.getLogger(__name__)
 NUM_READING_THREADS = 16
 """Threads that decode and fetch images; a fetch may take long and computes nothing."""
 RETRY_SECONDS = 1
+DRAIN_LOOK_SECONDS = 0.05
+LAST_ANSWER_SECONDS = 0.5
+"""How long an answer may take from a copy to whoever asked."""
 MODELS = "/v1/models"
 CHAT = "/v1/chat/completions"
 HEALTH = "/healthz"
@@ -76,6 +79,7 @@ class ChatReplica:
         self._counting = ThreadPoolExecutor(1, thread_name_prefix="count")
         self._answering = ThreadPoolExecutor(1, thread_name_prefix="answer")
         self._num_held = 0
+        self._is_stopping = False
         batched: Any = self._complete
         batched.set_max_batch_size(config.max_batch_size)
         batched.set_batch_wait_timeout_s(config.batch_wait_seconds)
@@ -95,6 +99,17 @@ class ChatReplica:
             log.exception("a request failed")
             failed = ApiError(500, "the server failed; its log says why", code="server_error")
         return _json(failed.body(), status=failed.status)
+
+    async def drain(self, seconds: float) -> int:
+        """Take no more requests, and give those that are held time for their answers; the number of those that had too little."""
+        self._is_stopping = True
+        end = time.monotonic() + seconds
+        while self._num_held and time.monotonic() < end:
+            await asyncio.sleep(DRAIN_LOOK_SECONDS)
+        num_left = self._num_held
+        # The last answer has left this process, and may not have left the proxy.
+        await asyncio.sleep(LAST_ANSWER_SECONDS)
+        return num_left
 
     async def _routed(self, request: Request) -> Response:
         path = request.scope["path"].rstrip("/") or "/"
@@ -120,6 +135,13 @@ class ChatReplica:
     @contextlib.contextmanager
     def _held(self) -> Iterator[None]:
         """Hold a request, if there is room for one more."""
+        if self._is_stopping:
+            raise ApiError(
+                503,
+                "the server is stopping; ask another one, or this one when it is back",
+                code="stopping",
+                headers={"Retry-After": str(RETRY_SECONDS)},
+            )
         if self._num_held >= self._config.max_waiting:
             raise ApiError(
                 503,
