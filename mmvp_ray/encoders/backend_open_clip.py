@@ -16,6 +16,7 @@ from mmvp_ray.encoders.unloaded import nan_weights, no_warnings_logged
 from mmvp_ray.encoders.weights import hash_files, one_line
 from mmvp_ray.errors import ConfigError, DataError
 from mmvp_ray.images.geometry import Geometry
+from mmvp_ray.lean_import import lean_import
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -178,9 +179,9 @@ class OpenClipPatchEncoder(OpenClipEncoder):
 
 def _build(files: OpenClipFiles, *, device: str, name: str) -> Any:
     """The model without its weights; on "meta" nothing is allocated."""
-    import open_clip
     import torch
 
+    open_clip = lean_import("open_clip")
     try:
         with no_warnings_logged(), torch.device(device):
             return open_clip.create_model(
@@ -208,10 +209,10 @@ def _load_weights(model: Any, files: OpenClipFiles, *, name: str) -> None:
     import pickle
     import zipfile
 
-    import open_clip
     from safetensors import SafetensorError
     from torch.utils import serialization
 
+    open_clip = lean_import("open_clip")
     # Files of torch older than 1.6 are no archives and cannot be mapped.
     config: Any = serialization.config
     mapped = config.patch({"load.mmap": zipfile.is_zipfile(files.weights)})
@@ -244,8 +245,7 @@ def _assigning(model: Any) -> Iterator[None]:
 
 
 def _load_tokenizer(files: OpenClipFiles, *, name: str) -> Any:
-    import open_clip
-
+    open_clip = lean_import("open_clip")
     try:
         return open_clip.get_tokenizer(files.model_name)
     except (OSError, ValueError, ImportError) as error:
@@ -259,9 +259,7 @@ def _preprocess(files: OpenClipFiles, *, image_size: Any) -> dict[str, Any]:
     """open_clip's defaults, the weights' own settings over them, and the size that the image tower takes."""
     from dataclasses import asdict
 
-    from open_clip.transform import PreprocessCfg
-
-    preprocess: dict[str, Any] = asdict(PreprocessCfg())
+    preprocess: dict[str, Any] = asdict(lean_import("open_clip.transform").PreprocessCfg())
     preprocess.update(
         {key: files.preprocess_cfg[key] for key in preprocess if files.preprocess_cfg.get(key) is not None}
     )

@@ -19,6 +19,7 @@ from mmvp_ray.encoders.unloaded import (
 from mmvp_ray.encoders.weights import hash_files, load_state_dict, one_line
 from mmvp_ray.errors import ConfigError, DataError
 from mmvp_ray.images.geometry import INTERPOLATIONS, Geometry
+from mmvp_ray.lean_import import lean_import
 
 if TYPE_CHECKING:
     import torch
@@ -26,13 +27,12 @@ if TYPE_CHECKING:
 
 def resolve(rest: str, *, name: str, device: str, dtype: str | None, trust_remote_code: bool) -> EncoderSpec:
     """Describe a model of timm; see `mmvp_ray.encoders.resolve_encoder`."""
-    import timm.data
     import torch
 
     files = locate(rest, name=name)
     with torch.device("meta"):
         model = _build(files, state_dict=None, name=name)
-    timm_data: Any = timm.data
+    timm_data = lean_import("timm.data")
     data: dict[str, Any] = timm_data.resolve_model_data_config(model)
     if len(data["mean"]) != 3 or data["input_size"][0] != 3:
         raise ConfigError(f"Encoder {name!r}: expected a model of RGB images, found input_size {data['input_size']}")
@@ -140,7 +140,7 @@ def _embed(model: Any, values_BCHW: torch.Tensor) -> torch.Tensor:
 
 def _build(files: TimmFiles, *, state_dict: dict[str, Any] | None, name: str) -> Any:
     """The model without its classifier, with weights if they are given."""
-    import timm
+    timm = lean_import("timm")
 
     # timm loads with strict=False when the number of classes differs from the checkpoint's; so both are set to 0.
     pretrained_cfg = {

@@ -18,6 +18,7 @@ from mmvp_ray.encoders.locations import (
 )
 from mmvp_ray.encoders.weights import WEIGHT_SUFFIXES, check_suffix
 from mmvp_ray.errors import ConfigError
+from mmvp_ray.lean_import import lean_import
 
 HUB_PREFIX = "hf-hub:"
 CONFIG_FILE = "open_clip_config.json"
@@ -94,7 +95,7 @@ def locate(rest: str, *, name: str) -> OpenClipFiles:
 
 
 def _known_architecture(architecture: str, *, name: str) -> dict[str, Any]:
-    import open_clip
+    open_clip = lean_import("open_clip")
 
     if architecture not in open_clip.list_models():
         raise ConfigError(
@@ -106,7 +107,7 @@ def _known_architecture(architecture: str, *, name: str) -> dict[str, Any]:
 
 
 def _from_tag(architecture: str, model_cfg: dict[str, Any], tag: str, *, name: str) -> OpenClipFiles:
-    import open_clip
+    open_clip = lean_import("open_clip")
 
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     tag_cfg: dict[str, Any] = open_clip.get_pretrained_cfg(architecture, tag)
@@ -136,7 +137,7 @@ def _from_tag(architecture: str, model_cfg: dict[str, Any], tag: str, *, name: s
 
 
 def _from_file(architecture: str, model_cfg: dict[str, Any], weights: Path, *, name: str) -> OpenClipFiles:
-    import open_clip
+    open_clip = lean_import("open_clip")
 
     if not weights.is_file():
         found = "a directory" if weights.is_dir() else "nothing"

@@ -17,6 +17,7 @@ from mmvp_ray.encoders.locations import (
 )
 from mmvp_ray.encoders.weights import check_suffix
 from mmvp_ray.errors import ConfigError
+from mmvp_ray.lean_import import lean_import
 
 HUB_PREFIXES = ("hf-hub:", "hf_hub:")
 CONFIG_FILE = "config.json"
@@ -103,7 +104,7 @@ def locate(rest: str, *, name: str) -> TimmFiles:
 
 def _known_model(model_name: str, *, name: str) -> dict[str, Any]:
     """The pretrained_cfg of "architecture" (its default tag) or "architecture.tag"."""
-    import timm
+    timm = lean_import("timm")
 
     architecture, _, tag = model_name.partition(".")
     if architecture not in timm.list_models():
@@ -137,8 +138,7 @@ def _fetch_tag(pretrained_cfg: dict[str, Any], *, name: str) -> Path:
 
 
 def _in_directory(directory: Path, *, source: str, name: str) -> TimmFiles:
-    from timm.models._hub import load_model_config_from_path
-
+    load_model_config_from_path = lean_import("timm.models._hub").load_model_config_from_path
     path = directory / CONFIG_FILE
     if not path.is_file():
         raise ConfigError(

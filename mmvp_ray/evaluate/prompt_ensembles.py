@@ -13,6 +13,7 @@ import yaml
 from mmvp_ray import storage
 from mmvp_ray.errors import ConfigError
 from mmvp_ray.ingest.imagenet_labels import FROM_TIMM, read_labels
+from mmvp_ray.lean_import import lean_import
 from mmvp_ray.sources.fields import wnid_of
 from mmvp_ray.sources.piece import Sample
 
@@ -136,7 +137,7 @@ def read_templates(text: str) -> tuple[str, ...]:
     if text == "plain":
         return (PLAIN,)
     if text in TEMPLATES:
-        from open_clip import zero_shot_metadata
+        zero_shot_metadata = lean_import("open_clip.zero_shot_metadata")
 
         shipped = {
             "openai_80": zero_shot_metadata.OPENAI_IMAGENET_TEMPLATES,
@@ -161,7 +162,7 @@ def prompts_of(names: Sequence[str], templates: Sequence[str]) -> list[str]:
 
 
 def _imagenet() -> Classes:
-    from open_clip import zero_shot_metadata
+    zero_shot_metadata = lean_import("open_clip.zero_shot_metadata")
 
     labels = read_labels(class_names=FROM_TIMM, devkit=None, val_labels=None)
     index = {wnid: known.index for wnid, known in labels.classes.items() if known.index is not None}

@@ -18,6 +18,7 @@ from mmvp_ray.images.limits import MAX_PIXELS, MIN_SIDE_PX
 from mmvp_ray.images.reasons import Rejected
 from mmvp_ray.images.sniff import EXTENSIONS, SUPPORTED, sniff
 from mmvp_ray.ingest.fetch_reasons import FetchReason, message
+from mmvp_ray.lean_import import lean_import
 
 TAR_RECORD_BYTES = 10_240
 
@@ -35,9 +36,8 @@ def import_img2dataset() -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            import img2dataset.downloader
-            import img2dataset.resizer
-            import img2dataset.writer  # noqa: F401
+            for part in ("downloader", "resizer", "writer"):
+                lean_import(f"img2dataset.{part}")
     except ImportError as error:
         raise ResourceError(
             f"expected img2dataset, found that it cannot be imported here ({error}); it needs Python 3.12 or older, or the package "

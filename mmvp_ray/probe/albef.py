@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from mmvp_ray.lean_import import lean_import
+
 # Shapes: B images or texts, T tokens of a text, P patches and the class token, D width, H heads, V words of the vocabulary.
 
 
@@ -40,11 +42,9 @@ class Albef(nn.Module):
 
     def __init__(self, config: AlbefConfig, *, has_words: bool = True) -> None:
         super().__init__()
-        from timm.models.vision_transformer import VisionTransformer
-
         self.config = config
         # timm's names are those of the checkpoint; ALBEF's own class is a copy of an early timm.
-        self.visual_encoder = VisionTransformer(
+        self.visual_encoder = lean_import("timm.models.vision_transformer").VisionTransformer(
             img_size=config.image_px,
             patch_size=config.patch_px,
             embed_dim=config.vision_width,
