@@ -63,8 +63,12 @@ def mcnemar_exact(only_a: int, only_b: int, *, mid_p: bool = False) -> float:
     if only_a < 0 or only_b < 0:
         raise ConfigError(f"expected counts of pairs, found {only_a} and {only_b}; pass numbers from 0")
     num, fewer = only_a + only_b, min(only_a, only_b)
-    ways = sum(math.comb(num, count) for count in range(fewer + 1))
-    doubled = 2 * ways - (math.comb(num, fewer) if mid_p else 0)
+    # Each binomial coefficient from the one before it: a test on ImageNet's 50,000 images has thousands.
+    ways = coefficient = 1
+    for count in range(fewer):
+        coefficient = coefficient * (num - count) // (count + 1)
+        ways += coefficient
+    doubled = 2 * ways - (coefficient if mid_p else 0)
     # Both integers may exceed any float; their ratio does not.
     return min(1.0, doubled / (1 << num))
 
