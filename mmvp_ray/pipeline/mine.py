@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -36,7 +35,7 @@ from mmvp_ray.report.diff_data import CHANGES
 from mmvp_ray.report.html import render_html
 from mmvp_ray.search import PairBatch
 from mmvp_ray.search.gather import gather_vectors
-from mmvp_ray.store import Store, hold_lease
+from mmvp_ray.store import Lease, Store, hold_lease
 
 INLINE_IMAGES = 16_384
 """Images that this process joins itself on a CPU: sooner done than Ray is started."""
@@ -66,26 +65,28 @@ def mine_pairs(config: MineConfig | None = None, *, progress: Progress | None = 
     config.check()
     progress = progress or Progress()
     progress.name_run(config.recipe)
-    with Session(config.address) as session, contextlib.ExitStack() as stack:
-        confirm: Callable[[], None] = _nothing
+    # The lease is given back when no worker of this run is left.
+    with contextlib.ExitStack() as stack, Session(config.address) as session:
+        lease: Lease | None = None
         store = Store(config.store_url)
         # Until the end of the run: what a takedown removes must not be in anybody's hands.
         held_for = f"{config.runs or config.out_url}{' (takedown)' if config.takedown else ''}"
         if config.runs is not None or is_due(store, config.takedown):
-            confirm = stack.enter_context(hold_lease(store, run=held_for, on_wait=progress.note)).confirm
+            lease = stack.enter_context(hold_lease(store, run=held_for, on_wait=progress.note))
         dated = None if config.runs is None else next_run(config.runs, datetime.now(UTC))
         if dated is not None:
             config = _dated(config, dated, progress)
         ready = prepare(config, session, progress)
         for line in ready.lines():
             progress.note(line)
-        if confirm is _nothing and is_due(ready.store, None):
+        if lease is None and is_due(ready.store, None):
             # Another run's takedown began meanwhile.
-            confirm = stack.enter_context(hold_lease(store, run=held_for, on_wait=progress.note)).confirm
+            lease = stack.enter_context(hold_lease(store, run=held_for, on_wait=progress.note))
+        confirm = _nothing if lease is None else lease.confirm
         others = [] if dated is None else [storage.join(dated.runs, name) for name in dated_names(dated.runs)]
         # Without a list too: one that was interrupted is finished before anything reads the store.
-        take_down(ready.store, config.out_url, config.takedown, progress, other_urls=others)
-        run = _mine(_comparable(ready.config, progress), ready, session, progress, confirm)
+        take_down(ready.store, config.out_url, config.takedown, progress, other_urls=others, confirm=confirm)
+        run = _mine(_comparable(ready.config, progress), ready, session, progress, lease)
         if dated is not None:
             confirm()
             point_to(dated.runs, dated.name)
@@ -118,17 +119,16 @@ def _comparable(config: MineConfig, progress: Progress) -> MineConfig:
     return replace(config, compare_with=None)
 
 
-def _mine(
-    config: MineConfig, ready: Preflight, session: Session, progress: Progress, has_lease: Callable[[], None]
-) -> Run:
+def _mine(config: MineConfig, ready: Preflight, session: Session, progress: Progress, lease: Lease | None) -> Run:
     store, out = ready.store, config.out_url
     token = results.begin(out)
 
     def confirm() -> None:
-        has_lease()
+        if lease is not None:
+            lease.confirm()
         results.check_alone(out, token)
 
-    _embed(config, ready, session, progress)
+    _embed(config, ready, session, progress, lease)
     confirm()
 
     pieces = run_pieces(store, ready.corpora)
@@ -201,7 +201,7 @@ def _label(stage: str, near: str, far: str, ready: Preflight) -> str:
     return stage if len(ready.combinations) == 1 else f"{stage} {near} / {far}"
 
 
-def _embed(config: MineConfig, ready: Preflight, session: Session, progress: Progress) -> None:
+def _embed(config: MineConfig, ready: Preflight, session: Session, progress: Progress, lease: Lease | None) -> None:
     specs = {spec.slug: spec for spec in ready.specs}
     if not ready.plan.work:
         return
@@ -209,6 +209,9 @@ def _embed(config: MineConfig, ready: Preflight, session: Session, progress: Pro
 
         def on_piece(summary: dict[str, Any]) -> None:
             stage.add_piece(summary, num_pieces=ready.plan.num_pieces_left)
+            # By the clock, which is cheap: what another run's takedown removed would come back with the pieces that are read already.
+            if lease is not None and not lease.is_trusted:
+                lease.confirm()
 
         embed_corpora(
             ready.store,

@@ -7,7 +7,7 @@ its own job are cleaned. Whatever stops that job, the next one on that store fin
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,7 +44,13 @@ _HEX_ID = re.compile(rb"(?<![0-9a-fA-F])[0-9a-f]{32}(?![0-9a-fA-F])")
 
 
 def take_down(
-    store: Store, out_url: str, list_url: str | None, progress: Progress, *, other_urls: Sequence[str] = ()
+    store: Store,
+    out_url: str,
+    list_url: str | None,
+    progress: Progress,
+    *,
+    other_urls: Sequence[str] = (),
+    confirm: Callable[[], None] = lambda: None,
 ) -> TakedownResult | None:
     """Apply a takedown list to a store and to the run in OUT, or finish an earlier one that was interrupted.
 
@@ -56,6 +62,7 @@ def take_down(
         list_url: Path or URL of the list; None without.
         progress: Where the stage is shown.
         other_urls: Folders of further runs on the store, such as earlier dated ones. What of them shows such images is removed for good.
+        confirm: Called before each step that changes something: raises if the lease of the store is lost by then.
 
     Returns:
         What was done; None if there was nothing to do.
@@ -69,10 +76,12 @@ def take_down(
         read_takedown_list(list_url)
     own = [url for url in dict.fromkeys((out_url, *other_urls)) if storage.is_folder(url)]
     noted = [url for url in runs_to_clean(store) if url not in own]
+    confirm()
     note_runs_to_clean(store, [*own, *noted])
     reopened: list[str] = []
 
     def clean_runs(ids_M16: NDArray[np.uint8]) -> None:
+        confirm()
         reopened.extend(url for url in own if apply_takedown_to_run(url, ids_M16).is_reopened)
         left = []
         for url in noted:
@@ -85,10 +94,11 @@ def take_down(
             except MmvpError as error:
                 left.append(url)
                 progress.note(f"takedown: an earlier one did not clean the run in {url}, nor could this one ({error})")
+        confirm()
         note_runs_to_clean(store, left)
 
     with progress.stage("takedown", total=None, unit="rows") as stage:
-        result = apply_takedown(store, list_url, on_rows=stage.advance, elsewhere=clean_runs)
+        result = apply_takedown(store, list_url, on_rows=stage.advance, elsewhere=clean_runs, confirm=confirm)
         stage.note = (
             f"removed from {result.num_tables_changed:,} tables; {result.num_images:,} images are refused from now on"
         )

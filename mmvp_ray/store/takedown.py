@@ -89,7 +89,7 @@ class _Tally:
         self.on_rows(num_rows)
 
 
-def _nothing(_: object) -> None:
+def _nothing(*_: object) -> None:
     """What a caller does who wants nothing done."""
 
 
@@ -99,6 +99,7 @@ def apply_takedown(
     *,
     on_rows: Callable[[int], None] = _nothing,
     elsewhere: Callable[[NDArray[np.uint8]], None] = _nothing,
+    confirm: Callable[[], None] = _nothing,
 ) -> TakedownResult:
     """Remove listed images from every table of a store for good; first finish an earlier takedown that was interrupted.
 
@@ -115,6 +116,8 @@ def apply_takedown(
         on_rows: Called with the number of rows that left, for each table that was rewritten.
         elsewhere: Removes the same images (`ids_M16` of the result) from what lies outside the store. Called when the store is done and
             before a takedown that changed it counts as applied, so that the next call does it again if this one is interrupted.
+        confirm: Called before the record is written, before folders are removed and before each table is rewritten: raises if the store
+            is another's by then, whose record would be written over.
 
     Raises:
         ConfigError: the list cannot be used; nothing was done. DataError: a table is broken; all others were done, the takedown does not
@@ -123,16 +126,18 @@ def apply_takedown(
     listed = read_takedown_list(list_url) if list_url is not None else TakedownList()
     record, tally, unknown = read_record(store), _Tally(on_rows), ()  # type: TakedownRecord, _Tally, tuple[str, ...]
     if record.rows and not is_applied(store):
-        _take_out(store, record.keys, tally, unfinished=True)
+        _take_out(store, record.keys, tally, confirm, unfinished=True)
     if list_url is not None:
         earlier = record
         record, unknown = _resolve(store, earlier, listed)
         if record != earlier:
+            confirm()
             write_record(store, record, applied=False)
-        _take_out(store, record.keys, tally, unfinished=False)
+        _take_out(store, record.keys, tally, confirm, unfinished=False)
     ids_M16 = np.frombuffer(b"".join(key_bytes(record.keys)), dtype=np.uint8).reshape(-1, IMAGE_ID_BYTES)
     elsewhere(ids_M16)
     if record.rows and not is_applied(store):
+        confirm()
         write_record(store, record, applied=True)
     return TakedownResult(
         num_listed=len(listed.ids) + len(listed.urls),
@@ -169,7 +174,9 @@ def _resolve(store: Store, record: TakedownRecord, listed: TakedownList) -> tupl
     return TakedownRecord(frozenset(rows)), tuple(unknown)
 
 
-def _take_out(store: Store, keys_M: NDArray[np.bytes_], tally: _Tally, *, unfinished: bool) -> None:
+def _take_out(
+    store: Store, keys_M: NDArray[np.bytes_], tally: _Tally, confirm: Callable[[], None], *, unfinished: bool
+) -> None:
     """Remove the rows of some images from all tables; `unfinished` also mends what an interrupted takedown left."""
     if not len(keys_M):
         return
@@ -187,10 +194,11 @@ def _take_out(store: Store, keys_M: NDArray[np.bytes_], tally: _Tally, *, unfini
         if one.num_hits
     }
     if touched or copies or unfinished:
+        confirm()
         storage.remove(store.takedown_marker)
         gone = _remove_derived(store, copies | _unfinished_copies(store), tally)
         left = [one for one in touched if one.table.folder not in gone]
-        _rewrite_all(store, left, keys_M, tally, problems, unfinished=unfinished)
+        _rewrite_all(store, left, keys_M, tally, problems, confirm, unfinished=unfinished)
     _raise_first(problems)
 
 
@@ -200,12 +208,14 @@ def _rewrite_all(
     keys_M: NDArray[np.bytes_],
     tally: _Tally,
     problems: list[DataError],
+    confirm: Callable[[], None],
     *,
     unfinished: bool,
 ) -> None:
     encoders = storage.list_folders(storage.join(store.root, "embeddings"))
 
     def work(look: Look) -> int:
+        confirm()
         return rewrite(store, look, keys_M, encoders, unfinished=unfinished)
 
     # Images last: while a piece's images table holds an image, what else belongs to its place can be found, by the next call too.

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mmvp_ray import MineConfig, mine_pairs, open_run, storage
-from mmvp_ray.cluster import Inline
+from mmvp_ray.cluster import Inline, Session
 from mmvp_ray.embed import EmbedConfig, Plan
 from mmvp_ray.embed.stages import EmbedActor, EmbedJob, decode_row, read_shard
 from mmvp_ray.embed.wire import work_to_json
@@ -321,6 +321,39 @@ class TestRefused:
             mine(config)
         assert latest(config) == before
         assert not storage.exists(f"{config.runs}/{names(config)[1]}/manifest.json")
+
+    def test_a_run_that_slept_embeds_no_further_piece(
+        self, config: MineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Somebody else's takedown may be over: images that were read before it would come back."""
+        write_shards(tmp_path / "more", dataclasses.replace(WORLD, seed=6))
+        config = dataclasses.replace(config, corpus=(*config.corpus, f"more={tmp_path}/more/*.tar"))
+        write, now, slept = storage.write_bytes, leases.MACHINE_CLOCK.now, [0.0]
+
+        def written(uri: str, data: bytes) -> None:
+            write(uri, data)
+            if "/corpora/more/images/" in uri:
+                slept[0] = 1000.0
+
+        monkeypatch.setattr(storage, "write_bytes", written)
+        monkeypatch.setattr(leases._MachineClock, "now", lambda self: now() + slept[0])
+        with pytest.raises(ResourceError, match=r"found it lost: it was not renewed for 120 s"):
+            mine(config)
+        folder = Store(config.store_url).images("more")
+        assert len([name for name in storage.list_names(folder) if name.endswith(".parquet")]) == 1
+
+    def test_the_lease_outlives_the_workers(self, config: MineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+        left: list[dict[str, Any]] = []
+        leave = Session.__exit__
+
+        def noted(self: Session, *failure: Any) -> None:
+            leave(self, *failure)
+            (newest,) = storage.list_names(f"{config.store_url}/leases")[-1:]
+            left.append(storage.read_json(f"{config.store_url}/leases/{newest}"))
+
+        monkeypatch.setattr(Session, "__exit__", noted)
+        mine(config)
+        assert [entry["released_at"] for entry in left] == [None]
 
     def test_a_failed_run_leaves_the_latest_alone(self, config: MineConfig) -> None:
         before = latest(config)

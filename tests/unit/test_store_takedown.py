@@ -18,7 +18,7 @@ import pytest
 
 from mmvp_ray import schema, storage
 from mmvp_ray.cluster import Inline
-from mmvp_ray.errors import ConfigError, DataError
+from mmvp_ray.errors import ConfigError, DataError, ResourceError
 from mmvp_ray.pipeline import Progress, mine_pairs
 from mmvp_ray.pipeline.config import MineConfig
 from mmvp_ray.pipeline.takedown import is_due, take_down
@@ -40,6 +40,7 @@ from mmvp_ray.store import (
     read_table,
     read_takedown_list,
     refusals,
+    takedown,
     write_marker,
     write_table,
 )
@@ -443,6 +444,54 @@ def test_a_longer_list_after_a_kill(store: Store, whole: Path, tmp_path: Path, m
     other = open_store(str(shutil.copytree(whole, tmp_path / "other")))
     taken(other, tmp_path, *lines_for([3, 14, 28]))
     assert contents(store.root) == contents(other.root)
+
+
+class TestLostLease:
+    """Another run had the store meanwhile: what it recorded stays, and nothing more is done."""
+
+    def test_a_takedown_of_another_run_is_not_written_over(
+        self, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "slept.txt").write_text("\n".join(lines_for([3])))
+        resolve, lost = takedown._resolve, []
+
+        def slept(*given: Any) -> Any:
+            monkeypatch.setattr(takedown, "_resolve", resolve)
+            taken(store, tmp_path, *lines_for([4]))
+            lost.append(True)
+            return resolve(*given)
+
+        def confirm() -> None:
+            if lost:
+                raise ResourceError("lost")
+
+        monkeypatch.setattr(takedown, "_resolve", slept)
+        with pytest.raises(ResourceError, match="lost"):
+            apply_takedown(store, str(tmp_path / "slept.txt"), confirm=confirm)
+        assert {image for _, image in read_record(store).rows} == {ids()[4].tobytes()}
+        assert is_applied(store) and verify(store.root).problems == []
+
+    @pytest.mark.parametrize("num_confirmed", range(4))
+    def test_it_ends_where_it_was_lost_and_the_next_call_goes_on(
+        self, store: Store, whole: Path, tmp_path: Path, num_confirmed: int
+    ) -> None:
+        (tmp_path / "list.txt").write_text("\n".join(lines_for([3, 4])))
+        asked: list[dict[str, bytes]] = []
+
+        def confirm() -> None:
+            asked.append(contents(store.root))
+            if len(asked) > num_confirmed:
+                raise ResourceError("lost")
+
+        with pytest.raises(ResourceError, match="lost"):
+            apply_takedown(store, str(tmp_path / "list.txt"), confirm=confirm)
+        # What threads had begun is all that came after.
+        assert not contents(store.root).keys() - asked[num_confirmed].keys()
+        assert num_confirmed > 0 or contents(store.root) == contents(whole)
+        apply_takedown(store, str(tmp_path / "list.txt"))
+        other = open_store(str(shutil.copytree(whole, tmp_path / "other")))
+        taken(other, tmp_path, *lines_for([3, 4]))
+        assert contents(store.root) == contents(other.root)
 
 
 class TestBroken:
