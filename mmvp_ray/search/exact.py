@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -70,7 +72,7 @@ def exact_join(
         device: "cuda" or "cpu".
         session: Where tasks run.
         on_part: Called with the compared pairs of each part that came to its end.
-        block_rows: Vectors of a block; BLOCK_ROWS[device] unless given.
+        block_rows: Vectors of a block; unless given those of the parts that are done, else as workers and device have it.
 
     Returns:
         Names of the parts, in the order of the block grid.
@@ -78,7 +80,8 @@ def exact_join(
     Raises:
         ResourceError: more pairs between PART_ROWS vectors and as many others than memory holds. DataError: a table is missing or broken.
     """
-    rows = block_rows or _block_rows(census, device, session)
+    done = set(done_names(folder))
+    rows = block_rows or _begun_rows(done, device) or _block_rows(census, device, session)
     new, old = cut_blocks(census, rows, "new"), cut_blocks(census, rows, "old")
     grid: list[tuple[str, Block, Block | None]] = [
         (f"{rows}-{len(new)}-{i:06d}-{j:06d}", new[i], None if i == j else new[j])
@@ -90,7 +93,6 @@ def exact_join(
         for i, block in enumerate(new)
         for j, other in enumerate(old)
     ]
-    done = set(done_names(folder))
     tasks = [
         JoinTask(
             store=store,
@@ -134,6 +136,13 @@ def _block_rows(census: Census, device: str, session: Session) -> int:
     # With room for the piece at which each is cut.
     share = -(-census.num_images // num_blocks(session.num_workers(device))) + int(census.piece_rows.max(initial=0))
     return min(BLOCK_ROWS[device], max(MIN_BLOCK_ROWS, share))
+
+
+def _begun_rows(done: set[str], device: str) -> int | None:
+    """Vectors of a block in the parts of an earlier try, whose cluster may have been another; None where this device cannot hold such."""
+    rows = [int(found[1]) for name in done if (found := re.match(r"(\d+)-\d+-\d{6}-", name))]
+    fitting = Counter(number for number in rows if number <= BLOCK_ROWS[device])
+    return fitting.most_common(1)[0][0] if fitting else None
 
 
 def _num_compared(task: JoinTask) -> float:

@@ -15,7 +15,17 @@ from mmvp_ray.search.census import Census, content_key, take_census
 from mmvp_ray.search.config import SearchConfig
 from mmvp_ray.search.engines import ENGINES, JoinWork, Method, choose_method
 from mmvp_ray.search.space import Space
-from mmvp_ray.search.table import COMPLETE, NearTable, Part, TableFacts, pieces_of, whole_tables, write_facts
+from mmvp_ray.search.table import (
+    COMPLETE,
+    NearTable,
+    Part,
+    TableFacts,
+    begun_by,
+    pieces_of,
+    whole_tables,
+    write_begun,
+    write_facts,
+)
 from mmvp_ray.store import PieceRef, Store
 
 
@@ -95,9 +105,9 @@ def keep_method(
     collapse: str,
     config: SearchConfig,
 ) -> Method:
-    """The method that `auto` chose, or the one that most of the pieces were joined by before and whose pairs the chosen one could not take.
+    """The method that `auto` chose, or an earlier one whose work it could not take.
 
-    Cores and free disk differ from run to run; what lies in the store shall serve all the same.
+    That is the one by which this very join was begun, or by which most of the pieces were joined before. Cores and free disk differ from run to run, and from try to try of one run; what lies in the store shall serve all the same.
 
     Args:
         store: Holds near pairs.
@@ -123,6 +133,11 @@ def keep_method(
         for engine in ENGINES
         if engine != chosen.engine
     ]
+    for method in (chosen, *others):
+        lineage = find_lineage(store, space, pieces, floor=floor, collapse=collapse, method=method.key)
+        key = _table_key(content_key(pieces), floor, collapse, method, lineage.parent)
+        if lineage.table is None and begun_by(store, space, key) == method.engine:
+            return method if method is chosen else replace(method, reason="this join was begun so")
     best = max([chosen, *others], key=num_served)
     if best is chosen or 2 * num_served(best) < len(pieces):
         return chosen
@@ -176,16 +191,8 @@ def find_near_pairs(
         return _table(store, space, found.key, found.parts, floor, collapse, found.facts), census
     num_new, num_old = census.num_images - census.num_old, census.num_old
     on_start(num_new * (num_new - 1) // 2 + num_new * num_old)
-    key = fingerprint(
-        {
-            "pieces": census.content_key,
-            "floor": floor,
-            "collapse": collapse.name,
-            "method": method.key,
-            # Parts of a join that builds on another hold fewer pairs.
-            "parent": parent.key if parent else None,
-        }
-    )
+    key = _table_key(census.content_key, floor, collapse.name, method, parent)
+    write_begun(store, space, key, method.engine)
     work = JoinWork(
         store=store,
         census=census,
@@ -215,6 +222,19 @@ def find_near_pairs(
         census.pieces,
     )
     return _table(store, space, key, parts, floor, collapse, facts), census
+
+
+def _table_key(pieces_key: str, floor: float, collapse: str, method: Method, parent: TableFacts | None) -> str:
+    return fingerprint(
+        {
+            "pieces": pieces_key,
+            "floor": floor,
+            "collapse": collapse,
+            "method": method.key,
+            # Parts of a join that builds on another hold fewer pairs.
+            "parent": parent.key if parent else None,
+        }
+    )
 
 
 def _table(

@@ -1,5 +1,6 @@
 """The table of near pairs: files of parts in the store, what each table is complete for, and reading it as one stream of pairs.
 
+near_pairs/<space>/<key>/begun.json         the engine that is at it: whoever goes on takes the same one
 near_pairs/<space>/<key>/<part>.parquet     pairs above the floor that one task found, marker beside it
 near_pairs/<space>/<key>/parts.json         names of the parts and facts of an engine that came to its end
 near_pairs/<space>/<key>/pieces.parquet     the pieces whose images it joins
@@ -41,6 +42,7 @@ from mmvp_ray.store import (
 
 # Shapes: P pairs.
 
+BEGUN_JSON = "begun.json"
 TABLE_JSON = "table.json"
 PARTS_JSON = "parts.json"
 PIECES_FILE = "pieces.parquet"
@@ -251,6 +253,19 @@ class TableFacts:
     method: str
     parts: tuple[Part, ...]
     facts: dict[str, Any]
+
+
+def write_begun(store: Store, space: Space, key: str, engine: str) -> None:
+    """Note which engine is at a table that is not whole."""
+    uri = storage.join(store.near_pairs(space.name, key), BEGUN_JSON)
+    if begun_by(store, space, key) != engine:
+        storage.write_json(uri, {"engine": engine})
+
+
+def begun_by(store: Store, space: Space, key: str) -> str | None:
+    """The engine that was at a table last; None where none ever was."""
+    uri = storage.join(store.near_pairs(space.name, key), BEGUN_JSON)
+    return storage.read_json(uri).get("engine") if storage.exists(uri) else None
 
 
 def write_facts(store: Store, space: Space, facts: TableFacts, pieces: Sequence[PieceRef]) -> None:

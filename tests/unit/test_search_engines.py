@@ -83,6 +83,41 @@ def test_mistakes_are_one_line(settings: dict[str, object], says: str) -> None:
         SearchConfig(**settings).check()  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("begun", ["routed", "ivfpq"])
+def test_auto_goes_on_with_the_engine_that_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: str) -> None:
+    """The cluster of the next try may be larger, or its disk fuller."""
+    ids, near, far = clustered(600, seed=3)
+    store = open_store(str(tmp_path))
+    pieces = fill(store, np.array_split(np.arange(600), 4), ids, near, far)
+    config = SearchConfig(num_cells=8)
+    first = choose_method(replace(config, engine=begun), num_images=600, device="cpu")  # type: ignore[arg-type]
+    chosen = choose_method(config, num_images=600, device="cpu")
+    assert chosen.engine == "exact"
+
+    def next_try(upto: int, **settings: object) -> Method:
+        return keep_method(
+            store, NEAR, pieces[:upto], chosen, floor=0.9, collapse="none",
+            config=replace(config, **settings),  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    def join(method: Method) -> None:
+        find_near_pairs(store, NEAR, pieces, floor=0.9, method=method, device="cpu", session=Inline())
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setitem(ENGINES, begun, killed)  # type: ignore[arg-type]
+        with pytest.raises(KeyboardInterrupt):
+            join(first)
+    found = next_try(4)
+    assert (found.engine, found.key, found.reason) == (begun, first.key, "this join was begun so")
+    assert next_try(3) == chosen, "another join"
+    assert next_try(4, engine="exact") == next_try(4, target_recall=0.9, num_neighbours=7) == chosen
+    join(chosen)
+    assert next_try(4) == chosen, "whole, and complete"
+
+
 def test_auto_stays_with_the_engine_that_joined_these_images(tmp_path: Path) -> None:
     ids, near, far = clustered(600, seed=3)
     store = open_store(str(tmp_path))

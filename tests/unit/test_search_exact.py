@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def joined(
     far: Space,
     *,
     floor: float,
-    block_rows: int,
+    block_rows: int | None,
     compared: list[int] | None = None,
     scored: list[int] | None = None,
 ) -> PairTable:
@@ -178,6 +179,32 @@ def test_finished_parts_are_kept_and_a_new_far_encoder_only_rescores(
     assert work(FAR) == (90 * 89 // 2, expected)
     assert work(FAR) == (0, 0)
     assert work(NEAR) == (0, expected)
+
+
+def test_a_cluster_of_another_size_goes_on_with_the_parts_that_are_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exact, "MIN_BLOCK_ROWS", 5)
+    ids, near, far = world(90, seed=6)
+    store = open_store(str(tmp_path))
+    pieces = fill(store, np.array_split(np.arange(90), 9), ids, near, far)
+    real, written, tries = exact.write_near_part, [], []
+
+    def dies_early(*args: Any, **kwargs: Any) -> None:
+        if len(written) == 1 and not tries:
+            raise KeyboardInterrupt
+        real(*args, **kwargs)
+        written.append(args)
+
+    monkeypatch.setattr(exact, "write_near_part", dies_early)
+    for num_workers in (2, 64):
+        monkeypatch.setattr(Inline, "num_workers", lambda self, device, num_workers=num_workers: num_workers)
+        compared: list[int] = []
+        with contextlib.suppress(KeyboardInterrupt):
+            table = joined(store, pieces, FAR, floor=0.7, block_rows=None, compared=compared)
+        tries.append(sum(compared))
+    assert 0 < tries[0] < 90 * 89 // 2 == sum(tries)
+    assert len(table.near.parts) == len(written)
 
 
 class TestTooManyPairs:
