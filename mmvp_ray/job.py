@@ -20,9 +20,7 @@ from mmvp_ray.errors import ConfigError, MmvpError
 C = TypeVar("C")
 
 EXIT_FAILED = 1
-EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_PIPE = 141
-EXIT_STOPPED = 128 + signal.SIGTERM
 STOP_SECONDS = 20.0
 """An orderly stop that takes longer is cut off: Kubernetes kills a pod 30 seconds after SIGTERM, and Google a spot machine."""
 _asked_stop_seconds = 0.0
@@ -101,10 +99,10 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     """Run a job's main and exit: 0 when it ended well, 1 with one line on standard error for an mmvp-ray error.
 
     SIGTERM stops it in an orderly way: blocks that must be left are left, and the exit code is 143. Stopping takes at most STOP_SECONDS,
-    or what `may_stop_for` asks for; a second SIGTERM ends it at once. Ctrl-C gives 130. Anything that is not an MmvpError is a defect of
-    ours and keeps its traceback.
+    or what `may_stop_for` asks for; a second signal ends it at once. Ctrl-C does the same with 130. Anything that is not an MmvpError is a
+    defect of ours and keeps its traceback.
     """
-    with _sigterm_raises() as is_stopping:
+    with _signals_raise() as stopped_by:
         try:
             logs.setup()
             code = main() or 0
@@ -113,23 +111,23 @@ def run(main: Callable[[], int | None]) -> NoReturn:
             # Whoever read the output has gone, as `| head` does: no failure of ours, and nobody is left to tell.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = EXIT_PIPE
-        except MmvpError as error:
-            line = " ".join(str(error).split())
-            line = "".join(character if character.isprintable() else "?" for character in line)
-            kind = type(error).__name__
-            logs.say("error", f"{kind}: {line}", level="error", error=kind)
-            code = EXIT_FAILED
         except KeyboardInterrupt:
-            code = _stopped("SIGTERM" if is_stopping() else "interrupt")
+            code = _stopped(stopped_by() or signal.SIGINT)
         except SystemExit as error:
             # While Ray starts, its own handler is in place, which exits with the number of the signal.
             if error.code != signal.SIGTERM:
                 raise
-            code = _stopped("SIGTERM")
+            code = _stopped(signal.SIGTERM)
         except Exception as error:
-            if is_stopping():
-                # What a library makes of the interrupt is not our failure.
-                code = _stopped("SIGTERM")
+            if (number := stopped_by()) is not None:
+                # What a library makes of the interrupt, or a store that is unwell of our leaving, is not what ended the job.
+                code = _stopped(number)
+            elif isinstance(error, MmvpError):
+                line = " ".join(str(error).split())
+                line = "".join(character if character.isprintable() else "?" for character in line)
+                kind = type(error).__name__
+                logs.say("error", f"{kind}: {line}", level="error", error=kind)
+                code = EXIT_FAILED
             elif logs.is_json():
                 trace = "".join(traceback.format_exception(error))
                 logs.say(
@@ -145,10 +143,14 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         sys.exit(code)
 
 
-def _stopped(by: str) -> int:
-    how = "stopped by SIGTERM" if by == "SIGTERM" else "interrupted"
-    logs.say("stopped", f"{how}; the same command goes on where this one stopped", level="warning")
-    return EXIT_STOPPED if by == "SIGTERM" else EXIT_INTERRUPTED
+_WAYS = {signal.SIGTERM: "stopped by SIGTERM", signal.SIGINT: "interrupted"}
+
+
+def _stopped(number: int) -> int:
+    logs.say(
+        "stopped", f"{_WAYS[signal.Signals(number)]}; the same command goes on where this one stopped", level="warning"
+    )
+    return 128 + number
 
 
 @contextlib.contextmanager
@@ -163,24 +165,25 @@ def may_stop_for(seconds: float) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _sigterm_raises() -> Iterator[Callable[[], bool]]:
-    """Inside this context the first SIGTERM raises KeyboardInterrupt in the main thread; gives a function that tells whether it came.
+def _signals_raise() -> Iterator[Callable[[], int | None]]:
+    """Inside this context the first SIGTERM or Ctrl-C raises KeyboardInterrupt in the main thread; gives a function that tells which came.
 
-    KeyboardInterrupt, because that is what Ray's waiting calls pass on from a signal handler. Once it came the handler stays in place: an
+    KeyboardInterrupt, because that is what Ray's waiting calls pass on from a signal handler. Once one came the handler stays in place: an
     interpreter that is shutting down is cut off as well.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+        yield lambda: None
         return
     came: list[int] = []
 
     def cut_off() -> None:
         # In a thread of its own: whoever reads standard error may be gone or slow.
-        message = "stopped by SIGTERM at once: it took too long or came twice; the same command goes on where this one stopped"
+        way = _WAYS[signal.Signals(came[0])]
+        message = f"{way} at once: it took too long or came twice; the same command goes on where this one stopped"
         last = threading.Thread(target=logs.say, args=("stopped", message), kwargs={"level": "warning"}, daemon=True)
         last.start()
         last.join(1.0)
-        os._exit(EXIT_STOPPED)
+        os._exit(128 + came[0])
 
     def stop(number: int, frame: object) -> None:
         came.append(number)
@@ -191,12 +194,18 @@ def _sigterm_raises() -> Iterator[Callable[[], bool]]:
         timer.start()
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    # One that is ignored, as under nohup or in the background of a shell, stays so.
+    before = {number: signal.getsignal(number) for number in _WAYS}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, stop)
     try:
-        yield lambda: bool(came)
+        yield lambda: came[0] if came else None
     finally:
         if not came:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                if handler is not None:
+                    signal.signal(number, handler)
 
 
 def _emptied(default: C, given: Set[str]) -> C:

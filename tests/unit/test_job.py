@@ -240,6 +240,22 @@ class TestStopping:
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
 
+    def test_one_that_is_ignored_stays_so(self, tmp_path: Path) -> None:
+        """As nohup and shells do with what they start in the background."""
+        process = self.start(
+            tmp_path,
+            """
+            import os, signal
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            def main():
+                (here / "started").touch()
+                os.kill(os.getpid(), signal.SIGINT)
+                print("goes on")
+            """,
+        )
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, out, err) == (0, "goes on\n", "")
+
     def test_blocks_are_left_and_the_next_step_is_said(self, tmp_path: Path) -> None:
         process = self.start(
             tmp_path,
@@ -254,7 +270,7 @@ class TestStopping:
         )
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
-        assert process.returncode == 143 == job.EXIT_STOPPED
+        assert process.returncode == 143
         assert (out, err) == ("", "stopped by SIGTERM; the same command goes on where this one stopped\n")
         assert (tmp_path / "left").exists()
 
@@ -274,8 +290,9 @@ class TestStopping:
         assert process.returncode == 143 and entry["event"] == "stopped"
         assert entry["message"] == "stopped by SIGTERM; the same command goes on where this one stopped"
 
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
     @pytest.mark.parametrize("way", ["a second one", "too slow"])
-    def test_what_does_not_end_is_cut_off(self, tmp_path: Path, way: str) -> None:
+    def test_what_does_not_end_is_cut_off(self, tmp_path: Path, way: str, number: int, code: int) -> None:
         process = self.start(
             tmp_path,
             f"""
@@ -289,13 +306,16 @@ class TestStopping:
                     wait()
             """,
         )
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         if way == "a second one":
             self.wait_for(tmp_path / "leaving", process)
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(number)
         _, err = process.communicate(timeout=60)
-        assert process.returncode == 143
-        assert err.startswith("stopped by SIGTERM at once: ") and err.count("\n") == 1
+        assert process.returncode == code
+        assert (
+            err.startswith(("stopped by SIGTERM at once: ", "interrupted at once: ")[number == signal.SIGINT])
+            and err.count("\n") == 1
+        )
 
     def test_a_job_may_ask_for_longer(self, tmp_path: Path) -> None:
         process = self.start(
@@ -337,21 +357,27 @@ class TestStopping:
             job.run(main)
         assert (caught.value.code, capsys.readouterr().err) == (code, shown)
 
-    def test_what_a_library_makes_of_the_interrupt_is_no_failure(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+    @pytest.mark.parametrize("raised", ["RuntimeError('the actor died')", "TransientError('the store is unwell')"])
+    def test_what_comes_of_the_interrupt_is_no_failure(
+        self, tmp_path: Path, raised: str, number: int, code: int
+    ) -> None:
         process = self.start(
             tmp_path,
-            """
+            f"""
+            from mmvp_ray.errors import TransientError
             def main():
                 try:
                     (here / "started").touch()
                     wait()
                 except BaseException:
-                    raise RuntimeError("the actor died")
+                    raise {raised}
             """,
         )
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         _, err = process.communicate(timeout=60)
-        assert process.returncode == 143 and err.startswith("stopped by SIGTERM; ")
+        way = "interrupted" if number == signal.SIGINT else "stopped by SIGTERM"
+        assert (process.returncode, err) == (code, f"{way}; the same command goes on where this one stopped\n")
 
 
 def test_a_reader_that_goes_away_is_no_defect() -> None:
