@@ -93,7 +93,9 @@ def _prepare(config: MineConfig, session: Session, progress: Progress, *, scratc
         compare_with=None if earlier is None else earlier.url,
     )
     config.check()
-    device = preflight.choose_device(config.device, session, wait_seconds=config.wait_for_gpus)
+    # A plan says what there is, and starts no node.
+    wait_seconds = 0.0 if config.plan else config.wait_for_gpus
+    device = preflight.choose_device(config.device, session, wait_seconds=wait_seconds)
 
     listed: list[Corpus] = []
 

@@ -18,7 +18,9 @@ from mmvp_ray.encoders import EncoderSpec
 from mmvp_ray.errors import ConfigError, ResourceError
 from mmvp_ray.images.geometry import Geometry
 from mmvp_ray.pipeline import cost, preflight, unit_costs
-from mmvp_ray.pipeline.progress import Stage
+from mmvp_ray.pipeline.config import MineConfig
+from mmvp_ray.pipeline.prepare import prepare
+from mmvp_ray.pipeline.progress import Progress, Stage
 from mmvp_ray.pipeline.unit_costs import Hardware, calibrated, measured_costs, table_costs
 from mmvp_ray.sources.piece import Shard
 
@@ -73,6 +75,14 @@ class TestDevice:
         session = Joined(num_gpus=num_gpus)
         assert preflight.choose_device("auto", session, wait_seconds=60.0) == expected
         assert session.waited == []
+
+    @pytest.mark.parametrize(("plan", "waited"), [(True, []), (False, [60.0])])
+    def test_a_plan_starts_no_node(self, tmp_path: Path, plan: bool, waited: list[float]) -> None:
+        config = MineConfig(device="cuda", plan=plan, wait_for_gpus=60.0, out=str(tmp_path / "out"))
+        session = Joined()
+        with pytest.raises(ResourceError, match="expected a GPU"):
+            prepare(config, session, Progress(stream=None))
+        assert session.waited == waited
 
 
 class TestSharedFolders:
