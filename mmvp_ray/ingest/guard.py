@@ -66,7 +66,7 @@ _BITS_32: Final = 0xFFFFFFFF
 def refusal(address: str) -> str | None:
     """Why an address may not be asked; None if it may.
 
-    An IPv6 address that holds an IPv4 address (mapped, NAT64, 6to4, ISATAP) is judged by that one too.
+    An IPv6 address that holds IPv4 addresses (mapped, NAT64, 6to4, ISATAP) is judged by each of them too. Teredo is refused whole.
 
     Args:
         address: An IPv4 or IPv6 address as text; anything else is refused.
@@ -79,16 +79,17 @@ def refusal(address: str) -> str | None:
         return next((name for network, name in _REFUSED_V4.items() if found in network), None)
     if found.scope_id is not None:
         return "an address of one interface"
-    number = int(found)
-    if found in _MAPPED or found in _NAT64:
-        return _embedded(number & _BITS_32)
-    if found not in _PUBLIC_V6:
+    holds_v4_only = found in _MAPPED or found in _NAT64
+    if not holds_v4_only and found not in _PUBLIC_V6:
         return "not a public IPv6 address"
+    # An address may have several of these forms (6to4 before ISATAP), and whoever routes it may see any of them: all are judged.
+    name = next((name for network, name in _REFUSED_V6.items() if found in network), None)
+    number = int(found)
     if found in _SIX_TO_FOUR:
-        return _embedded(number >> 80 & _BITS_32)
-    if number >> 32 & _BITS_32 in _ISATAP:
-        return _embedded(number & _BITS_32)
-    return next((name for network, name in _REFUSED_V6.items() if found in network), None)
+        name = name or _embedded(number >> 80 & _BITS_32)
+    if holds_v4_only or number >> 32 & _BITS_32 in _ISATAP:
+        name = name or _embedded(number & _BITS_32)
+    return name
 
 
 def _embedded(number: int) -> str | None:

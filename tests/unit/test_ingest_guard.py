@@ -79,6 +79,9 @@ REFUSED += [
 ]
 REFUSED += ["::ffff:127.0.0.1", "::ffff:169.254.169.254", "::ffff:a00:1", "64:ff9b::7f00:1", "64:ff9b::10.0.0.1"]
 REFUSED += ["2002:7f00:1::", "2002:c0a8:101::1", "2606:4700::5efe:10.0.0.1", "2606:4700::200:5efe:127.0.0.1"]
+REFUSED += ["2002:808:808::5efe:a9fe:a9fe", "2002:808:808::200:5efe:a00:1", "2002:a9fe:a9fe::5efe:808:808"]
+REFUSED += ["2001:0:4136:e378:0:5efe:3f57:fffe", "2001:20::200:5efe:808:808", "2001:db8::5efe:808:808"]
+REFUSED += ["2620:4f:8000::5efe:808:808", "3fff::5efe:808:808"]
 REFUSED += ["", "localhost", "1.2.3", "0x7f000001", "2130706433"]
 
 
@@ -112,6 +115,32 @@ def test_an_address_inside_an_address_is_judged_as_itself(inner: ipaddress.IPv4A
     ]
     for form in forms:
         assert bool(refusal(str(ipaddress.IPv6Address(form)))) == bool(refusal(str(inner)))
+
+
+# Half of them public: drawn freely, ip_addresses prefers special ones.
+INNER = st.one_of(
+    st.sampled_from(["8.8.8.8", "1.1.1.1", "151.101.1.6"]).map(ipaddress.IPv4Address), st.ip_addresses(v=4)
+).map(int)
+ISATAP = st.sampled_from([0x5EFE, 0x0200_5EFE])
+LOW = st.one_of(st.builds(lambda mark, inner: mark << 32 | inner, ISATAP, INNER), st.integers(0, (1 << 64) - 1))
+SPECIAL_V6 = ["2001::/23", "2001::/32", "2001:db8::/32", "2620:4f:8000::/48", "3fff::/20", "::/96", "64:ff9b:1::/48"]
+SPECIAL_V6 += ["100::/64", "5f00::/16", "fc00::/7", "fe80::/10", "fec0::/10", "ff00::/8"]
+
+
+@given(st.sampled_from(SPECIAL_V6).map(ipaddress.IPv6Network), st.integers(0, (1 << 64) - 1), LOW)
+def test_a_special_network_is_refused_whatever_stands_in_its_low_bits(
+    network: ipaddress.IPv6Network, high: int, low: int
+) -> None:
+    number = int(network.network_address) | (high << 64 | low) & int(network.hostmask)
+    assert refusal(str(ipaddress.IPv6Address(number)))
+
+
+@given(INNER, INNER, ISATAP, st.integers(0, 0xFFFF))
+def test_each_address_inside_an_address_is_judged(outer: int, inner: int, mark: int, subnet: int) -> None:
+    """6to4 and ISATAP at once: the one holds an address in its high half, the other one in its low half."""
+    both = ipaddress.IPv6Address(0x2002 << 112 | outer << 80 | subnet << 64 | mark << 32 | inner)
+    is_refused = any(refusal(str(ipaddress.IPv4Address(number))) for number in (outer, inner))
+    assert bool(refusal(str(both))) == is_refused
 
 
 @given(st.ip_addresses(v=6))
