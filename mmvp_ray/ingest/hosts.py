@@ -27,7 +27,7 @@ class _Host:
 
 
 class Hosts:
-    """What this process remembers of the hosts that it asks; thread-safe, and bounded: idle hosts are forgotten.
+    """What this process remembers of the hosts that it asks; thread-safe, and bounded: of too many, those are forgotten that may be asked first.
 
     Args:
         config: The limits.
@@ -58,7 +58,7 @@ class Hosts:
         started = self._clock()
         with self._lock:
             if name not in self._hosts and len(self._hosts) >= MAX_HOSTS:
-                self._forget_idle(started)
+                self._forget_some()
             host = self._hosts.setdefault(name, _Host(self._config.connections_per_host))
             host.num_users += 1
         try:
@@ -119,7 +119,13 @@ class Hosts:
         host.num_failures += 1
         host.retry_at = self._clock() + GIVEN_UP_SECONDS
 
-    def _forget_idle(self, now: float) -> None:
-        idle = [name for name, host in self._hosts.items() if not host.num_users and host.next_start <= now]
-        for name in idle:
+    def _forget_some(self) -> None:
+        """Forget a quarter, so that not every new host takes a search: of those that are not in use, the ones that may be asked first."""
+        unused = [name for name, host in self._hosts.items() if not host.num_users]
+        unused.sort(key=lambda name: self._closed_until(self._hosts[name]))
+        for name in unused[: len(self._hosts) - MAX_HOSTS * 3 // 4]:
             del self._hosts[name]
+
+    def _closed_until(self, host: _Host) -> float:
+        is_given_up = host.num_failures >= self._config.max_host_failures
+        return max(host.next_start, host.left_alone_until, host.retry_at if is_given_up else 0.0)

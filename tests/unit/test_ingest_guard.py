@@ -529,6 +529,57 @@ def test_idle_hosts_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(hosts._hosts) <= 10
 
 
+def test_hosts_that_are_left_alone_are_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmvp_ray.ingest.hosts.MAX_HOSTS", 10)
+    clock = Clock()
+    hosts = Hosts(FetchConfig(max_host_failures=3), clock=clock, sleep=clock.sleep)
+    with hosts.turn("polite"):
+        hosts.pause("polite", 3600.0)
+    for _ in range(3):
+        with hosts.turn("dead"):
+            hosts.failed("dead")
+    for number in range(1000):
+        with hosts.turn(str(number)):
+            # Hosts that failed once may be asked at any time: they give way.
+            hosts.failed(str(number))
+        clock.now += 0.2
+        assert len(hosts._hosts) <= 10
+    for name, reason in (("polite", "asks to be left alone for 3"), ("dead", "3 failures one after the other")):
+        with pytest.raises(FetchError, match=f"host_given_up: {name}: {reason}"), hosts.turn(name):
+            pytest.fail("not reached")
+
+
+def test_of_too_many_hosts_that_are_left_alone_those_are_forgotten_whose_time_ends_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mmvp_ray.ingest.hosts.MAX_HOSTS", 10)
+    clock = Clock()
+    hosts = Hosts(FetchConfig(), clock=clock, sleep=clock.sleep)
+    waits = {"longest": 10_000.0} | {str(number): 1000.0 + number for number in range(100)}
+    for name, seconds in waits.items():
+        with hosts.turn(name):
+            hosts.pause(name, seconds)
+        assert len(hosts._hosts) <= 10
+    for name in ("longest", "99", "98", "97", "96", "95"):
+        with pytest.raises(FetchError, match=f"host_given_up: {name}: asks"), hosts.turn(name):
+            pytest.fail("not reached")
+    assert "0" not in hosts._hosts
+
+
+def test_hosts_in_use_are_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmvp_ray.ingest.hosts.MAX_HOSTS", 10)
+    clock = Clock()
+    hosts = Hosts(FetchConfig(), clock=clock, sleep=clock.sleep)
+    with hosts.turn("used"):
+        for number in range(100):
+            clock.now += 1
+            with hosts.turn(str(number)):
+                pass
+        hosts.pause("used", 3600.0)
+    with pytest.raises(FetchError, match="host_given_up: used"), hosts.turn("used"):
+        pytest.fail("not reached")
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [(None, None), ("5", 5.0), (" 0 ", 0.0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0), ("soon", None), ("-3", None)],
