@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,13 +16,14 @@ MAX_HOSTS = 65_536
 
 
 class _Host:
-    __slots__ = ("left_alone_until", "next_start", "num_failures", "num_users", "places", "retry_at")
+    __slots__ = ("left_alone_until", "next_start", "num_failures", "num_users", "paused_until", "places", "retry_at")
 
     def __init__(self, num_places: int) -> None:
         self.places = threading.Semaphore(num_places)
         self.num_users = 0
         self.num_failures = 0
         self.next_start = 0.0
+        self.paused_until = 0.0
         self.retry_at = 0.0
         self.left_alone_until = 0.0
 
@@ -70,23 +72,27 @@ class Hosts:
                 host.num_users -= 1
 
     def _sleep_until(self, host: _Host, name: str) -> None:
-        with self._lock:
-            now = self._clock()
-            if now < host.left_alone_until:
-                left_seconds = host.left_alone_until - now
-                raise FetchError(
-                    FetchReason.HOST_GIVEN_UP, f"{name}: asks to be left alone for {left_seconds:.0f} s more"
-                )
-            if host.num_failures >= self._config.max_host_failures:
-                if now < host.retry_at:
-                    raise FetchError(
-                        FetchReason.HOST_GIVEN_UP, f"{name}: {host.num_failures} failures one after the other"
-                    )
-                host.num_failures = 0
-            start = max(now, host.next_start)
-            host.next_start = start + self._config.delay_per_host_seconds
-        if start > now:
-            self._sleep(start - now)
+        """Sleep until the beginning that is this one's, and until the next one where the host asked for a pause meanwhile."""
+        start = -math.inf
+        while True:
+            with self._lock:
+                now = self._clock()
+                self._check_open(host, name, now)
+                if start >= host.paused_until:
+                    return
+                start = max(now, host.next_start)
+                host.next_start = start + self._config.delay_per_host_seconds
+            if start > now:
+                self._sleep(start - now)
+
+    def _check_open(self, host: _Host, name: str, now: float) -> None:
+        if now < host.left_alone_until:
+            left_seconds = host.left_alone_until - now
+            raise FetchError(FetchReason.HOST_GIVEN_UP, f"{name}: asks to be left alone for {left_seconds:.0f} s more")
+        if host.num_failures >= self._config.max_host_failures:
+            if now < host.retry_at:
+                raise FetchError(FetchReason.HOST_GIVEN_UP, f"{name}: {host.num_failures} failures one after the other")
+            host.num_failures = 0
 
     def pause(self, name: str, seconds: float) -> None:
         """Let nobody ask the host for so long: it said so. Counts as a failure, or it would hold up as many threads as it has URLs."""
@@ -98,6 +104,7 @@ class Hosts:
             if seconds > self._config.max_retry_after_seconds:
                 host.left_alone_until = max(host.left_alone_until, until)
             else:
+                host.paused_until = max(host.paused_until, until)
                 host.next_start = max(host.next_start, until)
             self._count_failure(host)
 

@@ -7,6 +7,7 @@ import ipaddress
 import socket
 import threading
 import urllib.request
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -453,6 +454,74 @@ def test_a_host_that_asks_for_a_long_wait_is_left_alone_for_so_long() -> None:
     clock.now += 11
     with hosts.turn("a") as waited:
         assert waited == 0.0
+
+
+class SteppedClock:
+    """Time stands still until it is moved to where the first sleeper wakes."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.ends: list[float] = []
+        self.changed = threading.Condition()
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        end = self.now + seconds
+        with self.changed:
+            self.ends.append(end)
+            self.changed.notify_all()
+            assert self.changed.wait_for(lambda: self.now >= end, 120)
+            self.ends.remove(end)
+
+    def move(self) -> None:
+        with self.changed:
+            self.now = min(self.ends)
+            self.changed.notify_all()
+
+    def wait_for(self, num_sleepers: Callable[[], int]) -> None:
+        """Until so many sleep, and nobody who should have woken."""
+        with self.changed:
+            assert self.changed.wait_for(
+                lambda: len(self.ends) == num_sleepers() and all(end > self.now for end in self.ends), 120
+            )
+
+
+@pytest.mark.parametrize(
+    ("num_pauses", "seconds", "begun"),
+    [
+        (1, 30.0, ["130.0", "131.0", "132.0"]),
+        (1, 3600.0, [f"a: asks to be left alone for {seconds} s more" for seconds in (3599, 3598, 3597)]),
+        (20, 30.0, ["a: 20 failures one after the other"] * 3),
+    ],
+)
+def test_a_pause_holds_for_those_who_wait_already(num_pauses: int, seconds: float, begun: list[str]) -> None:
+    clock = SteppedClock()
+    hosts = Hosts(FetchConfig(delay_per_host_seconds=1.0), clock=clock, sleep=clock.sleep)
+    found: list[str] = []
+
+    def ask() -> None:
+        try:
+            with hosts.turn("a"):
+                beginning = str(clock.now)
+        except FetchError as error:
+            beginning = error.detail
+        with clock.changed:
+            found.append(beginning)
+            clock.changed.notify_all()
+
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(3)]
+    with hosts.turn("a"):
+        for thread in threads:
+            thread.start()
+        clock.wait_for(lambda: 3)
+        for _ in range(num_pauses):
+            hosts.pause("a", seconds)
+    while len(found) < 3:
+        clock.move()
+        clock.wait_for(lambda: 3 - len(found))
+    assert found == begun
 
 
 class Answer:
