@@ -44,18 +44,22 @@ def expand_names(names: Sequence[str], *, flag: str) -> tuple[str, ...]:
     Raises:
         ConfigError: a glob that matches nothing, or a file. TransientError: the store stayed unwell.
     """
-    found: dict[str, None] = {}
+    found: dict[str, str] = {}
     for name in names:
         backend, _, rest = name.partition(":")
         if not glob.has_magic(rest):
-            found[name] = None
+            # A folder is known by its place, however it is written.
+            place = f"{backend}:{storage.normalise(rest)}" if backend in BACKENDS_OF_DIRECTORIES else name
+            found.setdefault(place, name)
         elif backend not in BACKENDS_OF_DIRECTORIES:
             raise ConfigError(
                 f"expected directories of encoders after hf:, open_clip: or timm:, found a glob in {flag} {name}; only these take directories"
             )
         else:
-            found |= dict.fromkeys(f"{backend}:{folder}" for folder in _matches(rest, f"{flag} {name}"))
-    return tuple(found)
+            for folder in _matches(rest, f"{flag} {name}"):
+                place = f"{backend}:{folder}"
+                found.setdefault(place, place)
+    return tuple(found.values())
 
 
 def _matches(pattern: str, where: str) -> list[str]:

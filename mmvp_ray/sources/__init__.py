@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import re
 import time
@@ -148,6 +149,7 @@ def _kind(uri: str) -> str:
 
 
 def _limited(shards: list[Shard], max_images: int) -> list[Shard]:
-    share, more = divmod(max_images, len(shards))
-    limits = [share + (1 if index < more else 0) for index in range(len(shards))]
+    # Fewer than shards come from shards all over: the first ones may be of one kind, such as folders of the first classes.
+    ends = [max_images * index // len(shards) for index in range(len(shards) + 1)]
+    limits = [end - begin for begin, end in itertools.pairwise(ends)]
     return [dataclasses.replace(shard, max_members=limit) for shard, limit in zip(shards, limits, strict=True) if limit]

@@ -29,6 +29,15 @@ class TestExpandedNames:
             "hf:facebook/dinov2-large", f"hf:{encoders}/b-large", f"hf:{encoders}/a-small", "miniature:clip",
         )  # fmt: skip
 
+    def test_a_relative_name_beside_the_glob_comes_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("a", "b"):
+            storage.write_bytes(f"{tmp_path}/encoders/{name}/config.json", b"{}")
+        monkeypatch.chdir(tmp_path)
+        assert expand_names(["hf:./encoders/b", "hf:encoders/*", "hf:encoders/b/"], flag="--far") == (
+            "hf:./encoders/b",
+            f"hf:{tmp_path}/encoders/a",
+        )
+
     def test_a_new_directory_is_a_new_encoder(self, encoders: str) -> None:
         pattern = f"open_clip:{encoders}/*-*"
         before = expand_names([pattern], flag="--near")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import logging
 import tarfile
 from collections.abc import Iterator
@@ -66,6 +67,10 @@ class TestListing:
         limits = [shard.max_members or 0 for shard in shards]
         assert sum(limits) == max_images and max(limits) - min(limits) <= 1 and min(limits) >= 1
         assert len(shards) == min(num_shards, max_images)
+        if max_images < num_shards:
+            # From all over: the gaps are as even as they can be.
+            at = [-1, *(int(Path(shard.uri).stem) for shard in shards)]
+            assert max(b - a for a, b in itertools.pairwise(at)) <= -(-num_shards // max_images)
 
     def test_keys_depend_on_the_limit(self, tmp_path: Path) -> None:
         put(tmp_path, "a.tar")
