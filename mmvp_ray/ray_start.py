@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ def start_ray(address: str | None, *, joins_cluster: bool) -> None:
     _set_environment(joins_cluster=joins_cluster, is_quiet=is_quiet)
     import ray
 
+    keep_standard_output()
     options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": joins_cluster}
     if not joins_cluster:
         options |= {"include_dashboard": False}
@@ -92,6 +94,20 @@ def _failure(error: Exception, address: str | None, *, joins_cluster: bool) -> M
             "and Python are those of this machine"
         )
     return ResourceError(f"Ray did not start on this machine ({why}); it may be too busy: try again")
+
+
+def keep_standard_output() -> None:
+    """Let Ray print what its workers and its raylet say to standard error alone: standard output is for a job's results."""
+    from ray._private import worker
+
+    # Ray 2.60 has no setting for it: it prints what workers wrote to their standard output to that of the driver.
+    printed: Any = worker.print_worker_logs
+    if getattr(printed, "func", None) is not _print_to_stderr:
+        worker.print_worker_logs = functools.partial(_print_to_stderr, printed)
+
+
+def _print_to_stderr(printed: Callable[..., None], data: dict[str, Any], _: Any, *more: Any) -> None:
+    printed(data, sys.stderr, *more)
 
 
 @contextlib.contextmanager
