@@ -8,15 +8,20 @@ from mmvp_ray.errors import MmvpError, ResourceError
 
 
 def task_error(error: BaseException) -> BaseException:
-    """As `own_error`, and a ResourceError where the process of a task died as often as Ray tries it."""
+    """As `own_error`, and a ResourceError where the process of a task died as often as Ray tries it, or Ray has no room for its result."""
     import ray
 
     own = own_error(error)
     if own is not error:
         return own
     for found in _wrapped(error):
+        line = (str(found).strip() or type(found).__name__).split("\n", 1)[0][:300]
+        if isinstance(found, (ray.exceptions.OutOfDiskError, ray.exceptions.ObjectStoreFullError)):
+            return ResourceError(
+                f"expected room for what tasks give each other, found Ray's memory and its disk full ({line}); free the disk that Ray's "
+                "temporary folder lies on (/tmp/ray unless set), on each node"
+            )
         if isinstance(found, (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError)):
-            line = str(found).strip().split("\n", 1)[0][:300]
             return ResourceError(
                 f"expected processes that outlive their tasks, found that one died ({line}), and so did those that tried again; "
                 "see whether the workers have memory enough, and Ray's logs"

@@ -211,21 +211,30 @@ def test_the_end_on_a_lost_cluster_keeps_the_first_error(monkeypatch: pytest.Mon
     assert ended == [True]
 
 
-@pytest.mark.parametrize("kind", ["WorkerCrashedError", "OutOfMemoryError"])
-def test_a_task_whose_process_dies_past_its_retries_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, ray: FakeRay, kind: str
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("WorkerCrashedError", r"found that one died \(The worker died unexpectedly"),
+        ("OutOfMemoryError", r"found that one died \(The worker died unexpectedly"),
+        ("OutOfDiskError", r"its disk full \(The worker died unexpectedly"),
+        ("ObjectStoreFullError", r"its disk full \(The worker died unexpectedly"),
+    ],
+)
+def test_a_task_that_ray_gives_up_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, ray: FakeRay, kind: str, says: str
 ) -> None:
     class RayError(Exception):
         pass
 
-    kinds = {name: type(name, (RayError,), {}) for name in ("WorkerCrashedError", "OutOfMemoryError")}
+    names = ("WorkerCrashedError", "OutOfMemoryError", "OutOfDiskError", "ObjectStoreFullError")
+    kinds = {name: type(name, (RayError,), {}) for name in names}
     monkeypatch.setattr(ray, "exceptions", types.SimpleNamespace(RayError=RayError, **kinds), raising=False)
 
     def get(refs: object) -> object:
         raise kinds[kind]("The worker died unexpectedly.\nCheck python-core-worker-*.log")
 
     monkeypatch.setattr(ray, "get", get, raising=False)
-    with pytest.raises(ResourceError, match=r"found that one died \(The worker died unexpectedly") as caught:
+    with pytest.raises(ResourceError, match=says) as caught:
         list(cluster._results(["ref"]))
     assert "\n" not in str(caught.value)
 
