@@ -55,6 +55,8 @@ class FakeRay(types.ModuleType):
 def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     fake = FakeRay()
     monkeypatch.setitem(sys.modules, "ray", fake)
+    # It prints nothing.
+    monkeypatch.setattr(ray_start, "keep_standard_output", lambda: None)
     return fake
 
 
