@@ -170,14 +170,19 @@ def ingest_imagenet(
     config.check()
     out = storage.normalise(config.out)
     labels = read_labels(class_names=config.class_names, devkit=config.devkit, val_labels=config.val_labels)
+    names = frozenset(storage.list_names(shards_folder(out)))
+    splits = {split for split in ("train", "val", "images") if getattr(config, split) is not None}
+    # Before the plan, which writes into OUT what it found in the archives.
+    _refuse_strangers(names, out, lambda task: task.partition("-")[0] in splits)
     parts, lost = _plan(config, out)
     labels = replace(labels, classes=labels.classes or _official_order(parts, labels))
     tasks = [
         ShardTask(out=out, name=name, split=split, part=part, labels_key=_labels_key(part, labels))
         for split, name, part in parts
     ]
-    tars = frozenset(storage.list_names(shards_folder(out)))
-    _refuse_strangers(tars, tasks, out)
+    task_names = {task.name for task in tasks}
+    _refuse_strangers(names, out, task_names.__contains__)
+    tars = frozenset(name for name in names if _task_of(name) in task_names)
     marked = frozenset(done_names(done_folder(out)))
     with ThreadPoolExecutor(NUM_READING_THREADS) as pool:
         done = dict(
@@ -246,17 +251,21 @@ def _labels_key(part: ArchivePart | Shard, labels: Labels) -> str:
     return fingerprint([classes, dict(labels.wnids) if isinstance(part, ArchivePart) else {}])
 
 
-def _refuse_strangers(tars: frozenset[str], tasks: Sequence[ShardTask], out: str) -> None:
-    """Raise ConfigError where the shards folder holds what this ingest does not write: mined together, images would count twice."""
-    mine = {task.name for task in tasks}
-    splits = {task.split for task in tasks}
+def _task_of(name: str) -> str:
+    """The name of the task that could have made a file of the shards folder; empty where none could."""
+    found = re.fullmatch(r"(.+?)(-part\d+)?\.tar", name)
+    return found[1] if found else ""
+
+
+def _refuse_strangers(names: frozenset[str], out: str, is_task: Callable[[str], bool]) -> None:
+    """Raise ConfigError where the shards folder holds tars that this ingest does not write: mined together, images would count twice."""
     strange = sorted(
-        name for name in tars if name.split("-", 1)[0] in splits and re.sub(r"(-part\d+)?\.tar$", "", name) not in mine
+        name for name in names if name.endswith((".tar", ".tar.gz", ".tgz")) and not is_task(_task_of(name))
     )
     if strange:
         raise ConfigError(
             f"expected no shards but those of this ingest in {shards_folder(out)}, found {len(strange):,} others such as {strange[0]}; "
-            f"remove them or choose another --out"
+            f"choose another --out, give all that goes into this one in one call, or remove them yourself"
         )
 
 

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import pickle
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -404,6 +405,41 @@ class TestResume:
         archive.write_bytes(tar_bytes([("n01440764.tar", tar_bytes([]))]))
         with pytest.raises(ConfigError, match=r"2 others such as train-n01443537\.tar"):
             ingest(tmp_path / "out", train=archive)
+
+    def test_another_split_in_the_same_out_is_refused_and_nothing_is_lost(
+        self, tmp_path: Path, archive: Path, val_archive: Path
+    ) -> None:
+        (tmp_path / "truth.txt").write_text(f"{VAL[0]} n01443537\n")
+        val: dict[str, Any] = {"val": val_archive, "val_labels": tmp_path / "truth.txt"}
+        ingest(tmp_path / "out", train=archive)
+        before = contents(tmp_path / "out")
+        with pytest.raises(ConfigError, match=r"3 others such as train-n01440764\.tar; .* in one call") as caught:
+            ingest(tmp_path / "out", **val)
+        assert "\n" not in str(caught.value)
+        assert contents(tmp_path / "out") == before
+        both = ingest(tmp_path / "out", train=archive, **val)
+        assert (both.splits["train"].num_done_earlier, both.num_images) == (3, 18 + len(VAL))
+        before = contents(tmp_path / "out")
+        with pytest.raises(ConfigError, match=r"1 others such as val-000000\.tar"):
+            ingest(tmp_path / "out", train=archive)
+        assert contents(tmp_path / "out") == before
+
+    @pytest.mark.parametrize("name", ["00000.tar", "photos.tar", "train.tar.gz"])
+    def test_a_tar_that_somebody_else_made_is_refused_and_stays(self, tmp_path: Path, archive: Path, name: str) -> None:
+        stranger = tmp_path / "out/shards" / name
+        stranger.parent.mkdir(parents=True)
+        stranger.write_bytes(b"days of downloads")
+        with pytest.raises(ConfigError, match=f"1 others such as {re.escape(name)}"):
+            ingest(tmp_path / "out", train=archive)
+        assert contents(tmp_path / "out") == {f"shards/{name}": b"days of downloads"}
+
+    def test_files_that_are_no_tars_stay(self, tmp_path: Path, archive: Path) -> None:
+        ingest(tmp_path / "out", train=archive)
+        names = ["README", "train-n01440764.tar.sha256"]
+        for name in names:
+            (tmp_path / "out/shards" / name).write_text("mine")
+        ingest(tmp_path / "out", train=archive)
+        assert [(tmp_path / "out/shards" / name).read_text() for name in names] == ["mine", "mine"]
 
     def test_a_large_class_has_parts_and_those_no_longer_needed_go(
         self, tmp_path: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
