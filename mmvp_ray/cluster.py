@@ -151,6 +151,7 @@ class Session:
         *,
         num_cpus: float = 1.0,
         num_gpus: float = 0.0,
+        num_retries: int = 3,
         shared: Sequence[Any] = (),
     ) -> Iterator[R]:
         """Yield `work(item, *shared)` for every item, as they come to an end; at most two tasks for each slot are with Ray at a time.
@@ -160,12 +161,15 @@ class Session:
             items: Light, picklable descriptions of the work.
             num_cpus: Logical CPUs of one task.
             num_gpus: Logical GPUs of one task.
+            num_retries: How often a task whose process died is begun again.
             shared: What `share` or `keep` gave: further arguments, the same for all tasks.
 
         Raises:
             MmvpError: What the task raised, as it raised it.
         """
-        for ref in self._submit(work, items, num_cpus=num_cpus, num_gpus=num_gpus, shared=shared):
+        for ref in self._submit(
+            work, items, num_cpus=num_cpus, num_gpus=num_gpus, num_retries=num_retries, shared=shared
+        ):
             yield from _results([ref])
 
     def keep(
@@ -200,6 +204,7 @@ class Session:
         num_cpus: float,
         num_gpus: float,
         shared: Sequence[Any],
+        num_retries: int = 3,
         in_order: bool = False,
     ) -> Iterator[Any]:
         if not items:
@@ -207,7 +212,7 @@ class Session:
         self.start()
         import ray
 
-        task = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=3)(frugal(work))
+        task = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=num_retries)(frugal(work))
         yield from run_queue(
             lambda item: task.remote(item, *shared),
             items,
@@ -235,6 +240,7 @@ class Inline(Session):
         *,
         num_cpus: float = 1.0,
         num_gpus: float = 0.0,
+        num_retries: int = 3,
         shared: Sequence[Any] = (),
     ) -> Iterator[R]:
         """Yield `work(item, *shared)` for every item, in order."""

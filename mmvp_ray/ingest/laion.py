@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,20 +12,16 @@ from typing import Any
 from mmvp_ray import storage
 from mmvp_ray.cluster import Session
 from mmvp_ray.config import to_mapping
-from mmvp_ray.errors import ConfigError, DataError, MmvpError
+from mmvp_ray.errors import ConfigError, DataError
 from mmvp_ray.ingest.deny_list import DenyList
 from mmvp_ray.ingest.fetch_reasons import FetchReason
 from mmvp_ray.ingest.laion_config import LaionConfig
 from mmvp_ray.ingest.laion_layout import LaionLayout
 from mmvp_ray.ingest.laion_plan import LaionPlan, plan_laion
-from mmvp_ray.ingest.laion_shard import ShardOutcome, download_shard, read_outcome
+from mmvp_ray.ingest.laion_shard import NUM_LOST_ATTEMPTS, ShardOutcome, download_shard, read_outcome
 from mmvp_ray.store.layout import done_names
 
-log = logging.getLogger(__name__)
-
 NUM_MARKER_THREADS = 16
-NUM_LOST_ATTEMPTS = 4
-"""Processes that a shard may take with it: Ray runs a task four times before it says that it is lost."""
 MAX_SHOWN_FAILURES = 5
 
 
@@ -120,44 +115,23 @@ def _download(
     outcomes: dict[int, ShardOutcome],
     on_shard: Callable[[ShardOutcome], None],
 ) -> None:
-    """Fill `outcomes`; a shard that takes its processes with it is given up, and the others go on."""
+    """Fill `outcomes`."""
     left = [index for index in range(plan.num_shards) if index not in outcomes]
     if not left:
         return
     storage.remove_folder(layout.attempts)
     shared = [session.share(config), session.share(plan), session.share(_domains_only(config))]
-    while left:
-        try:
-            for outcome in session.run_tasks(download_shard, left, num_cpus=config.cpus_per_task, shared=shared):
-                outcomes[outcome.index] = outcome
-                on_shard(outcome)
-        except MmvpError:
-            raise
-        except Exception as error:
-            lost = _lost(plan, layout, left)
-            if not lost:
-                raise
-            log.warning("work on %s died: %s", ", ".join(map(plan.shard_name, lost)), error)
-            for index in lost:
-                text = f"its worker process died {NUM_LOST_ATTEMPTS} times ({type(error).__name__})"
-                outcomes[index] = ShardOutcome(index=index, num_urls=plan.shard_urls(index), counts={}, error=text)
-                on_shard(outcomes[index])
-            for index, found in _done(plan, layout).items():
-                if index not in outcomes:
-                    outcomes[index] = found
-                    on_shard(found)
-        left = [index for index in left if index not in outcomes]
+    # Once more than it may lose: the last one finds the others' files, and gives the shard up.
+    for outcome in session.run_tasks(
+        download_shard, left, num_cpus=config.cpus_per_task, num_retries=NUM_LOST_ATTEMPTS, shared=shared
+    ):
+        outcomes[outcome.index] = outcome
+        on_shard(outcome)
 
 
 def _domains_only(config: LaionConfig) -> DenyList:
     """What redirects are held against; URLs and ids were dropped by the plan."""
     return DenyList(domains=config.filters.deny_list().domains)
-
-
-def _lost(plan: LaionPlan, layout: LaionLayout, left: Sequence[int]) -> list[int]:
-    """The shards whose attempts were begun so often and never ended."""
-    begun = Counter(name.partition(".")[0] for name in storage.list_names(layout.attempts))
-    return [index for index in left if begun[plan.shard_name(index)] >= NUM_LOST_ATTEMPTS]
 
 
 def _summed(layout: LaionLayout, plan: LaionPlan, outcomes: Sequence[ShardOutcome]) -> LaionSummary:

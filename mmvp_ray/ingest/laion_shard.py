@@ -37,6 +37,8 @@ from mmvp_ray.store.layout import FileEntry, read_marker, write_marker
 SUCCESS = "success"
 HASH = "sha256"
 RESIZED_QUALITY = 95
+NUM_LOST_ATTEMPTS = 4
+"""Processes that a shard may take with it in a run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,13 +66,22 @@ def download_shard(index: int, config: LaionConfig, plan: LaionPlan, deny: DenyL
     """Download one shard of a plan and commit it; a task, which may run again after a crash.
 
     Everything that goes wrong with single URLs is a row of the shard's table. What goes wrong with the shard itself is tried
-    `config.num_shard_attempts` times and then told in the outcome, so that it does not end the work on others.
+    `config.num_shard_attempts` times and then told in the outcome, so that it does not end the work on others; so is that
+    NUM_LOST_ATTEMPTS processes died over it.
 
     Raises:
         ConfigError, ResourceError: what would meet the other shards too: no permission, no room, no img2dataset.
     """
     layout = LaionLayout(config.out_url)
-    attempt = storage.join(layout.attempts, f"{plan.shard_name(index)}.{uuid.uuid4().hex[:12]}")
+    name = plan.shard_name(index)
+    begun = [found for found in storage.list_names(layout.attempts) if found.partition(".")[0] == name]
+    if len(begun) >= NUM_LOST_ATTEMPTS:
+        return _failed(
+            index,
+            plan,
+            f"its worker process died {len(begun)} times; see whether the workers have memory enough, and Ray's logs",
+        )
+    attempt = storage.join(layout.attempts, f"{name}.{uuid.uuid4().hex[:12]}")
     storage.write_bytes(attempt, b"")
     error: Exception | None = None
     try:
@@ -89,7 +100,11 @@ def download_shard(index: int, config: LaionConfig, plan: LaionPlan, deny: DenyL
         # A process that dies leaves it behind: that is what the file is for.
         storage.remove(attempt)
     text = str(error) if isinstance(error, MmvpError) else f"{type(error).__name__}: {error}"
-    return ShardOutcome(index=index, num_urls=plan.shard_urls(index), counts={}, error=" ".join(text.split())[:600])
+    return _failed(index, plan, " ".join(text.split())[:600])
+
+
+def _failed(index: int, plan: LaionPlan, error: str) -> ShardOutcome:
+    return ShardOutcome(index=index, num_urls=plan.shard_urls(index), counts={}, error=error)
 
 
 def read_outcome(index: int, plan: LaionPlan, layout: LaionLayout) -> ShardOutcome:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -21,6 +22,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from unittest import mock
 from urllib.parse import parse_qs, urlsplit
 
 import pyarrow as pa
@@ -29,10 +31,12 @@ import pytest
 
 from mmvp_ray.cluster import Inline, Session
 from mmvp_ray.errors import ConfigError, DataError, ResourceError
+from mmvp_ray.ingest import laion_shard
 from mmvp_ray.ingest.fetch_config import FetchConfig
 from mmvp_ray.ingest.filters import LaionFilters
 from mmvp_ray.ingest.laion import LaionSummary, ingest_laion
 from mmvp_ray.ingest.laion_config import LaionConfig
+from mmvp_ray.ingest.laion_shard import ShardOutcome
 from mmvp_ray.sources import list_shards, read_pieces
 from tests.conftest import jpeg
 
@@ -785,31 +789,46 @@ def test_ray_and_s3_give_what_one_process_gives(
     assert sum(len(piece.samples) for piece in pieces) == 90
 
 
-def test_a_shard_that_kills_its_workers_is_given_up(server: Server, tmp_path: Path) -> None:
-    """What Ray does with such a shard: four processes begin it and die, then the whole stream of results breaks off."""
-    from mmvp_ray import storage
+def die_in_shard_1(index: int, settings: LaionConfig, *shared: Any) -> ShardOutcome:
+    """As download_shard, but shard 1 takes its process with it. By name, so that Ray's workers import it."""
 
-    class Fragile(Inline):
-        def run_tasks(self, work: Any, items: Any, **named: Any) -> Iterator[Any]:
-            if work.__name__ != "download_shard":
-                yield from super().run_tasks(work, items, **named)
-                return
-            for item in items:
-                if item == 1:
-                    for attempt in range(4):
-                        storage.write_bytes(str(tmp_path / f"out/attempts/00001.{attempt}"), b"")
-                    # Another shard was done meanwhile; its result is lost on the way.
-                    work(2, *named["shared"])
-                    raise RuntimeError("the worker died unexpectedly")
-                yield work(item, *named["shared"])
+    def die(*_: Any) -> None:
+        (Path(settings.out) / f"died.{os.getpid()}").touch()
+        os._exit(9)
 
-    settings = config(tmp_path, [f"{server.url}/jpeg/{index}" for index in range(40)], num_urls_per_shard=10)
-    seen: list[int] = []
-    with pytest.raises(DataError, match=r"found 1 of 4 \(00001: its worker process died 4 times \(RuntimeError\)\)"):
-        ingest_laion(settings, Fragile(), on_shard=lambda outcome: seen.append(outcome.index))
-    assert sorted(seen) == [0, 1, 2, 3]
-    assert server.asked.total() == 30
-    assert json.loads((tmp_path / "out/ingest.json").read_text())["num_images"] == 30
+    with contextlib.ExitStack() as stack:
+        if index == 1:
+            stack.enter_context(mock.patch.object(laion_shard, "_download", die))
+        return laion_shard.download_shard(index, settings, *shared)
+
+
+def test_a_shard_that_kills_its_workers_is_given_up_and_the_others_go_on(
+    server: Server, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmvp_ray.ingest.laion.download_shard", die_in_shard_1)
+    # The neighbour is in the middle for as long as processes die.
+    urls = [f"{server.url}/jpeg/{index}" for index in (*range(100, 110), *range(30))]
+    patient = dataclasses.replace(FETCH, timeout_seconds=500.0, max_seconds=500.0)
+    settings = config(tmp_path, urls, num_urls_per_shard=10, fetch=patient, max_failed_shards=1)
+    server.held_from = 100
+    seen: dict[int, str] = {}
+
+    def on_shard(outcome: ShardOutcome) -> None:
+        seen[outcome.index] = outcome.error
+        if outcome.index == 1:
+            server.held_from = math.inf
+
+    try:
+        summary = ingest_laion(settings, Session(), on_shard=on_shard)
+    finally:
+        server.held_from = math.inf
+    assert len(list((tmp_path / "out").glob("died.*"))) == 4
+    assert {index: bool(error) for index, error in seen.items()} == {0: False, 1: True, 2: False, 3: False}
+    # Nobody was asked again because a neighbour died.
+    assert (len(server.asked), set(server.asked.values())) == (30, {1})
+    assert summary.num_images == 30 and list(summary.failed) == ["00001"]
+    assert summary.failed["00001"].startswith("its worker process died 4 times;")
+    monkeypatch.undo()
     assert run(settings).num_images == 40
 
 
