@@ -18,7 +18,7 @@ FIRST_WAIT_SECONDS = 0.2
 MAX_SECONDS = 120.0
 """No attempt begins later than this after the first one: a store that lets every request run into its time limit is given up too."""
 
-_FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
+FULL_DISK = frozenset([errno.ENOSPC, errno.EDQUOT])
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _CLIENTS = {
     "botocore",
@@ -55,7 +55,7 @@ def translate(error: Exception, *, action: str, uri: str) -> Exception:
     text = " ".join(str(error).split()) or type(error).__name__
     signs = " ".join(sign for one in chain for sign in _signs(one))
     number = getattr(error, "errno", None)
-    if number in _FULL_DISK:
+    if number in FULL_DISK:
         return ResourceError(f"no space left while {action} {uri}; free space or choose another --out or --store")
     if _REFUSED_SIGNS.search(signs):
         return ConfigError(

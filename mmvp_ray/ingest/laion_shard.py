@@ -30,7 +30,7 @@ from mmvp_ray.ingest.laion_config import LaionConfig
 from mmvp_ray.ingest.laion_layout import LaionLayout
 from mmvp_ray.ingest.laion_plan import LaionPlan
 from mmvp_ray.ingest.laion_writer import CheckedResizer, import_img2dataset, writer_class
-from mmvp_ray.ingest.opener import GuardedOpener, installed
+from mmvp_ray.ingest.opener import GuardedOpener, installed, stop_asking
 from mmvp_ray.retries import translate
 from mmvp_ray.store.layout import FileEntry, read_marker, write_marker
 
@@ -147,7 +147,7 @@ def _download(index: int, config: LaionConfig, plan: LaionPlan, deny: DenyList, 
             disable_all_reencoding=keeps_bytes,
         )
         downloader = Downloader(
-            sample_writer_class=writer_class(),
+            sample_writer_class=writer_class(on_full=stop_asking),
             resizer=CheckedResizer(resizer, keeps_bytes=keeps_bytes),
             thread_count=min(config.num_threads, plan.shard_urls(index)),
             save_caption="caption" in plan.columns,

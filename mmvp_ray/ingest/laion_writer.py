@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import shutil
@@ -19,6 +20,7 @@ from mmvp_ray.images.reasons import Rejected
 from mmvp_ray.images.sniff import EXTENSIONS, SUPPORTED, sniff
 from mmvp_ray.ingest.fetch_reasons import FetchReason, message
 from mmvp_ray.lean_import import lean_import
+from mmvp_ray.retries import FULL_DISK
 
 TAR_RECORD_BYTES = 10_240
 
@@ -121,8 +123,12 @@ def header_size_px(stream: Any) -> tuple[int, int] | str:
     return width_px, height_px
 
 
-def writer_class() -> type[Any]:
-    """img2dataset's WebDatasetSampleWriter with members in the order of keys, extensions by content, and no times in the tar."""
+def writer_class(on_full: Callable[[], None]) -> type[Any]:
+    """img2dataset's WebDatasetSampleWriter with members in the order of keys, extensions by content, and no times in the tar.
+
+    Args:
+        on_full: Called once, when the disk is full; what comes afterwards is not written, and `close` raises the disk's error.
+    """
     from img2dataset.writer import WebDatasetSampleWriter, wds
 
     class KeyOrderWriter(WebDatasetSampleWriter):  # type: ignore[misc]
@@ -132,20 +138,36 @@ def writer_class() -> type[Any]:
             super().__init__(shard_id, output_folder, *rest, **named)
             self._path = Path(self.tar_fd.name)
             self._places: dict[str, tuple[int, int]] = {}
+            self._full: OSError | None = None
             # A whole number: for a fraction, tarfile puts a header of a kilobyte before each member.
             self.tarwriter = wds.TarWriter(self.tar_fd, mtime=0)
 
         def write(self, img_str: bytes | None, key: str, caption: str | None, meta: dict[str, Any]) -> None:
             """img2dataset's interface."""
+            if self._full is not None:
+                return
             if img_str is not None:
                 self.encode_format = EXTENSIONS.get(sniff(img_str) or "", "jpg")
             begin = self.tarwriter.tarstream.offset
-            super().write(img_str, key, caption, meta)
+            try:
+                super().write(img_str, key, caption, meta)
+            except OSError as error:
+                if error.errno not in FULL_DISK:
+                    raise
+                # img2dataset would print this and go on to the last URL. Left by force, its pool would wait for ever for the thread that feeds it.
+                self._full = error
+                on_full()
+                return
             if img_str is not None:
                 self._places[key] = (begin, self.tarwriter.tarstream.offset)
 
         def close(self) -> None:
             """Finish the table and the tar."""
+            if self._full is not None:
+                # While its file is open: tarfile would else do it later, and complain.
+                with contextlib.suppress(OSError):
+                    self.tarwriter.close()
+                raise self._full
             super().close()
             self.tar_fd.close()
             put_in_order(self._path, self._places)

@@ -185,6 +185,18 @@ def installed(opener: GuardedOpener) -> Iterator[None]:
         urllib.request._opener = before  # type: ignore[attr-defined]
 
 
+def stop_asking() -> None:
+    """Let every further URL fail at once, until `installed` ends."""
+    urllib.request.install_opener(_Closed())  # type: ignore[arg-type]
+
+
+class _Closed:
+    """Takes the place of an opener, and asks nobody."""
+
+    def open(self, request: Any, data: Any = None, timeout: Any = None) -> Fetched:
+        raise FetchError(FetchReason.UNEXPECTED, "nothing is asked any more")
+
+
 @contextlib.contextmanager
 def _translated(deadline: Deadline, reason: FetchReason) -> Iterator[None]:
     """What sockets, TLS and http.client raise, as FetchError; `reason` is that of a connection that fails or ends here."""

@@ -633,6 +633,34 @@ def test_a_full_scratch_disk_is_told_at_once(server: Server, tmp_path: Path, mon
     assert set(server.asked.values()) == {1}
 
 
+def test_when_the_scratch_disk_is_full_nothing_more_is_asked(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """img2dataset goes on after whatever its writer raises: the disk of 10,000 URLs would be told full after the last one."""
+    from webdataset import TarWriter
+
+    real = TarWriter.write
+    num_written = 0
+
+    def full_at_the_fifth(self: Any, sample: Any) -> Any:
+        nonlocal num_written
+        num_written += 1
+        if num_written >= 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(self, sample)
+
+    settings = config(tmp_path, [f"{server.url}/jpeg/{index}" for index in range(100)], num_threads=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(TarWriter, "write", full_at_the_fifth)
+        with pytest.raises(ResourceError, match=r"no space left in .*/scratch, .* another --scratch"):
+            run(settings)
+    # Five that were written, and those that img2dataset has begun by then: two for each thread, and one more.
+    assert server.asked.total() <= 5 + 2 * 4 + 1
+    assert num_written == 5
+    assert not list((tmp_path / "scratch").iterdir())
+    assert run(settings).num_images == 100
+
+
 def test_rows_as_laion_has_them(server: Server, real_data: Path, tmp_path: Path) -> None:
     table = pq.read_table(real_data / "laion/laion_like_1000.parquet")
     urls = [f"{server.url}/jpeg/{index}?was={len(url)}" for index, url in enumerate(table.column("URL").to_pylist())]
