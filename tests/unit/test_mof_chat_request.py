@@ -39,6 +39,10 @@ def body(**fields: Any) -> dict[str, Any]:
     return {"model": "m", "messages": [{"role": "user", "content": "hi"}], **fields}
 
 
+def part(found: dict[str, Any]) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": [found]}]}
+
+
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 words = st.text(string.ascii_letters, min_size=1, max_size=20)
 
@@ -126,6 +130,18 @@ def test_fields_that_ask_for_nothing_are_taken() -> None:
     assert read(body(stop=["a", "b"])).stop == ("a", "b")
 
 
+def test_what_is_empty_in_a_part_asks_for_nothing_nor_does_a_name() -> None:
+    image = {
+        "type": "image_url",
+        "image_url": {"url": "data:x", "detail": None, "max_pixels": None},
+        "cache_control": {},
+    }
+    text = {"type": "text", "text": "hi", "annotations": []}
+    plain = [{"type": "image_url", "image_url": "data:x"}, {"type": "text", "text": "hi"}]
+    sent = [{"role": "user", "content": [image, text], "name": "Bob", "audio": None}]
+    assert read(body(messages=sent)) == read(body(messages=[{"role": "user", "content": plain}]))
+
+
 SYSTEM, USER, ASSISTANT = ({"role": role, "content": "a"} for role in ("system", "user", "assistant"))
 
 
@@ -171,6 +187,10 @@ def test_turns() -> None:
             },
             "detail",
         ),
+        (part({"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}), r"cache_control.*content\[0\]"),
+        (part({"type": "image_url", "image_url": {"url": "x"}, "min_pixels": 3}), r"min_pixels.*content\[0\]"),
+        (part({"type": "image_url", "image_url": {"url": "x", "max_pixels": 9}}), r"max_pixels.*content\[0\]"),
+        (part({"type": "image_url", "image_url": {"url": "x", "\u00fc" * 80: 1}}), r"'(\\xfc)+' in "),
         ({"max_tokens": 3, "max_completion_tokens": 4}, "both"),
         ({"max_tokens": 0}, "from 1 to 100"),
         ({"max_tokens": 101}, "from 1 to 100"),

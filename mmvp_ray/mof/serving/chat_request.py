@@ -179,10 +179,8 @@ def _message(found: Any, where: str) -> Message:
     role = found.get("role")
     if not isinstance(role, str) or role not in _ROLES:
         raise bad(f"expected a role out of {', '.join(_ROLES)}, found {_shown(role)} in {where}", where)
-    # What is said beside a message's words ("refusal", "audio") is null in what clients send back.
-    others = sorted(name for name, value in found.items() if name not in ("role", "content", "name") and value)
-    if others:
-        raise bad(f"expected role and content, found {others[0][:60]!a} in {where}", where)
+    # Nothing is done with a name, as the page says: the model's template has no place for it.
+    _refuse_beside(("role", "content", "name"), found, where)
     content = found.get("content")
     if isinstance(content, str):
         return Message(_ROLES[role], (TextPart(_text(content, f"{where}.content")),))
@@ -197,17 +195,28 @@ def _message(found: Any, where: str) -> Message:
 def _part(found: Any, where: str) -> TextPart | ImagePart:
     kind = found.get("type") if isinstance(found, dict) else None
     if kind == "text" and isinstance(found.get("text"), str):
+        _refuse_beside(("type", "text"), found, where)
         return TextPart(_text(found["text"], where))
     if kind == "image_url":
+        _refuse_beside(("type", "image_url"), found, where)
         image = found.get("image_url")
         url = image.get("url") if isinstance(image, dict) else image
         if not isinstance(url, str) or not url:
             raise bad(f"expected image_url.url, found {_shown(image)} in {where}", where)
+        if isinstance(image, dict):
+            _refuse_beside(("url", "detail"), image, where)
         detail = image.get("detail") if isinstance(image, dict) else None
         if detail is not None and detail not in _DETAILS:
             raise bad(f"expected a detail out of {', '.join(_DETAILS)}, found {_shown(detail)} in {where}", where)
         return ImagePart(url)
     raise bad(f"expected a part of type text or image_url, found {_shown(found)} in {where}", where)
+
+
+def _refuse_beside(known: tuple[str, ...], found: Mapping[str, Any], where: str) -> None:
+    # What asks for nothing ("refusal" and "audio" of an answer) is null or empty in what clients send back.
+    others = sorted(name for name, value in found.items() if name not in known and value)
+    if others:
+        raise bad(f"expected no more than {', '.join(known)}, found {others[0][:60]!a} in {where}; leave it out", where)
 
 
 def _text(found: str, where: str) -> str:
