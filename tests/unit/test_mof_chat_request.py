@@ -6,6 +6,10 @@ import base64
 import io
 import json
 import string
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,8 @@ from mmvp_ray.evaluate import payload
 from mmvp_ray.evaluate.endpoint_config import EndpointConfig
 from mmvp_ray.evaluate.local_generation import Completion
 from mmvp_ray.evaluate.responder import Ask
+from mmvp_ray.ingest.fetch_reasons import FetchError, FetchReason
+from mmvp_ray.mof.serving import chat_images
 from mmvp_ray.mof.serving.api_errors import ApiError
 from mmvp_ray.mof.serving.api_keys import check_key, read_keys
 from mmvp_ray.mof.serving.chat_images import ImageLimits, load_images
@@ -27,6 +33,7 @@ from mmvp_ray.mof.serving.chat_response import completion_body, models_body
 from mmvp_ray.mof.serving.config import ServeConfig
 from tests.conftest import jpeg
 
+PATIENCE_SECONDS = 60.0
 LIMITS = ImageLimits(max_bytes=50_000, max_pixels=100_000)
 
 
@@ -278,6 +285,48 @@ def test_images_that_are_refused(url: str, words: str) -> None:
 def test_no_bytes_crash_the_reader_of_images(data: bytes) -> None:
     with pytest.raises(ApiError):
         load_images([data_url(data)], LIMITS)
+
+
+@pytest.fixture
+def image_host() -> Iterator[str]:
+    """A host of images on loopback: /pause asks to be left alone for some seconds, /together answers when all readers ask."""
+    together = threading.Barrier(chat_images.NUM_READING_THREADS)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path == "/together":
+                together.wait(PATIENCE_SECONDS)
+            self.send_response(503 if self.path == "/pause" else 200)
+            self.send_header("Retry-After", "5")
+            self.end_headers()
+            self.wfile.write(jpeg(1))
+
+        def log_message(self, *_: Any) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_host_that_asks_for_a_pause_holds_up_no_reader(image_host: str) -> None:
+    fetch = chat_images.fetcher(max_bytes=50_000, allow_private=True)
+    assert fetch(f"{image_host}/ok") == jpeg(1)
+    with pytest.raises(FetchError) as paused:
+        fetch(f"{image_host}/pause")
+    assert paused.value.reason == FetchReason.SERVER_ERROR
+    with pytest.raises(FetchError) as refused:
+        fetch(f"{image_host}/ok")
+    assert refused.value.reason == FetchReason.HOST_GIVEN_UP
+
+
+def test_no_reader_waits_for_another_one_at_the_same_host(image_host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_images, "FETCH_SECONDS", 2 * PATIENCE_SECONDS)
+    fetch = chat_images.fetcher(max_bytes=50_000, allow_private=True)
+    urls = [f"{image_host}/together"] * chat_images.NUM_READING_THREADS
+    with ThreadPoolExecutor(len(urls)) as readers:
+        assert list(readers.map(fetch, urls)) == [jpeg(1)] * len(urls)
 
 
 def test_keys(tmp_path: Path) -> None:

@@ -19,7 +19,10 @@ from mmvp_ray.ingest.fetch_reasons import FetchError
 from mmvp_ray.ingest.opener import GuardedOpener
 from mmvp_ray.mof.serving.api_errors import bad
 
+NUM_READING_THREADS = 16
+"""Threads that decode and fetch images; a fetch may take long and computes nothing."""
 FETCH_SECONDS = 20.0
+"""Of one image, with its redirects."""
 _DATA_URL = re.compile(r"data:(image/[a-z0-9.+-]{1,40})?(?:;charset=[a-z0-9-]{1,20})?;base64,", re.IGNORECASE)
 
 
@@ -46,7 +49,9 @@ class _ServedFetch(FetchConfig):
 
 
 def fetcher(*, max_bytes: int, allow_private: bool) -> Callable[[str], bytes]:
-    """A function that gets the bytes of an image at an http(s) URL; addresses are checked before each connection, redirects' too.
+    """A function that gets the bytes of an image at an http(s) URL within FETCH_SECONDS; addresses are checked before each connection, redirects' too.
+
+    A host that asks for a pause (Retry-After) is asked no more until that is over: its images are refused at once.
 
     Args:
         max_bytes: Longest image.
@@ -58,8 +63,10 @@ def fetcher(*, max_bytes: int, allow_private: bool) -> Callable[[str], bytes]:
             max_seconds=FETCH_SECONDS,
             max_bytes=max_bytes,
             num_retries=0,
+            # Time spent waiting for a host's turn counts in no limit: here nobody ever waits for one.
             delay_per_host_seconds=0.0,
-            connections_per_host=8,
+            max_retry_after_seconds=0.0,
+            connections_per_host=NUM_READING_THREADS,
             allow_private_addresses=allow_private,
             # Reservations against training do not concern looking at an image that somebody shows.
             opt_out=(),

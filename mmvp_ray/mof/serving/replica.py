@@ -27,15 +27,13 @@ from mmvp_ray.evaluate.local_spec import LocalModelConfig
 from mmvp_ray.mof.answering import load_mof_model, mof_responder
 from mmvp_ray.mof.serving.api_errors import ApiError, bad
 from mmvp_ray.mof.serving.api_keys import check_key
-from mmvp_ray.mof.serving.chat_images import ImageLimits, fetcher, load_images
+from mmvp_ray.mof.serving.chat_images import NUM_READING_THREADS, ImageLimits, fetcher, load_images
 from mmvp_ray.mof.serving.chat_request import ChatRequest, TextPart, read_chat_request
 from mmvp_ray.mof.serving.chat_response import completion_body, model_body, models_body
 from mmvp_ray.mof.serving.config import ServeConfig
 
 log = logging.getLogger(__name__)
 
-NUM_READING_THREADS = 16
-"""Threads that decode and fetch images; a fetch may take long and computes nothing."""
 RETRY_SECONDS = 1
 DRAIN_LOOK_SECONDS = 0.05
 LAST_ANSWER_SECONDS = 0.5
