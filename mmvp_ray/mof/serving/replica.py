@@ -10,7 +10,7 @@ import logging
 import secrets
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -76,7 +76,7 @@ class ChatReplica:
         self._readers = ThreadPoolExecutor(NUM_READING_THREADS, thread_name_prefix="read")
         self._counting = ThreadPoolExecutor(1, thread_name_prefix="count")
         self._answering = ThreadPoolExecutor(1, thread_name_prefix="answer")
-        self._num_held = 0
+        self._held_until: set[asyncio.Timeout] = set()
         self._is_stopping = False
         batched: Any = self._complete
         batched.set_max_batch_size(config.max_batch_size)
@@ -98,13 +98,26 @@ class ChatReplica:
             failed = ApiError(500, "the server failed; its log says why", code="server_error")
         return _json(failed.body(), status=failed.status)
 
+    @property
+    def num_held(self) -> int:
+        """Requests that wait for their answers here."""
+        return len(self._held_until)
+
     async def drain(self, seconds: float) -> int:
-        """Take no more requests, and give those that are held time for their answers; the number of those that had too little."""
+        """Take no more requests, and give those that are held time for their answers.
+
+        Those that had too little are refused then: Serve's end of this copy would wait for them once more.
+
+        Returns:
+            How many had too little.
+        """
         self._is_stopping = True
         end = time.monotonic() + seconds
-        while self._num_held and time.monotonic() < end:
+        while self._held_until and time.monotonic() < end:
             await asyncio.sleep(DRAIN_LOOK_SECONDS)
-        num_left = self._num_held
+        num_left = self.num_held
+        while self._held_until:
+            self._held_until.pop().reschedule(asyncio.get_running_loop().time())
         # The last answer has left this process, and may not have left the proxy.
         await asyncio.sleep(LAST_ANSWER_SECONDS)
         return num_left
@@ -127,31 +140,32 @@ class ChatReplica:
             if path != f"{MODELS}/{name}":
                 raise ApiError(404, f"expected the model {name!r}, found another", code="model_not_found")
             return _json(model_body(name, created=self._created))
-        with self._held():
+        async with self._held():
             return _json(await self._chat(request))
 
-    @contextlib.contextmanager
-    def _held(self) -> Iterator[None]:
-        """Hold a request, if there is room for one more."""
+    @contextlib.asynccontextmanager
+    async def _held(self) -> AsyncIterator[None]:
+        """Hold a request, if there is room for one more, for as long as `drain` leaves it."""
         if self._is_stopping:
-            raise ApiError(
-                503,
-                "the server is stopping; ask another one, or this one when it is back",
-                code="stopping",
-                headers={"Retry-After": str(RETRY_SECONDS)},
-            )
-        if self._num_held >= self._config.max_waiting:
+            raise _stopping()
+        if self.num_held >= self._config.max_waiting:
             raise ApiError(
                 503,
                 f"expected fewer than {self._config.max_waiting} requests at a time, found as many; ask again",
                 code="overloaded",
                 headers={"Retry-After": str(RETRY_SECONDS)},
             )
-        self._num_held += 1
+        until = asyncio.timeout(None)
         try:
-            yield
+            async with until:
+                self._held_until.add(until)
+                yield
+        except TimeoutError as error:
+            if until.expired():
+                raise _stopping() from error
+            raise
         finally:
-            self._num_held -= 1
+            self._held_until.discard(until)
 
     async def _chat(self, request: Request) -> dict[str, Any]:
         data = await _body(request, self._config.max_body_bytes)
@@ -235,6 +249,15 @@ class ChatReplica:
                 "context_length_exceeded",
             )
         return asked or min(most, limit - num_read)
+
+
+def _stopping() -> ApiError:
+    return ApiError(
+        503,
+        "the server is stopping; ask another one, or this one when it is back",
+        code="stopping",
+        headers={"Retry-After": str(RETRY_SECONDS)},
+    )
 
 
 async def _body(request: Request, max_bytes: int) -> bytes:
