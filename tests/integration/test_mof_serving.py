@@ -451,6 +451,121 @@ def test_a_copy_that_drains_answers_what_it_holds_in_time_and_takes_no_more(
     asyncio.run(scenario())
 
 
+def test_a_dead_copy_takes_no_time_from_the_others(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two copies, of which one dies while both drain: the other one answers what it holds before the drain ends."""
+    from ray import serve
+
+    from mmvp_ray.mof.serving import application
+    from mmvp_ray.mof.serving.replica import ChatReplica
+
+    go = tmp_path / "go"
+
+    class Waiting(ChatReplica):
+        """A copy without a model, whose answers wait for a file."""
+
+        def __init__(self) -> None:
+            self._config = ServeConfig(model="waiting")
+            self._held_until = set()
+            self._is_stopping = False
+
+        async def _routed(self, request: Any) -> Any:
+            from starlette.responses import JSONResponse
+
+            async with self._held():
+                while not go.exists():
+                    await asyncio.sleep(0.05)
+                return JSONResponse({"pid": os.getpid()})
+
+        async def state(self) -> tuple[int, int, bool]:
+            return os.getpid(), self.num_held, self._is_stopping
+
+    copies: Any = serve.deployment(
+        num_replicas=2, ray_actor_options={"num_cpus": 0.1}, graceful_shutdown_timeout_s=1.0, max_ongoing_requests=100
+    )(Waiting)
+    handle = serve.run(copies.bind(), name="waiting", route_prefix="/waiting")
+    monkeypatch.setattr(application, "NAME", "waiting")
+
+    def states() -> list[tuple[int, int, bool]]:
+        found = handle.broadcast("state").results(timeout_s=PATIENCE_SECONDS)
+        assert len(found) == 2
+        return found
+
+    try:
+        with ThreadPoolExecutor(64) as pool:
+            asked = []
+            while not all(num_held for _, num_held, _ in states()):
+                asked.append(pool.submit(served.send, "GET", "/waiting"))
+                while sum(num_held for _, num_held, _ in states()) < len(asked):
+                    time.sleep(0.05)
+            draining = pool.submit(application._drain, PATIENCE_SECONDS)
+            while not all(is_stopping for _, _, is_stopping in states()):
+                time.sleep(0.1)
+            # The first one: whoever asks for one result after the other meets it before the living one's.
+            (killed, _, _), (living, num_living, _) = states()
+            os.kill(killed, signal.SIGKILL)
+            while not any(one.done() for one in asked):
+                time.sleep(0.05)
+            with pytest.raises(TimeoutError):
+                draining.result(timeout=2)
+            go.touch()
+            draining.result(timeout=PATIENCE_SECONDS)
+            answers = [one.result()[:2] for one in asked if not one.exception()]
+        assert answers.count((200, {"pid": living})) == num_living
+        assert [record.levelname for record in caplog.records if record.name == application.__name__] == ["WARNING"]
+    finally:
+        go.touch()
+        serve.delete("waiting")
+
+
+def test_a_drain_without_copies_ends_at_once(
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where SIGTERM comes before there is a copy, or the model does not load."""
+    from mmvp_ray.mof.serving import application
+
+    monkeypatch.setattr(application, "NAME", "absent")
+    application._drain(PATIENCE_SECONDS)
+    assert not [record for record in caplog.records if record.name == application.__name__]
+
+
+@pytest.mark.parametrize("where", ["start", "say", "wait"])
+def test_requests_are_drained_wherever_the_stop_comes(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the start of the copies on, requests are taken: a copy may have some before the others and the line are there."""
+    from contextlib import nullcontext
+    from types import SimpleNamespace
+
+    from mmvp_ray.mof.serving import application
+
+    done: list[str] = []
+
+    def step(name: str) -> Any:
+        def run(*_: Any, **__: Any) -> None:
+            done.append(name)
+            if name == where:
+                raise KeyboardInterrupt
+
+        return run
+
+    serve = SimpleNamespace(
+        status=lambda: SimpleNamespace(proxies={}), start=lambda **_: None, shutdown=step("shutdown")
+    )
+    for name, stand_in in {
+        "serve": serve,
+        "Session": lambda _: nullcontext(SimpleNamespace(start=lambda: None)),
+        "application": lambda _: None,
+        "_checked": lambda model: model,
+        "_started": step("start"),
+        "_drain": step("drain"),
+        "time": SimpleNamespace(sleep=step("wait")),
+    }.items():
+        monkeypatch.setattr(application, name, stand_in)
+    with pytest.raises(KeyboardInterrupt):
+        application.run_server(ServeConfig(model="m"), step("say"))
+    assert done[-3:] == [where, "drain", "shutdown"]
+
+
 def test_the_job_serves_and_stops_in_order(served: Served, tmp_path: Path) -> None:
     """As a user starts it, in a Ray of its own; an answer that is on its way when SIGTERM comes is given."""
     port = free_port()

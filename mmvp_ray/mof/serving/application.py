@@ -106,9 +106,10 @@ def run_server(config: ServeConfig, say: Callable[[str], None]) -> None:
         app = application(config)
         try:
             serve.start(http_options={"host": config.host, "port": config.port})
-            _started(app)
-            say(f"serving {config.served_name} at http://{config.host}:{config.port}/v1")
+            # A copy takes requests before the others and the line are there.
             try:
+                _started(app)
+                say(f"serving {config.served_name} at http://{config.host}:{config.port}/v1")
                 while True:
                     time.sleep(LOOK_SECONDS)
             finally:
@@ -120,13 +121,30 @@ def run_server(config: ServeConfig, say: Callable[[str], None]) -> None:
 def _drain(seconds: float) -> None:
     """Let the copies answer what they hold: the end of Serve ends its proxies at once, whose connections answers go through."""
     try:
-        left = serve.get_app_handle(NAME).broadcast("drain", seconds).results(timeout_s=seconds + DRAIN_SPARE_SECONDS)
-    # A copy that died, or does not hear: the others have had their time, and the server stops all the same.
+        if not _has_copies():
+            return
+        copies = serve.get_app_handle(NAME).broadcast("drain", seconds)
+        # A copy that died takes nothing from the others, which have all their time.
+        said = copies.results(timeout_s=seconds + DRAIN_SPARE_SECONDS, return_exceptions=True)
+    # Without its copies the server stops all the same.
     except Exception as error:
-        log.warning("not every copy said that it answered what it held: %s", error)
-    else:
-        if sum(left):
-            log.warning("%d requests had no answer after %g s (--stop-seconds)", sum(left), seconds)
+        said = [error]
+    for found in said:
+        if isinstance(found, Exception):
+            log.warning("a copy did not say that it answered what it held: %s", _first_line(found))
+    num_left = sum(found for found in said if isinstance(found, int))
+    if num_left:
+        log.warning("%d requests had no answer after %g s (--stop-seconds)", num_left, seconds)
+
+
+def _has_copies() -> bool:
+    """Whether any copy runs; none does before the first one has loaded the model, nor where it does not load."""
+    app = serve.status().applications.get(NAME)
+    return app is not None and any(found.replica_states.get("RUNNING", 0) for found in app.deployments.values())
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0][:300] or type(error).__name__
 
 
 def _checked(model: str) -> str:
