@@ -7,8 +7,9 @@ import contextlib
 import json
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeAlias
 
 from mmvp_ray.evaluate.endpoint_call import EndpointCall
 from mmvp_ray.evaluate.endpoint_config import EndpointConfig
@@ -19,6 +20,9 @@ from mmvp_ray.evaluate.responder import Ask, Reply
 PROMPTS_AHEAD = 2
 """Prompts that are drawn, per request in flight: the second is read and encoded while the first is on its way."""
 MAX_READING_THREADS = 32
+
+_Found: TypeAlias = Reply | BaseException | int
+"""What comes to the reader: replies, what ends the run before its time, and, once, how many prompts there were."""
 
 
 class EndpointResponder:
@@ -61,40 +65,37 @@ class EndpointResponder:
     def answer(self, asks: Iterable[Ask]) -> Iterator[Reply]:
         """See `Responder.answer`. At most `concurrency` requests are in flight, and at most twice as many prompts are drawn and not yet replied to.
 
+        Prompts are drawn in another thread, so that replies are given as they come, however long the next prompt takes. Leaving waits for the
+        prompt that is being drawn.
+
         Raises:
             ConfigError: the endpoint refuses this key, model or address; what was answered by then is yielded before.
             TransientError: the endpoint asks for a longer pause than `max_seconds`.
         """
         key = self.config.read_key()
-        found: queue.SimpleQueue[Reply | BaseException] = queue.SimpleQueue()
+        found: queue.SimpleQueue[_Found] = queue.SimpleQueue()
         line = _Line(self.config, key, found)
-        num_out = 0
-        source = iter(asks)
-        exhausted = False
+        source = _Source(asks, line.put, found, num_ahead=PROMPTS_AHEAD * self.config.concurrency)
+        num_replies, num_asks = 0, None
         try:
-            while not exhausted or num_out:
-                # One is drawn for each that is given away: a slow source holds up no reply, and a slow reader no more than is kept ready.
-                if not exhausted and num_out < PROMPTS_AHEAD * self.config.concurrency:
-                    try:
-                        line.put(next(source))
-                        num_out += 1
-                    except StopIteration:
-                        exhausted = True
-                may_draw = not exhausted and num_out < PROMPTS_AHEAD * self.config.concurrency
-                try:
-                    reply = found.get(block=num_out > 0 and not may_draw)
-                except queue.Empty:
-                    continue
-                if isinstance(reply, BaseException):
+            while num_replies != num_asks:
+                one = found.get()
+                if isinstance(one, BaseException):
                     yield from _others(found)
-                    raise reply
-                num_out -= 1
-                yield reply
+                    raise one
+                if isinstance(one, int):
+                    num_asks = one
+                    continue
+                num_replies += 1
+                source.draw_one_more()
+                yield one
         finally:
+            source.stop()
             line.close()
+            source.join()
 
 
-def _others(found: queue.SimpleQueue[Reply | BaseException]) -> Iterator[Reply]:
+def _others(found: queue.SimpleQueue[_Found]) -> Iterator[Reply]:
     """What was answered beside the reply that ends the run: it was paid for."""
     while not found.empty():
         reply = found.get()
@@ -102,12 +103,59 @@ def _others(found: queue.SimpleQueue[Reply | BaseException]) -> Iterator[Reply]:
             yield reply
 
 
+class _Source:
+    """Draws the prompts, in a thread of its own: one that waits for an unwell store would hold up answers that are there already.
+
+    Args:
+        asks: The prompts.
+        put: Called with each of them.
+        found: Gets their number when all are drawn, or what they raise.
+        num_ahead: Prompts that are drawn before `draw_one_more` is called.
+    """
+
+    def __init__(
+        self, asks: Iterable[Ask], put: Callable[[Ask], None], found: queue.SimpleQueue[_Found], *, num_ahead: int
+    ) -> None:
+        self._asks = asks
+        self._put = put
+        self._found = found
+        # The first is drawn without asking.
+        self._room = threading.Semaphore(num_ahead - 1)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="endpoint-source", daemon=True)
+        self._thread.start()
+
+    def draw_one_more(self) -> None:
+        """A reply was given away: its place is free."""
+        self._room.release()
+
+    def stop(self) -> None:
+        """Draw no more, behind the one that is being drawn."""
+        self._stopped.set()
+        self._room.release()
+
+    def join(self) -> None:
+        """Wait until nobody draws: the prompts are the caller's again."""
+        self._thread.join()
+
+    def _run(self) -> None:
+        num_asks = 0
+        try:
+            for ask in self._asks:
+                self._put(ask)
+                num_asks += 1
+                self._room.acquire()
+                if self._stopped.is_set():
+                    return
+            self._found.put(num_asks)
+        except BaseException as error:
+            self._found.put(error)
+
+
 class _Line:
     """The asyncio loop, in a thread of its own, so that requests go on while the reader of replies works."""
 
-    def __init__(
-        self, config: EndpointConfig, key: str | None, found: queue.SimpleQueue[Reply | BaseException]
-    ) -> None:
+    def __init__(self, config: EndpointConfig, key: str | None, found: queue.SimpleQueue[_Found]) -> None:
         self._config = config
         self._key = key
         self._found = found
@@ -166,6 +214,8 @@ class _Line:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _begin(self, ask: Ask) -> None:
+        if self._closing.is_set():
+            return
         task = self._loop.create_task(self._reply(ask))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

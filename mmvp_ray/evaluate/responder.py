@@ -71,8 +71,8 @@ class Responder(Protocol):
     def answer(self, asks: Iterable[Ask]) -> Iterator[Reply]:
         """Yield one reply for each prompt, as they come, in any order.
 
-        `asks` is drawn from lazily, so that memory does not grow with its length. A prompt that cannot be answered gives a
-        reply with `error`; only what concerns all prompts is raised.
+        `asks` is drawn from lazily, so that memory does not grow with its length; by one thread, which may be another, and no more when
+        the iterator is closed. A prompt that cannot be answered gives a reply with `error`; only what concerns all prompts is raised.
 
         Raises:
             ConfigError: the endpoint refuses this user or model. TransientError: it stayed away for all prompts.

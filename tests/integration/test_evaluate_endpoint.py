@@ -22,7 +22,9 @@ from PIL import Image
 
 from mmvp_ray import storage
 from mmvp_ray.errors import ConfigError, TransientError
+from mmvp_ray.evaluate import asked_prompts
 from mmvp_ray.evaluate.answer_log import AnswerLog
+from mmvp_ray.evaluate.answer_parts import read_log
 from mmvp_ray.evaluate.asking import ask_all
 from mmvp_ray.evaluate.endpoint import EndpointResponder
 from mmvp_ray.evaluate.endpoint_config import EndpointConfig
@@ -406,6 +408,83 @@ def test_a_slow_source_does_not_hold_up_replies() -> None:
         # Not only when as many are drawn as may be.
         assert num_drawn <= 10
         assert len(list(replies)) == 199
+
+
+def test_an_image_store_that_stalls_holds_up_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "slow.jpg").write_bytes(jpeg(1))
+    goes_on = threading.Event()
+    num_on_disk = 0
+
+    def read(uri: str) -> bytes:
+        assert goes_on.wait(120)
+        return storage.read_bytes(uri)
+
+    def watch() -> None:
+        nonlocal num_on_disk
+
+        def count() -> int:
+            nonlocal num_on_disk
+            num_on_disk = sum(1 for _ in read_log(folder))
+            return num_on_disk
+
+        wait_until(lambda: count() == 12)
+        goes_on.set()
+
+    monkeypatch.setattr(asked_prompts, "read_image", read)
+    asks = asks_of(20)
+    asks[12] = dataclasses.replace(asks[12], image_uris=(str(tmp_path / "slow.jpg"),))
+    folder = str(tmp_path / "log")
+    with ScriptedServer() as server:
+        asked = responder(server)
+        with AnswerLog(folder, name=asked.name, identity=asked.identity(), flush_seconds=0.1) as log:
+            watcher = threading.Thread(target=watch)
+            watcher.start()
+            replies = by_key(ask_all(asks, asked, log))
+            watcher.join()
+    # All that were asked before the one whose image did not come.
+    assert num_on_disk == 12
+    assert {key: reply.text for key, reply in replies.items()} == {ask.key: "(a)" for ask in asks}
+
+
+def test_whoever_leaves_while_the_source_stalls_gets_it_back() -> None:
+    stalls, goes_on = threading.Event(), threading.Event()
+    num_drawn = 0
+
+    def source() -> Iterator[Ask]:
+        nonlocal num_drawn
+        for ask in asks_of(200):
+            if num_drawn == 3:
+                stalls.set()
+                assert goes_on.wait(60)
+            num_drawn += 1
+            yield ask
+
+    with ScriptedServer() as server:
+        asks = source()
+        replies = responder(server).answer(asks)
+        next(replies)
+        assert stalls.wait(60)
+        leaving = threading.Thread(target=replies.close)  # type: ignore[attr-defined]
+        leaving.start()
+        goes_on.set()
+        leaving.join(60)
+        assert not leaving.is_alive()
+        # A generator that another thread still draws from would raise here.
+        asks.close()  # type: ignore[attr-defined]
+        assert num_drawn <= 17
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("endpoint")]
+
+
+def test_an_error_of_the_source_is_raised_behind_what_was_answered() -> None:
+    def source() -> Iterator[Ask]:
+        yield from asks_of(3)
+        wait_until(lambda: len(found) == 3)
+        raise KeyError("the source broke")
+
+    found: list[str] = []
+    with ScriptedServer() as server, pytest.raises(KeyError, match="the source broke"):
+        found.extend(reply.key for reply in responder(server).answer(source()))
+    assert sorted(found) == ["k0", "k1", "k2"]
 
 
 def test_leaving_early_closes_everything() -> None:
