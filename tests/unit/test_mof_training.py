@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +15,43 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmvp_ray.cluster import Resources
+from mmvp_ray.cluster import Inline, Resources
 from mmvp_ray.config import load_yaml
 from mmvp_ray.errors import ConfigError, DataError, ResourceError
-from mmvp_ray.mof.data.image_index import IndexConfig
+from mmvp_ray.mof.data.convert import ConvertConfig, convert
+from mmvp_ray.mof.data.image_index import IndexConfig, build_index
 from mmvp_ray.mof.data.images import MissingConfig
+from mmvp_ray.mof.data.order import OrderConfig
 from mmvp_ray.mof.recipe import MoFRecipe
 from mmvp_ray.mof.training.command import TrainCommand
 from mmvp_ray.mof.training.config import OptimConfig, ScaleConfig, TrainConfig
 from mmvp_ray.mof.training.curve import Point, from_parquet, to_parquet
+from mmvp_ray.mof.training.feed import feed_for
 from mmvp_ray.mof.training.loop import check_losses
-from mmvp_ray.mof.training.run import shares
+from mmvp_ray.mof.training.run import Trained, shares, train
 from mmvp_ray.mof.training.schedule import rate_at
 from mmvp_ray.mof.training.speed import Work, peak_flops
+from mmvp_ray.mof.training.stage_file import key_of, write_stage
 from mmvp_ray.mof.training.steps import seed_step
+from mmvp_ray.mof.training.worker import CURVE_FILE
 
 STAGES = Path(__file__).resolve().parents[2] / "configs/mof/stages"
 COMPLETE: dict[str, Any] = {"rows": "rows", "images": "images", "out": "out"}
+TURNS = ({"from": "human", "value": "<image>\nwhat ?"}, {"from": "gpt", "value": "a dog"})
+POINT = Point(
+    step=1,
+    epoch=1.0,
+    loss=1.0,
+    learning_rate=1.0,
+    grad_norm=1.0,
+    num_rows=4,
+    num_images=4,
+    num_label_tokens=1,
+    num_tokens=1,
+    num_padded_tokens=1,
+    seconds=1.0,
+    wait_seconds=0.0,
+)
 
 
 @pytest.mark.parametrize(("num_steps", "warmup_fraction"), [(1, 0.0), (10, 0.03), (100, 0.03), (101, 0.25), (7, 0.9)])
@@ -229,3 +252,41 @@ def test_dropout_depends_on_seed_step_and_rank_alone() -> None:
 
     assert drawn(1, 2, 3) == drawn(1, 2, 3)
     assert len({drawn(seed, step, rank) for seed in range(3) for step in range(3) for rank in range(3)}) == 27
+
+
+@pytest.mark.parametrize("place", ["folder", "index"])
+def test_a_finished_stage_needs_no_images(tmp_path: Path, place: str) -> None:
+    rows = [{"id": str(n), "image": f"{n}.jpg", "conversations": list(TURNS)} for n in range(8)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    convert(ConvertConfig(source=str(tmp_path / "rows.json"), out=str(tmp_path / "rows"), template="plain"))
+    (tmp_path / "images").mkdir()
+    with tarfile.open(tmp_path / "images/all.tar", "w") as file:
+        for row in rows:
+            file.addfile(tarfile.TarInfo(str(row["image"])))
+            (tmp_path / "images" / str(row["image"])).touch()
+    build_index([(str(tmp_path / "images/all.tar"), "")], str(tmp_path / "images/index.parquet"))
+    config = TrainConfig(
+        rows=str(tmp_path / "rows"),
+        images=str(tmp_path / "images" / ("index.parquet" if place == "index" else "")),
+        out=str(tmp_path / "out"),
+        model=load_yaml(TrainCommand, str(STAGES / "llava15_align.yaml")).stage_config().model,
+        order=OrderConfig(batch_rows=4),
+    )
+    # As train leaves them.
+    feed = feed_for(config, num_micro_batches=1)
+    key = key_of(dataclasses.replace(config, collate=feed.collate), feed.rows)
+    write_stage(str(config.out), key, "align", feed, is_finished=True)
+    (tmp_path / "out" / CURVE_FILE).write_bytes(to_parquet([POINT]))
+
+    def again(**changes: Any) -> Trained:
+        return train(dataclasses.replace(config, **changes), ScaleConfig(), session=Inline())
+
+    before = again()
+    assert before.points == (POINT,)
+    shutil.rmtree(tmp_path / "images")
+    assert again() == before
+    with pytest.raises(ConfigError, match="found another training"):
+        again(num_epochs=2)
+    write_stage(str(config.out), key, "align", feed, is_finished=False)
+    with pytest.raises(ConfigError, match="images"):
+        again()

@@ -66,22 +66,27 @@ class Feed:
         return total if self.max_steps is None else min(total, self.max_steps)
 
 
-def feed_for(config: TrainConfig, *, num_micro_batches: int) -> Feed:
+def feed_for(config: TrainConfig, *, num_micro_batches: int, rows: Rows | None = None) -> Feed:
     """The micro-batches of a stage, once its rows and the names of its images have been looked through.
+
+    Args:
+        config: The stage.
+        num_micro_batches: Of each rank and step.
+        rows: Those of `config`, if they are loaded.
 
     Raises:
         ConfigError: no rows, no images, or too few rows for one batch. DataError: rows that do not read, or too many images missing.
     """
     assert config.rows is not None
     assert config.images is not None
-    rows = load_rows(config.rows)
+    rows = load_rows(config.rows) if rows is None else rows
     images = storage.normalise(config.images)
     found = Feed(
         rows=rows,
         kept_K=kept_rows(rows, image_source(images), config.missing),
         images=images,
         order=config.order,
-        collate=dataclasses.replace(config.collate, template=rows.template),
+        collate=collate_for(config, rows),
         missing=config.missing,
         num_epochs=config.num_epochs,
         max_steps=config.max_steps,
@@ -89,6 +94,11 @@ def feed_for(config: TrainConfig, *, num_micro_batches: int) -> Feed:
     )
     found.sample_order()
     return found
+
+
+def collate_for(config: TrainConfig, rows: Rows) -> CollateConfig:
+    """How samples become tensors: with the template that the rows were converted for."""
+    return dataclasses.replace(config.collate, template=rows.template)
 
 
 class BatchMaker:

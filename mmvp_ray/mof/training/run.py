@@ -10,13 +10,13 @@ from typing import Any
 from mmvp_ray import storage
 from mmvp_ray.cluster import Resources, Session
 from mmvp_ray.errors import ConfigError, MmvpError, ResourceError
-from mmvp_ray.mof.data.rows import Rows
+from mmvp_ray.mof.data.rows import Rows, load_rows
 from mmvp_ray.mof.training.board import Board
 from mmvp_ray.mof.training.config import ScaleConfig, TrainConfig
 from mmvp_ray.mof.training.curve import Point, from_parquet
-from mmvp_ray.mof.training.feed import feed_for
+from mmvp_ray.mof.training.feed import collate_for, feed_for
 from mmvp_ray.mof.training.loop import lost_rows
-from mmvp_ray.mof.training.stage_file import feed_as_before, key_of, read_stage, write_stage
+from mmvp_ray.mof.training.stage_file import feed_as_before, is_finished, key_of, read_stage, write_stage
 from mmvp_ray.mof.training.start import ADAPTERS_FILE, MODEL_FOLDER, starting_point
 from mmvp_ray.mof.training.worker import CURVE_FILE, Job, work
 from mmvp_ray.task_errors import own_error
@@ -64,7 +64,7 @@ class Trained:
 def train(
     config: TrainConfig, scale: ScaleConfig, *, session: Session, say: Callable[[str], None] = lambda line: None
 ) -> Trained:
-    """Train one stage, or go on with one that was interrupted; a finished one is only read.
+    """Train one stage, or go on with one that was interrupted; a finished one is only read, also without its images.
 
     Args:
         config: What is trained on what.
@@ -82,12 +82,16 @@ def train(
     scale.check_with(config.order)
     assert config.out is not None
     out = storage.normalise(config.out)
-    feed = feed_for(config, num_micro_batches=scale.num_micro_batches)
-    rows, config = feed.rows, dataclasses.replace(config, collate=feed.collate)
+    assert config.rows is not None
+    rows = load_rows(config.rows)
+    config = dataclasses.replace(config, collate=collate_for(config, rows))
+    if is_finished(out):
+        # Before images are looked for, which may be gone by then; after them for others, as a key takes reading the backbones.
+        read_stage(out, key_of(config, rows))
+        return Trained(stage=config.stage, out=out, points=tuple(_curve(out)))
+    feed = feed_for(config, num_micro_batches=scale.num_micro_batches, rows=rows)
     key = key_of(config, rows)
     if (before := read_stage(out, key)) is not None:
-        if before["finished"]:
-            return Trained(stage=config.stage, out=out, points=tuple(_curve(out)))
         feed = feed_as_before(feed, before)
     num_steps = feed.num_steps()
     device, cpus_per_worker, cpus_per_loader = shares(session.resources(), scale)

@@ -45,6 +45,13 @@ def key_of(config: TrainConfig, rows: Rows) -> str:
     return digest.hexdigest()[:16]
 
 
+def is_finished(out: str) -> bool:
+    """Whether the folder says that its training, whichever it is, has come to its end."""
+    uri = storage.join(out, STAGE_FILE)
+    found = storage.read_json(uri) if storage.exists(uri) else None
+    return isinstance(found, dict) and bool(found.get("finished"))
+
+
 def read_stage(out: str, key: str) -> dict[str, Any] | None:
     """What the file says of the training with this key; None where there is none yet.
 
