@@ -1,8 +1,9 @@
 """Decode images in a child process, so that a decoder that crashes or hangs costs one image and not the worker.
 
-For the records that follow a worker's death, and for formats that one does not trust: an image that kills or stalls the
-child is rejected (decoder_crashed, decoder_timed_out), and a fresh child goes on with the next one, so that nothing is
-retried. Works inside Ray workers, where multiprocessing may not start children.
+For the records that follow a worker's death, and for formats that one does not trust: an image whose child dies or stalls is
+asked once more in a fresh one, for others kill and stall too (the kernel that is out of memory, a machine that stood still).
+One that does it twice is rejected (decoder_crashed, decoder_timed_out), and a fresh child goes on with the next one. Works
+inside Ray workers, where multiprocessing may not start children.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Final, Self
 
 import numpy as np
 
+from mmvp_ray.errors import ResourceError
 from mmvp_ray.images.decode import Decoded
 from mmvp_ray.images.isolated_child import ANSWER, DECODED, QUESTION, READY, REJECTED
 from mmvp_ray.images.isolated_process import Ended, IsolatedProcess
@@ -37,24 +39,40 @@ def decode_isolated(
 
     Args:
         items: encoded images.
-        timeout_seconds: longest time for one image, the two transfers between the processes included.
+        timeout_seconds: longest time for one image and one child, the two transfers between the processes included.
         decoder: "module:function" that the child calls, bytes -> Decoded | Rejected.
 
     Returns:
         One result per item, in order: what the decoder gave, or Rejected as decoder_crashed or decoder_timed_out.
 
     Raises:
-        ResourceError: the child cannot be started.
+        ResourceError: the child cannot be started, twice in a row.
     """
     results: list[Decoded | Rejected] = []
     with contextlib.ExitStack() as stack:
         child: _Child | None = None
-        for data in items:
+
+        def ask(data: bytes) -> Decoded | Rejected | Ended:
+            nonlocal child
             if child is None or not child.alive:
                 stack.close()
-                child = stack.enter_context(_Child(decoder, timeout_seconds))
-            results.append(child.ask(data))
+                try:
+                    child = stack.enter_context(_Child(decoder, timeout_seconds))
+                except ResourceError:
+                    child = stack.enter_context(_Child(decoder, timeout_seconds))
+            return child.ask(data)
+
+        for data in items:
+            found = ask(data)
+            if isinstance(found, Ended):
+                found = ask(data)
+            results.append(_rejected(data, found) if isinstance(found, Ended) else found)
     return results
+
+
+def _rejected(data: bytes, ended: Ended) -> Rejected:
+    reason = RejectReason.DECODER_TIMED_OUT if ended.timed_out else RejectReason.DECODER_CRASHED
+    return Rejected(reason, f"{len(data)} bytes: the decoding process {ended}")
 
 
 class _Child:
@@ -85,17 +103,13 @@ class _Child:
         """False after a crash or a time-out."""
         return self._process.alive
 
-    def ask(self, data: bytes) -> Decoded | Rejected:
+    def ask(self, data: bytes) -> Decoded | Rejected | Ended:
         """Have one image decoded; after a crash or a time-out self.alive is False."""
 
         def exchange(questions: IO[bytes], answers: IO[bytes]) -> Decoded | Rejected | None:
             return _exchange(data, questions, answers)
 
-        result: Decoded | Rejected | Ended = self._process.ask(exchange, seconds=self._timeout_seconds)
-        if not isinstance(result, Ended):
-            return result
-        reason = RejectReason.DECODER_TIMED_OUT if result.timed_out else RejectReason.DECODER_CRASHED
-        return Rejected(reason, f"{len(data)} bytes: the decoding process {result}")
+        return self._process.ask(exchange, seconds=self._timeout_seconds)
 
 
 def _exchange(data: bytes, questions: IO[bytes], answers: IO[bytes]) -> Decoded | Rejected | None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,7 @@ pytestmark = pytest.mark.integration
 
 DECODER = "decoder_that_dies:decode_or_die"
 SOURCE = f"""
-    import ctypes, os, sys, time
+    import ctypes, os, signal, sys, time
     import numpy as np
     from mmvp_ray.images.decode import Decoded, decode
     from mmvp_ray.images.reasons import Rejected, RejectReason
@@ -51,6 +53,19 @@ SOURCE = f"""
             os.write(1, b"libfoo: hello\\n" * 10_000)
             os.write(2, b"libfoo: warning\\n" * 10_000)
             return Rejected(RejectReason.CORRUPT, "talks")
+        if data.startswith(b"unlucky "):
+            # The first process that has it is killed by somebody else, who waits for this file.
+            path = data.split(b" ", 1)[1].decode()
+            if not os.path.exists(path):
+                with open(path + ".new", "w") as file:
+                    file.write(str(os.getpid()))
+                os.replace(path + ".new", path)
+                time.sleep(3600)
+            return Rejected(RejectReason.CORRUPT, "asked again")
+        if data.startswith(b"killer "):
+            with open(data.split(b" ", 1)[1], "ab") as file:
+                file.write(b"asked ")
+            os.kill(os.getpid(), signal.SIGKILL)
         if data == b"lie":
             return Decoded(form=np.zeros((2, 2, 3), dtype=np.uint8), width_px=2**31, height_px=2**31)
         return decode(data)
@@ -140,6 +155,44 @@ def test_a_hanging_decoder_costs_one_image(dying_decoder: str) -> None:
     ]
     assert isinstance(results[1], Rejected)
     assert "15 s" in results[1].detail
+
+
+def test_an_image_whose_child_others_killed_is_asked_again_and_one_that_kills_twice_is_not(
+    dying_decoder: str, tmp_path: Path
+) -> None:
+    taken, asked = tmp_path / "taken", tmp_path / "asked"
+
+    def kill() -> None:
+        """As the kernel does that is out of memory: it chooses whom it likes."""
+        while not taken.exists():
+            time.sleep(0.01)
+        os.kill(int(taken.read_text()), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    items = [png(), f"unlucky {taken}".encode(), f"killer {asked}".encode(), png()]
+    results = decode_isolated(items, decoder=dying_decoder)
+    killer.join()
+    assert [outcome(result) for result in results] == ["decoded", "corrupt", "decoder_crashed", "decoded"]
+    assert isinstance(results[1], Rejected) and results[1].detail == "asked again"
+    assert isinstance(results[2], Rejected) and "SIGKILL" in results[2].detail
+    assert asked.read_bytes() == b"asked asked "
+
+
+def test_a_child_that_dies_while_it_starts_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = tmp_path / "begun"
+    (tmp_path / "decoder_of_bad_luck.py").write_text(
+        f"""
+import os, pathlib, signal
+if not (begun := pathlib.Path({str(begun)!r})).exists():
+    begun.touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+from mmvp_ray.images.decode import decode
+"""
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert outcome(decode_isolated([png()], decoder="decoder_of_bad_luck:decode")[0]) == "decoded"
+    assert begun.exists()
 
 
 def test_memory_is_limited_and_chatter_stays_out_of_the_answers(
