@@ -15,7 +15,7 @@ from mmvp_ray.errors import DataError, ResourceError
 from mmvp_ray.store import Store
 
 FOLDER = "attempts"
-"""Below the store's root: empty files <corpus>/<piece>.<number>, there while the piece is in an encoder."""
+"""Below the store's root: empty files <corpus>/<piece>.<number>-<run>, there while the piece is in an encoder."""
 
 LOADING = ".loading"
 """Folder beside the corpora: a file <run>.<id> for each encoder actor of a run that is loading its encoders, or died doing so."""
@@ -33,6 +33,9 @@ NUM_CAREFUL = 4
 """Pieces of a process whose attempt is on the disk before they begin. What killed an actor comes back as one of the first pieces of the process
 that replaces it (Ray Data keeps two in an actor's queue); later ones do not wait for the write."""
 
+NUM_LOST_ACTORS = 2
+"""A piece that so many actors died of is embedded apart: once may be chance (a lost node, a killed worker)."""
+
 MAX_LOADS_LOST = 4
 """Actors that may die in a row while they load."""
 
@@ -42,11 +45,14 @@ class Attempts:
 
     Args:
         store: The store.
+        run: Id of the run, without dots.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, run: str) -> None:
         self._store = store
-        self._found: dict[str, dict[str, int]] = {}
+        self._run = run
+        # Corpus to piece to run to its tries.
+        self._found: dict[str, dict[str, dict[str, int]]] = {}
         self._num_begun = 0
         self._writer = ThreadPoolExecutor(1)
 
@@ -54,12 +60,16 @@ class Attempts:
         """Note that an encoder begins with a piece.
 
         Returns:
-            How many tries began before and did not end.
+            How many tries began before and did not end. Of another run, whose driver was killed or which is at it just now, they count as one,
+            and of all others as NUM_LOST_ACTORS at most: what killed those drivers need not be the piece. So they may have it embedded apart,
+            which costs time alone, but never end this run.
         """
         if corpus not in self._found:
             self._found[corpus] = self._look(corpus)
-        num_before = self._found[corpus].get(piece, 0)
-        written = self._writer.submit(storage.write_bytes, self._uri(corpus, piece, num_before + 1), b"")
+        tries = self._found[corpus].get(piece, {})
+        num_own = tries.get(self._run, 0)
+        num_before = num_own + min(len(tries.keys() - {self._run}), NUM_LOST_ACTORS)
+        written = self._writer.submit(storage.write_bytes, self._uri(corpus, piece, num_own + 1), b"")
         if num_before or self._num_begun < NUM_CAREFUL:
             written.result()
         self._num_begun += 1
@@ -67,7 +77,7 @@ class Attempts:
 
     def end(self, corpus: str, piece: str) -> Callable[[], None]:
         """Note that the danger is over; gives a function that waits until that is in the store."""
-        num_tries = self._found[corpus].pop(piece, 0) + 1
+        num_tries = self._found[corpus].pop(piece, {}).get(self._run, 0) + 1
         # One writer: the removal comes after the write.
         removed: list[Future[None]] = [
             self._writer.submit(storage.remove, self._uri(corpus, piece, number)) for number in range(1, num_tries + 1)
@@ -79,16 +89,19 @@ class Attempts:
 
         return wait
 
-    def _look(self, corpus: str) -> dict[str, int]:
-        found: dict[str, int] = {}
+    def _look(self, corpus: str) -> dict[str, dict[str, int]]:
+        found: dict[str, dict[str, int]] = {}
         for name in storage.list_names(storage.join(self._store.root, FOLDER, corpus)):
-            piece, _, number = name.rpartition(".")
+            piece, _, note = name.rpartition(".")
+            # Files of earlier versions name no run: together they count as one.
+            number, _, run = note.partition("-")
             if number.isdecimal():
-                found[piece] = max(found.get(piece, 0), int(number))
+                tries = found.setdefault(piece, {})
+                tries[run] = max(tries.get(run, 0), int(number))
         return found
 
     def _uri(self, corpus: str, piece: str, number: int) -> str:
-        return storage.join(self._store.root, FOLDER, corpus, f"{piece}.{number}")
+        return storage.join(self._store.root, FOLDER, corpus, f"{piece}.{number}-{self._run}")
 
 
 def open_loads(store: Store, run: str) -> None:

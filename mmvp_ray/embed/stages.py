@@ -18,7 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mmvp_ray.embed.apart import Apart
-from mmvp_ray.embed.attempts import Attempts, load_noted
+from mmvp_ray.embed.attempts import NUM_LOST_ACTORS, Attempts, load_noted
 from mmvp_ray.embed.decode_piece import decode_piece
 from mmvp_ray.embed.embed_piece import embed_pixels
 from mmvp_ray.embed.encoder_process import embed_in_child
@@ -43,8 +43,6 @@ from mmvp_ray.store import Store, commit_embeddings
 
 log = logging.getLogger(__name__)
 
-NUM_LOST_ACTORS = 2
-"""A piece that so many actors died of is embedded apart: once may be chance (a lost node, a killed worker)."""
 MAX_TRIES = 5
 """A piece whose actor dies so often, although it is embedded apart, ends the run."""
 
@@ -121,7 +119,7 @@ class EmbedActor:
         torch.set_num_threads(job.num_threads)
         self._job = job
         self._encoders: dict[str, Encoder] = {}
-        self._attempts = Attempts(job.store)
+        self._attempts = Attempts(job.store, job.run)
         # Of the piece in work.
         self._reasons: Counter[str] = Counter()
         self._num_written_bytes = 0
@@ -230,7 +228,7 @@ class EmbedActor:
 
     def _embed_apart(self, slug: str, item: PixelPiece) -> Apart:
         """Embed a piece in child processes, without the images that kill them."""
-        log.warning("piece %s killed its actors before: it is embedded in child processes", item.piece.name)
+        log.warning("processes died with piece %s in work: it is embedded in child processes", item.piece.name)
         # The child has the memory, and the GPU, that this process had.
         self._encoders.clear()
         gc.collect()

@@ -10,7 +10,7 @@
     ROOT/copies/<key>/copies.parquet, ROOT/hubs/<key>/hubs.parquet   groups of near-copies, images of too high degree
     ROOT/cells, ROOT/routed, ROOT/indexes                   what engines keep or pass through; may be removed at any time between runs
     ROOT/aesthetics/<encoder>/<corpus>/<piece>.parquet      image_id, score (ingest/aesthetic_scores.py)
-    ROOT/attempts/<corpus>/<piece>.<n>                      tries of pieces in an encoder; may be removed between runs
+    ROOT/attempts/<corpus>/<piece>.<n>-<run>                tries of pieces in an encoder; may be removed between runs
     ROOT/attempts/.loading/<run>.<id>                       encoders that a run loads, or did when it was killed; may be removed between runs
     ROOT/leases/<number>.json                               the lease of scheduled runs and takedowns (store/lease.py)
     ROOT/takedown.parquet                                   what was taken down and stays away (store/takedown_record.py)

@@ -16,9 +16,9 @@ import pytest
 
 from mmvp_ray import storage
 from mmvp_ray.embed import stages as module
-from mmvp_ray.embed.attempts import Attempts
+from mmvp_ray.embed.attempts import NUM_LOST_ACTORS, Attempts
 from mmvp_ray.embed.decode_piece import decode_piece
-from mmvp_ray.embed.stages import MAX_TRIES, NUM_LOST_ACTORS, EmbedActor, EmbedJob
+from mmvp_ray.embed.stages import MAX_TRIES, EmbedActor, EmbedJob
 from mmvp_ray.embed.wire import EncodedPiece, pixel_row
 from mmvp_ray.encoders import resolve_encoder
 from mmvp_ray.errors import DataError, ResourceError
@@ -61,9 +61,9 @@ def row(job: EmbedJob, images: Sequence[tuple[str, bytes]]) -> Any:
 
 
 def lost(store: Store, number: int) -> None:
-    """As `number` actors left it that died of the piece."""
+    """As `number` actors of this run left it that died of the piece."""
     for _ in range(number):
-        Attempts(store).begin("c", SHARD.piece_name(0))
+        Attempts(store, "r").begin("c", SHARD.piece_name(0))
 
 
 def attempt_files(store: Store) -> list[Path]:
@@ -112,7 +112,7 @@ def test_every_way_to_die_costs_one_image(tmp_path: Path, make_jpeg: Callable[..
 
     # It goes on with its own encoders, which it had given up for the child's sake.
     other = job(tmp_path / "other", POISON, PLAIN)
-    actor._job, actor._attempts = other, Attempts(other.store)
+    actor._job, actor._attempts = other, Attempts(other.store, "r")
     actor(row(other, good))
     assert tables(other.store, poisonous)[0].equals(vectors)
 
@@ -129,6 +129,19 @@ def test_a_piece_that_was_unlucky_has_the_same_tables(
         root = Path(plan.store.root)
         trees.append({path.relative_to(root): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()})
     assert trees[0] == trees[1]
+
+
+def test_a_piece_with_which_every_driver_was_killed_has_the_same_tables(
+    tmp_path: Path, make_jpeg: Callable[..., bytes]
+) -> None:
+    plans = [job(tmp_path / name, PLAIN, batch_size=3) for name in ("a", "b")]
+    for number in range(MAX_TRIES):
+        Attempts(plans[0].store, f"killed{number}").begin("c", SHARD.piece_name(0))
+    for plan in plans:
+        EmbedActor(plan)(row(plan, photos(make_jpeg, 4)))
+    (slug,) = plans[0].specs
+    (vectors, rejects), (others, _) = (tables(plan.store, slug) for plan in plans)
+    assert vectors.equals(others) and vectors.num_rows == 4 and rejects == []
 
 
 def test_a_piece_that_kills_although_embedded_apart_ends_the_run(
@@ -269,8 +282,8 @@ def test_an_actor_that_hangs_or_lost_its_gpu_ends_itself(
     assert sign in ended.stderr and "poison_encoder.py" in ended.stderr
     assert time.monotonic() - started < 190
     # What it died of is on the disk for the next one.
-    assert [path.name for path in attempt_files(open_store(str(tmp_path)))] == [f"{SHARD.piece_name(0)}.1"]
-    assert Attempts(open_store(str(tmp_path))).begin("c", SHARD.piece_name(0)) == 1
+    assert [path.name for path in attempt_files(open_store(str(tmp_path)))] == [f"{SHARD.piece_name(0)}.1-r"]
+    assert Attempts(open_store(str(tmp_path)), "r").begin("c", SHARD.piece_name(0)) == 1
 
 
 def test_a_decoder_that_hangs_ends_its_process(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,8 +18,16 @@ from hypothesis import strategies as st
 from mmvp_ray import storage
 from mmvp_ray.embed import EmbedConfig, Plan, ShardWork, embed_corpora
 from mmvp_ray.embed import attempts as module
-from mmvp_ray.embed.attempts import MAX_LOADS_LOST, Attempts, forget_loads, forget_tries, load_noted, open_loads
-from mmvp_ray.embed.stages import MAX_TRIES, NUM_LOST_ACTORS
+from mmvp_ray.embed.attempts import (
+    MAX_LOADS_LOST,
+    NUM_LOST_ACTORS,
+    Attempts,
+    forget_loads,
+    forget_tries,
+    load_noted,
+    open_loads,
+)
+from mmvp_ray.embed.stages import MAX_TRIES
 from mmvp_ray.errors import DataError, ResourceError
 from mmvp_ray.sources.piece import Shard
 from mmvp_ray.store import Store, open_store
@@ -36,7 +44,7 @@ def files(store: Store) -> list[str]:
 
 
 def test_a_piece_that_ends_leaves_nothing(store: Store) -> None:
-    attempts = Attempts(store)
+    attempts = Attempts(store, "r")
     for number in range(8):
         assert attempts.begin("c", f"p.x-{number:06d}") == 0
         attempts.end("c", f"p.x-{number:06d}")()
@@ -44,27 +52,27 @@ def test_a_piece_that_ends_leaves_nothing(store: Store) -> None:
 
 
 def test_the_first_pieces_of_a_process_are_noted_before_they_begin(store: Store) -> None:
-    attempts = Attempts(store)
+    attempts = Attempts(store, "r")
     attempts.begin("c", "p-000000")
-    assert files(store) == ["c/p-000000.1"]
+    assert files(store) == ["c/p-000000.1-r"]
 
 
 def test_later_ones_do_not_wait(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     import threading
 
-    attempts = Attempts(store)
+    attempts = Attempts(store, "r")
     for number in range(module.NUM_CAREFUL):
         attempts.begin("c", f"p-{number:06d}")
     gate = threading.Event()
     write = storage.write_bytes
     monkeypatch.setattr(storage, "write_bytes", lambda uri, data: (gate.wait(60), write(uri, data)))
     attempts.begin("c", "p-000009")
-    assert "c/p-000009.1" not in files(store)
+    assert "c/p-000009.1-r" not in files(store)
     wait = attempts.end("c", "p-000009")
     gate.set()
     wait()
     # The removal came after the write, however late that was.
-    assert "c/p-000009.1" not in files(store)
+    assert "c/p-000009.1-r" not in files(store)
 
 
 @given(st.lists(st.sampled_from(["dies", "lives"]), max_size=8))
@@ -75,7 +83,7 @@ def test_deaths_are_counted_by_whoever_comes_next(fates: list[str]) -> None:
         store = open_store(folder)
         num_lost = 0
         for fate in fates:
-            attempts = Attempts(store)
+            attempts = Attempts(store, "r")
             attempts.begin("c", "other-000000")
             assert attempts.begin("c", "p-000000") == num_lost
             attempts.end("c", "other-000000")()
@@ -84,19 +92,55 @@ def test_deaths_are_counted_by_whoever_comes_next(fates: list[str]) -> None:
                 num_lost = 0
             else:
                 num_lost += 1
-        assert files(store) == [f"c/p-000000.{number}" for number in range(1, num_lost + 1)]
+        assert files(store) == [f"c/p-000000.{number}-r" for number in range(1, num_lost + 1)]
+
+
+def test_runs_whose_drivers_were_killed_end_no_run(store: Store) -> None:
+    for number in range(MAX_TRIES + 2):
+        attempts = Attempts(store, f"run{number}")
+        # Isolation costs time alone: an image that takes the whole machine with it each time is found by it.
+        assert attempts.begin("laion", "p-000000") == min(number, NUM_LOST_ACTORS)
+        # Its other pieces are as ever.
+        assert attempts.begin("laion", f"p-{number + 1:06d}") == 0
+    # Deaths that this run saw itself count one by one.
+    for number in range(1, MAX_TRIES):
+        assert Attempts(store, "run0").begin("laion", "p-000000") == number + NUM_LOST_ACTORS
+
+
+def test_all_tries_of_an_earlier_run_count_as_one(store: Store) -> None:
+    for _ in range(MAX_TRIES):
+        Attempts(store, "killed").begin("c", "p-000000")
+    assert Attempts(store, "next").begin("c", "p-000000") == 1
+    assert Attempts(store, "killed").begin("c", "p-000000") == MAX_TRIES + 1
+
+
+def test_files_of_versions_that_noted_no_run_count_as_one_run(store: Store) -> None:
+    for number in range(1, MAX_TRIES + 1):
+        storage.write_bytes(f"{store.root}/attempts/c/p.x-000000.{number}", b"")
+    for name in ("no-number", "p.x-000000.x-r", "p.x-000000.-r"):
+        storage.write_bytes(f"{store.root}/attempts/c/{name}", b"")
+    assert Attempts(store, "r").begin("c", "p.x-000000") == 1
+
+
+def test_a_piece_that_comes_through_takes_away_the_tries_of_its_own_run_alone(store: Store) -> None:
+    Attempts(store, "another").begin("c", "p-000000")
+    Attempts(store, "r").begin("c", "p-000000")
+    attempts = Attempts(store, "r")
+    assert attempts.begin("c", "p-000000") == 2
+    attempts.end("c", "p-000000")()
+    assert files(store) == ["c/p-000000.1-another"]
 
 
 def test_corpora_do_not_mix(store: Store) -> None:
-    Attempts(store).begin("a", "p-000000")
-    assert Attempts(store).begin("b", "p-000000") == 0
+    Attempts(store, "r").begin("a", "p-000000")
+    assert Attempts(store, "r").begin("b", "p-000000") == 0
 
 
 def test_what_a_finished_corpus_left_is_forgotten(store: Store) -> None:
     for corpus in ("a", "b"):
-        Attempts(store).begin(corpus, "p-000000")
+        Attempts(store, "r").begin(corpus, "p-000000")
     forget_tries(store, ["a", "never-was"])
-    assert files(store) == ["b/p-000000.1"]
+    assert files(store) == ["b/p-000000.1-r"]
 
 
 def test_a_write_that_fails_is_an_error(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +149,7 @@ def test_a_write_that_fails_is_an_error(store: Store, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(storage, "write_bytes", full)
     with pytest.raises(ResourceError, match="no space"):
-        Attempts(store).begin("c", "p-000000")
+        Attempts(store, "r").begin("c", "p-000000")
 
 
 class TestLoads:
@@ -206,16 +250,18 @@ class Passing:
     """Stands for Ray Data: an actor dies of p-000001 in the pass, and p-000002 is in work when the pass ends as it is told to."""
 
     def __init__(self, store: Store, end: BaseException | None) -> None:
-        self.store, self.end = store, end
+        self.store, self.end, self.run = store, end, "none yet"
         self.num_lost: list[int] = []
 
-    def map_batches(self, *_: object, **__: object) -> Passing:
+    def map_batches(self, *_: object, fn_constructor_args: Sequence[Any] = (), **__: object) -> Passing:
+        for job in fn_constructor_args:
+            self.run = job.run
         return self
 
     def iter_rows(self) -> Iterator[dict[str, object]]:
         for _ in range(NUM_LOST_ACTORS + 1):
-            self.num_lost.append(Attempts(self.store).begin("c", "p-000001"))
-        Attempts(self.store).begin("c", "p-000002")
+            self.num_lost.append(Attempts(self.store, self.run).begin("c", "p-000001"))
+        Attempts(self.store, self.run).begin("c", "p-000002")
         yield {}
         if self.end is not None:
             raise self.end
@@ -253,9 +299,9 @@ from mmvp_ray.embed.attempts import Attempts, open_loads
 from mmvp_ray.store import open_store
 store = open_store(sys.argv[1])
 open_loads(store, "killed")
-Attempts(store).begin("c", "p-000001")
+Attempts(store, "killed").begin("c", "p-000001")
 os._exit(1)
 """
     subprocess.run([sys.executable, "-c", program, store.root], check=False)
     open_loads(store, "next")
-    assert Attempts(store).begin("c", "p-000001") == 1
+    assert Attempts(store, "next").begin("c", "p-000001") == 1
