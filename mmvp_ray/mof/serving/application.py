@@ -140,7 +140,7 @@ def _drain(seconds: float) -> None:
 def _has_copies() -> bool:
     """Whether any copy runs; none does before the first one has loaded the model, nor where it does not load."""
     app = serve.status().applications.get(NAME)
-    return app is not None and any(found.replica_states.get("RUNNING", 0) for found in app.deployments.values())
+    return app is not None and any("RUNNING" in found.replica_states for found in app.deployments.values())
 
 
 def _first_line(error: Exception) -> str:
