@@ -183,6 +183,15 @@ def _load_uri(store: Store, run: str, note: str) -> str:
 
 
 def forget_tries(store: Store, corpora: Iterable[str]) -> None:
-    """Remove what was noted of the pieces of corpora when a run ends, well or with an error; only a killed driver leaves it to the next run."""
+    """Remove what runs that have ended noted of the pieces of corpora, when one of them does, well or with an error.
+
+    Only a killed driver leaves it to the next run. What another run notes that goes on (`open_loads`) stays, and so does the folder.
+    """
     for corpus in corpora:
-        storage.remove_folder(storage.join(store.root, FOLDER, corpus))
+        folder = storage.join(store.root, FOLDER, corpus)
+        names = storage.list_names(folder)
+        # Looked at afterwards: whoever noted a try before has opened its loads before that.
+        loads = storage.list_names(storage.join(store.root, FOLDER, LOADING)) if names else []
+        for name in names:
+            if f"{name.rpartition('.')[2].partition('-')[2]}.{OPEN}" not in loads:
+                storage.remove(storage.join(folder, name))

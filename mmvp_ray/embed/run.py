@@ -120,8 +120,8 @@ def embed_corpora(
     except Exception as error:
         raise task_error(error) from error
     finally:
+        # Both after errors and interrupts too: Ray ends the actors then, and the pieces in them did not kill anything.
         forget_loads(store, job.run)
-        # After errors and interrupts too: Ray ends the actors then, and the pieces in them did not kill anything.
         forget_tries(store, {work.shard.corpus for work in plan.work})
 
 

@@ -13,8 +13,9 @@ import os
 import re
 import shutil
 import uuid
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mmvp_ray.errors import ConfigError, DataError, TransientError
 from mmvp_ray.retries import with_retries
@@ -49,6 +50,8 @@ __all__ = [
     "write_json",
 ]
 
+T = TypeVar("T")
+
 _LOST_RACE = re.compile(r"PreconditionFailed|ConditionalRequestConflict|\b412\b|\b409\b")
 
 
@@ -66,12 +69,22 @@ def write_bytes(uri: str, data: bytes) -> None:
     with_retries(
         "writing",
         uri,
-        (lambda: _write_local(local_path(uri), data)) if is_local(uri) else put,
+        (lambda: _in_folder(local_path(uri), lambda: _write_local(local_path(uri), data))) if is_local(uri) else put,
     )
 
 
+def _in_folder(path: Path, make: Callable[[], T]) -> T:
+    """What `make` gives, which makes the file at `path`; the folder is made first."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return make()
+    except FileNotFoundError:
+        # Another run that only probed (pipeline/preflight.py) found the folder empty and took it away; it does so once.
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return make()
+
+
 def _write_local(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -102,7 +115,6 @@ def write_file(uri: str, local: Path) -> None:
 
     def copy() -> None:
         target = local_path(uri)
-        target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
         try:
             shutil.copyfile(local, temporary)
@@ -112,7 +124,7 @@ def write_file(uri: str, local: Path) -> None:
         finally:
             temporary.unlink(missing_ok=True)
 
-    with_retries("writing", uri, copy if is_local(uri) else put)
+    with_retries("writing", uri, (lambda: _in_folder(local_path(uri), copy)) if is_local(uri) else put)
 
 
 def create_bytes(uri: str, data: bytes) -> bool:
@@ -134,8 +146,13 @@ def create_bytes(uri: str, data: bytes) -> bool:
             f"expected s3://, gs:// or a mounted path, which can write a file only if there is none, found {uri}"
         )
 
+    def write() -> bool:
+        if is_local(uri):
+            return _in_folder(local_path(uri), lambda: _create_local(local_path(uri), data))
+        return _create_object(uri, data)
+
     def create() -> bool:
-        if _create_local(local_path(uri), data) if is_local(uri) else _create_object(uri, data):
+        if write():
             return True
         try:
             return read_bytes(uri) == data
@@ -159,7 +176,6 @@ def _create_object(uri: str, data: bytes) -> bool:
 
 
 def _create_local(path: Path, data: bytes) -> bool:
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         with temporary.open("wb") as file:

@@ -143,6 +143,26 @@ def test_what_a_finished_corpus_left_is_forgotten(store: Store) -> None:
     assert files(store) == ["b/p-000000.1-r"]
 
 
+def test_the_end_of_a_run_leaves_another_alone(store: Store) -> None:
+    # Those of killed runs and of versions that noted no run, and what this run's last actor still wrote, go.
+    for run in ("ending", "going-on", "killed"):
+        Attempts(store, run).begin("c", "p-000000")
+    storage.write_bytes(f"{store.root}/attempts/c/p.x-000000.3", b"")
+    open_loads(store, "ending")
+    open_loads(store, "going-on")
+    going_on = Attempts(store, "going-on")
+    going_on.begin("c", "p-000001")
+    forget_loads(store, "ending")
+    forget_tries(store, ["c"])
+    assert files(store) == [".loading/going-on.open", "c/p-000000.1-going-on", "c/p-000001.1-going-on"]
+    assert Attempts(store, "going-on").begin("c", "p-000001") == 1
+    going_on.end("c", "p-000001")()
+    # Not even for a moment is the folder gone into which others write.
+    forget_loads(store, "going-on")
+    forget_tries(store, ["c"])
+    assert files(store) == [] and (Path(store.root) / "attempts" / "c").is_dir()
+
+
 def test_a_write_that_fails_is_an_error(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise ResourceError("no space left")
@@ -267,6 +287,20 @@ class Passing:
             raise self.end
 
 
+SHARD = Shard(corpus="c", kind="tar", uri="/x.tar", num_bytes=1, etag="e")
+PLAN = Plan(
+    work=(ShardWork(shard=SHARD, images_done=frozenset(), embedded={}),),
+    num_shards=1,
+    num_pieces_done=0,
+    num_pieces_left=3,
+    num_images_left=3,
+    num_images_total=3,
+)
+SESSION: Any = SimpleNamespace(
+    resources=lambda: SimpleNamespace(num_cpus=2.0, num_gpus=0.0, smallest_node_cpus=2.0),
+)
+
+
 @pytest.mark.parametrize(
     "end",
     [None, DataError("mend the encoder"), RuntimeError("of Ray's"), KeyboardInterrupt(), SystemExit(143)],
@@ -277,19 +311,27 @@ def test_a_pass_that_ends_in_order_leaves_no_piece_counted(
 ) -> None:
     import ray.data
 
-    shard = Shard(corpus="c", kind="tar", uri="/x.tar", num_bytes=1, etag="e")
-    work = ShardWork(shard=shard, images_done=frozenset(), embedded={})
-    plan = Plan(work=(work,), num_shards=1, num_pieces_done=0, num_pieces_left=3, num_images_left=3, num_images_total=3)
-    have = SimpleNamespace(num_cpus=2.0, num_gpus=0.0, smallest_node_cpus=2.0)
-    session: Any = SimpleNamespace(resources=lambda: have)
     for _ in range(MAX_TRIES + 1):
         passing = Passing(store, end)
         monkeypatch.setattr(ray.data, "from_items", lambda *_, passing=passing, **__: passing)
         with contextlib.nullcontext() if end is None else pytest.raises(type(end)):
-            embed_corpora(store, plan, {}, EmbedConfig(), device="cpu", session=session, on_piece=lambda _: None)
+            embed_corpora(store, PLAN, {}, EmbedConfig(), device="cpu", session=SESSION, on_piece=lambda _: None)
         # Deaths count while the pass goes on, so that the piece is embedded apart.
         assert passing.num_lost == list(range(NUM_LOST_ACTORS + 1))
         assert files(store) == []
+
+
+def test_a_pass_that_ends_leaves_the_tries_of_another_that_goes_on(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray.data
+
+    open_loads(store, "another")
+    Attempts(store, "another").begin("c", "p-000003")
+    passing = Passing(store, None)
+    monkeypatch.setattr(ray.data, "from_items", lambda *_, **__: passing)
+    embed_corpora(store, PLAN, {}, EmbedConfig(), device="cpu", session=SESSION, on_piece=lambda _: None)
+    assert files(store) == [".loading/another.open", "c/p-000003.1-another"]
 
 
 def test_a_driver_that_is_killed_leaves_its_pieces_counted(store: Store) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -546,6 +547,31 @@ def test_a_folder_that_two_runs_remove_is_gone_in_the_end(
     storage.remove_folder(f"{tmp_path}/a")
     assert storage.list_folders(str(tmp_path)) == []
     assert len(waits) == 1
+
+
+@pytest.mark.parametrize("way", ["write_bytes", "write_file", "create_bytes"])
+def test_a_folder_that_goes_away_under_a_write_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    source, target = tmp_path / "source", tmp_path / "a" / "b" / "file"
+    source.write_bytes(b"x")
+    name, taken = uuid.uuid4, []
+
+    def taken_away() -> uuid.UUID:
+        """As another run does that has just probed whether it may write there: a name is drawn when the folder is made."""
+        if not taken:
+            taken.append(target.parent)
+            target.parent.rmdir()
+            target.parent.parent.rmdir()
+        return name()
+
+    monkeypatch.setattr(uuid, "uuid4", taken_away)
+    if way == "write_file":
+        storage.write_file(str(target), source)
+    else:
+        assert getattr(storage, way)(str(target), b"x") in (None, True)
+    assert taken and target.read_bytes() == b"x"
+    assert [path.name for path in target.parent.iterdir()] == ["file"]
 
 
 def test_create_bytes_is_won_once(tmp_path: Path) -> None:
