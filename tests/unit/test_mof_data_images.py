@@ -128,7 +128,7 @@ def test_archives_that_cannot_be_indexed_are_refused(tmp_path: Path) -> None:
     tar(tmp_path / "0.tar", IMAGES)
     tar(tmp_path / "1.tar", {NAMES[0]: b"other"})
     with pytest.raises(
-        DataError, match=r"expected one place for each image, found 'coco/train/000.png' in .*0.tar and in .*1.tar"
+        DataError, match=r"expected one place for each image, found 'coco/train/000.png' at .*0.tar and at .*1.tar"
     ):
         build_index([(str(tmp_path / "*.tar"), "")], out)
     tar(tmp_path / "1.tar", {"../x.png": b"x"})
@@ -140,6 +140,37 @@ def test_archives_that_cannot_be_indexed_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [png(1)]}), tmp_path / "bare.parquet")
     with pytest.raises(DataError, match="expected a path beside each image"):
         build_index([(str(tmp_path / "bare.parquet"), "")], out)
+
+
+def test_a_name_has_one_place_within_a_file_too(tmp_path: Path) -> None:
+    """Of two pictures of one name a row would be shown either, and learn from that of another row."""
+    out = tmp_path / "index.parquet"
+    tar(tmp_path / "a.tar", {"x/1.png": png(1), "2.png": png(2)})
+    with tarfile.open(tmp_path / "a.tar", "a") as file:
+        info = tarfile.TarInfo("x/1.png")
+        info.size = len(png(3))
+        file.addfile(info, io.BytesIO(png(3)))
+    cells = [{"bytes": png(n), "path": name} for n, name in enumerate(["x/1.png", "2.png", "./x//1.png"])]
+    pq.write_table(pa.table({"image": cells}), tmp_path / "a.parquet")
+    for name, places in (
+        ("a.tar", r"byte \d+ of .*a\.tar and at byte \d+ of .*a\.tar"),
+        ("a.parquet", r"row 0 of .*a\.parquet and at row 2 of .*a\.parquet"),
+    ):
+        with pytest.raises(
+            DataError, match=rf"one place for each image, found 'p/x/1\.png' at {places}; take one out$"
+        ):
+            build_index([(str(tmp_path / name), "p")], str(out))
+        assert not out.exists()
+
+
+def test_rows_without_an_image_are_counted_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cells = [{"bytes": data, "path": f"{n}.png"} for n, data in enumerate([png(0), None, png(2), b""])]
+    pq.write_table(pa.table({"image": cells}), tmp_path / "a.parquet")
+    out = str(tmp_path / "index.parquet")
+    assert build_index([(str(tmp_path / "a.parquet"), "")], out) == 2
+    assert ArchiveImages(out).has(["0.png", "1.png", "2.png", "3.png"]).tolist() == [True, False, True, False]
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "found 2 rows without" in said and "a.parquet" in said and "1:1.png" in said
 
 
 def dataset(tmp_path: Path, names: list[str | list[str] | None], *, template: Any = "default") -> Rows:

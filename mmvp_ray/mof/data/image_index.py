@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,9 +17,11 @@ from mmvp_ray import storage
 from mmvp_ray.errors import ConfigError, DataError
 from mmvp_ray.mof.data.records import table_schema
 from mmvp_ray.sources.parquet import read_parquet
-from mmvp_ray.sources.piece import Sample, Shard
+from mmvp_ray.sources.piece import Reject, Sample, Shard
 from mmvp_ray.sources.reread import Place
 from mmvp_ray.storage import FileInfo
+
+logger = logging.getLogger(__name__)
 
 INDEX: Final = table_schema(
     "mof_image_index",
@@ -72,7 +75,7 @@ def build_index(archives: Iterable[tuple[str, str]], out: str) -> int:
     """Look through archives and write the index to `out`, atomically.
 
     Only the headers of tars are read; of Parquet files everything. An archive that changes later makes reading an image fail only where its
-    size or its bytes show it: build the index again.
+    size or its bytes show it: build the index again. Rows of Parquet files without an image that can be used are logged, with their number.
 
     Args:
         archives: (pattern, prefix): a file, folder or glob of .tar and .parquet, and what stands before the names in it in the rows, such as
@@ -88,7 +91,7 @@ def build_index(archives: Iterable[tuple[str, str]], out: str) -> int:
     found: dict[str, Place] = {}
     for pattern, prefix in archives:
         for info in storage.find_files(storage.normalise(pattern)):
-            for name, place in _images(info).items():
+            for name, place in _images(info):
                 plain = plain_name(f"{prefix.strip('/')}/{name}" if prefix.strip("/") else name)
                 if plain is None:
                     raise DataError(
@@ -96,9 +99,9 @@ def build_index(archives: Iterable[tuple[str, str]], out: str) -> int:
                     )
                 before = found.get(plain)
                 if before is not None:
+                    other = "" if before.uri == place.uri else ", or give them different prefixes"
                     raise DataError(
-                        f"expected one place for each image, found {plain!r:.200} in {before.uri} and in {info.uri}; take one out, or give "
-                        "them different prefixes"
+                        f"expected one place for each image, found {plain!r:.200} at {_where(before)} and at {_where(place)}; take one out{other}"
                     )
                 found[plain] = place
     names = sorted(found)
@@ -118,18 +121,23 @@ def build_index(archives: Iterable[tuple[str, str]], out: str) -> int:
     return len(names)
 
 
-def _images(info: FileInfo) -> dict[str, Place]:
+def _where(place: Place) -> str:
+    at = f"row {place.member.partition(':')[0]}" if place.offset is None else f"byte {place.offset}"
+    return f"{at} of {place.uri}"
+
+
+def _images(info: FileInfo) -> Iterator[tuple[str, Place]]:
     if info.uri.endswith(".tar"):
-        return dict(_tar_members(info))
+        return _tar_members(info)
     if info.uri.endswith(".parquet"):
-        return dict(_parquet_images(info))
+        return _parquet_images(info)
     raise ConfigError(
         f"expected archives named .tar (not compressed) or .parquet, found {info.uri}; name them by a glob"
     )
 
 
 def _tar_members(info: FileInfo) -> Iterator[tuple[str, Place]]:
-    """Files in a tar; of two of the same name the later one counts, as for every reader of tars."""
+    """Files in a tar."""
     end = 0
     with storage.open_file(info.uri, etag=info.etag) as file:
         try:
@@ -155,7 +163,10 @@ def _tar_members(info: FileInfo) -> Iterator[tuple[str, Place]]:
 
 def _parquet_images(info: FileInfo) -> Iterator[tuple[str, Place]]:
     shard = Shard(corpus="", kind="parquet", uri=info.uri, num_bytes=info.num_bytes, etag=info.etag)
+    rejects: list[Reject] = []
     for sample in read_parquet(shard, frozenset()):
+        if isinstance(sample, Reject):
+            rejects.append(sample)
         if not isinstance(sample, Sample):
             continue
         row, _, path = sample.member.partition(":")
@@ -165,3 +176,11 @@ def _parquet_images(info: FileInfo) -> Iterator[tuple[str, Place]]:
             )
         place = Place(uri=info.uri, member=sample.member, offset=None, num_bytes=len(sample.load()))
         yield path, place
+    if rejects:
+        logger.warning(
+            "expected an image in every row of %s, found %d rows without one that can be used (the first, %s: %s); whatever names them has no image",
+            info.uri,
+            len(rejects),
+            rejects[0].member,
+            rejects[0].detail,
+        )
