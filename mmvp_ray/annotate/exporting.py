@@ -14,7 +14,7 @@ from mmvp_ray.annotate.balance import Balance, balance
 from mmvp_ray.annotate.collecting import Collected, CollectedPair, Kind, collect_pairs
 from mmvp_ray.annotate.workspace import open_workspace, record
 from mmvp_ray.benchmark.benchmark import Benchmark, collect
-from mmvp_ray.benchmark.export import FORMS, IMAGE_MODES, export_benchmark
+from mmvp_ray.benchmark.export import FORMS, IMAGE_MODES, export_benchmark, refuse_existing
 from mmvp_ray.benchmark.huggingface import export_huggingface
 from mmvp_ray.benchmark.patterns import PATTERNS
 from mmvp_ray.errors import ConfigError, DataError
@@ -111,9 +111,11 @@ def export(config: ExportConfig) -> list[str]:
             )
         items: list[Any] = [item for pair in pairs for item in pair.items]
         found = collect(items, name=config.name)
-        _write(config, found)
         if config.form in FORMS_WITHOUT_PROVENANCE:
+            # Before the benchmark: once that is whole, no export comes to this folder again.
+            refuse_existing(found, config.out, form=config.form)
             _write_provenance(config, found)
+        _write(config, found)
         content = {
             "out": config.out,
             "form": config.form,

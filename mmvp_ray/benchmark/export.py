@@ -8,12 +8,12 @@ from typing import Final
 
 from mmvp_ray import storage
 from mmvp_ray.benchmark.benchmark import Benchmark
-from mmvp_ray.benchmark.huggingface import export_huggingface
+from mmvp_ray.benchmark.huggingface import CARD, export_huggingface
 from mmvp_ray.benchmark.image_copies import ImageMode
 from mmvp_ray.benchmark.lmms_eval import export_lmms_eval
-from mmvp_ray.benchmark.mmvp import write_mmvp
+from mmvp_ray.benchmark.mmvp import QUESTIONS_FILE, refuse_to_overwrite, write_mmvp
 from mmvp_ray.benchmark.mmvp_vlm import write_mmvp_vlm
-from mmvp_ray.benchmark.table import write_table
+from mmvp_ray.benchmark.table import QUESTIONS_TABLE, STATEMENTS_TABLE, write_table
 from mmvp_ray.benchmark.vlmevalkit import export_vlmevalkit
 from mmvp_ray.errors import ConfigError
 
@@ -30,6 +30,16 @@ FORMS: Final[dict[str, Writer]] = {
     "vlmevalkit": lambda url, found, images: export_vlmevalkit(url, found, name=plain_name(found.name), images=images),
 }
 """Name of each form -> what writes it: our table, the two official layouts, and what others run or load."""
+
+LAST_FILES: Final[dict[str, Callable[[Benchmark], tuple[str, ...]]]] = {
+    "table": lambda found: (QUESTIONS_TABLE, STATEMENTS_TABLE),
+    "mmvp": lambda found: (QUESTIONS_FILE,),
+    "mmvp_vlm": lambda found: (QUESTIONS_FILE,),
+    "huggingface": lambda found: (CARD,),
+    "lmms_eval": lambda found: (f"{plain_name(found.name)}.yaml",),
+    "vlmevalkit": lambda found: (f"{plain_name(found.name)}.tsv",),
+}
+"""Name of each form -> the files by which a folder holds such a benchmark; the one that there is, is written last."""
 
 
 def export_benchmark(benchmark: Benchmark, url: str, *, form: str, images: ImageMode = "identical") -> None:
@@ -50,6 +60,12 @@ def export_benchmark(benchmark: Benchmark, url: str, *, form: str, images: Image
     if images not in IMAGE_MODES:
         raise ConfigError(f"expected images among {', '.join(IMAGE_MODES)}, found {images!r}")
     FORMS[form](storage.normalise(url), benchmark, images)
+
+
+def refuse_existing(benchmark: Benchmark, url: str, *, form: str) -> None:
+    """Raise ConfigError where `export_benchmark` would, because the folder holds one: for what is written beside it, and before it."""
+    for name in LAST_FILES[form](benchmark):
+        refuse_to_overwrite(storage.normalise(url), name)
 
 
 def plain_name(name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +15,10 @@ import pytest
 import yaml
 from PIL import Image
 
+from mmvp_ray import storage
 from mmvp_ray.annotate.adjudicating import keep
 from mmvp_ray.annotate.collecting import collect_pairs
-from mmvp_ray.annotate.exporting import ExportConfig, export
+from mmvp_ray.annotate.exporting import FORMS_WITHOUT_PROVENANCE, ExportConfig, export
 from mmvp_ray.annotate.importing import FoundPair, Picture, import_pairs
 from mmvp_ray.annotate.people import add_user
 from mmvp_ray.annotate.statements import review, write
@@ -71,6 +73,14 @@ def configured(workspace: Workspace, tmp_path: Path, **changes: object) -> Expor
 
 def exported_events(workspace: Workspace) -> list[dict[str, object]]:
     return [json.loads(row["content"]) for row in workspace.rows("SELECT content FROM events WHERE kind = 'exported'")]
+
+
+class KilledError(Exception):
+    """Stands for SIGKILL."""
+
+
+def files_in(folder: Path) -> dict[Path, bytes]:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def asked(pair_id: int, side: str) -> tuple[object, ...]:
@@ -293,6 +303,53 @@ def test_nothing_is_written_over_and_what_failed_is_no_export(workspace: Workspa
         export(configured(workspace, tmp_path, name="other"))
     assert (tmp_path / "out" / "questions.parquet").read_bytes() == before
     assert len(exported_events(workspace)) == 1
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_export_that_was_killed_behind_any_write_is_made_whole_by_the_next(
+    workspace: Workspace, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+):
+    """A folder that counts as a benchmark, and is not written over, has everything that belongs to it."""
+    whole = tmp_path / "whole"
+    export(configured(workspace, tmp_path, form=form, out=str(whole)))
+    expected = files_in(whole)
+    assert (Path("provenance.csv") in expected) == (form in FORMS_WITHOUT_PROVENANCE)
+    left = 0
+
+    def killed_behind(write: Callable[..., object]) -> Callable[..., object]:
+        def killed(*args: object, **options: object) -> object:
+            nonlocal left
+            found = write(*args, **options)
+            left -= 1
+            if not left:
+                raise KilledError
+            return found
+
+        return killed
+
+    # Images, tables, cards and scripts.
+    for name in ("write_bytes", "write_file"):
+        monkeypatch.setattr(storage, name, killed_behind(getattr(storage, name)))
+    for num_writes in range(1, len(expected) + 1):
+        out = tmp_path / f"killed behind {num_writes}"
+        left = num_writes
+        with pytest.raises(KilledError):
+            export(configured(workspace, tmp_path, form=form, out=str(out)))
+        left = 0
+        if num_writes < len(expected):
+            export(configured(workspace, tmp_path, form=form, out=str(out)))
+        else:
+            with pytest.raises(ConfigError, match="found one"):
+                export(configured(workspace, tmp_path, form=form, out=str(out)))
+        assert files_in(out) == expected, num_writes
+
+
+def test_a_benchmark_that_is_there_keeps_what_stands_beside_it(workspace: Workspace, tmp_path: Path):
+    export(configured(workspace, tmp_path, form="mmvp"))
+    before = files_in(tmp_path / "out")
+    with pytest.raises(ConfigError, match="found one"):
+        export(configured(workspace, tmp_path, form="mmvp", per_pattern=1))
+    assert files_in(tmp_path / "out") == before
 
 
 def test_nothing_to_export_says_why(tmp_path: Path):

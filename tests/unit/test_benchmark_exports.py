@@ -23,7 +23,7 @@ from PIL import Image
 
 from mmvp_ray.benchmark import FORMS, Benchmark, Question, collect, export_benchmark, open_benchmark
 from mmvp_ray.benchmark.embedded import ROWS_PER_GROUP
-from mmvp_ray.benchmark.export import plain_name
+from mmvp_ray.benchmark.export import plain_name, refuse_existing
 from mmvp_ray.benchmark.exported import lmms_eval_utils, score_pairs
 from mmvp_ray.benchmark.huggingface import card, export_huggingface
 from mmvp_ray.benchmark.lmms_eval import export_lmms_eval
@@ -457,7 +457,10 @@ def test_hostile_names_and_licenses_do_no_harm_on_a_card(made: Benchmark) -> Non
 def test_every_form_of_questions_writes_and_never_overwrites(
     made: Benchmark, tmp_path: Path, form: str, images: Any
 ) -> None:
+    refuse_existing(made, str(tmp_path / "out"), form=form)
     export_benchmark(made, str(tmp_path / "out"), form=form, images=images)
+    with pytest.raises(ConfigError, match="remove it or name another"):
+        refuse_existing(made, str(tmp_path / "out"), form=form)
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert before
     with pytest.raises(ConfigError, match="remove it or name another"):
