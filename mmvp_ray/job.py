@@ -32,7 +32,8 @@ JSON object, for machines; the environment variable MMVP_RAY_LOG_FORMAT holds fo
 def parse(cls: type[C], argv: Sequence[str], *, description: str) -> C:
     """The config of a job: defaults < the file named by --config < flags; --log-format takes effect at once.
 
-    A flag that may be repeated replaces what the file says; over a file a switch has its --no- form as well. Prints help or a usage error and exits as command-line tools do.
+    A flag that may be repeated replaces what the file says; over a file a switch has its --no- form as well. Prints help or a usage error
+    and exits as command-line tools do.
 
     Raises:
         ConfigError: the file named by --config cannot be used, or --log-format names no format.

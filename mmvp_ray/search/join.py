@@ -107,7 +107,8 @@ def keep_method(
 ) -> Method:
     """The method that `auto` chose, or an earlier one whose work it could not take.
 
-    That is the one by which this very join was begun, or by which most of the pieces were joined before. Cores and free disk differ from run to run, and from try to try of one run; what lies in the store shall serve all the same.
+    That is the one by which this very join was begun, or by which most of the pieces were joined before. Cores and free disk differ from run
+    to run, and from try to try of one run; what lies in the store shall serve all the same.
 
     Args:
         store: Holds near pairs.
@@ -121,27 +122,33 @@ def keep_method(
     if config.engine != "auto" or config.provable:
         return chosen
 
-    def num_served(method: Method) -> int:
-        lineage = find_lineage(store, space, pieces, floor=floor, collapse=collapse, method=method.key)
-        # A whole table serves as it is; to build on one takes the engine's work, and auto takes ivfpq where routing has no room.
-        has_room = method.engine != "routed" or chosen.engine != "ivfpq"
-        found = lineage.table or (lineage.parent if has_room else None)
-        return found.num_pieces if found else 0
-
     others = [
         choose_method(replace(config, engine=engine), num_images=0, device="cpu")
         for engine in ENGINES
         if engine != chosen.engine
     ]
-    for method in (chosen, *others):
-        lineage = find_lineage(store, space, pieces, floor=floor, collapse=collapse, method=method.key)
-        key = _table_key(content_key(pieces), floor, collapse, method, lineage.parent)
+    candidates = [
+        (method, find_lineage(store, space, pieces, floor=floor, collapse=collapse, method=method.key))
+        for method in (chosen, *others)
+    ]
+    pieces_key = content_key(pieces)
+    for method, lineage in candidates:
+        key = _table_key(pieces_key, floor, collapse, method, lineage.parent)
         if lineage.table is None and begun_by(store, space, key) == method.engine:
             return method if method is chosen else replace(method, reason="this join was begun so")
-    best = max([chosen, *others], key=num_served)
-    if best is chosen or 2 * num_served(best) < len(pieces):
+
+    def num_served(candidate: tuple[Method, Lineage]) -> int:
+        method, lineage = candidate
+        # A whole table serves as it is; to build on one takes the engine's work, and auto takes ivfpq where routing has no room.
+        has_room = method.engine != "routed" or chosen.engine != "ivfpq"
+        found = lineage.table or (lineage.parent if has_room else None)
+        return found.num_pieces if found else 0
+
+    best = max(candidates, key=num_served)
+    num_joined = num_served(best)
+    if best[0] is chosen or 2 * num_joined < len(pieces):
         return chosen
-    return replace(best, reason=f"{num_served(best):,} of {len(pieces):,} pieces were joined so before")
+    return replace(best[0], reason=f"{num_joined:,} of {len(pieces):,} pieces were joined so before")
 
 
 def find_near_pairs(

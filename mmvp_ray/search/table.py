@@ -265,7 +265,8 @@ def write_begun(store: Store, space: Space, key: str, engine: str) -> None:
 def begun_by(store: Store, space: Space, key: str) -> str | None:
     """The engine that was at a table last; None where none ever was."""
     uri = storage.join(store.near_pairs(space.name, key), BEGUN_JSON)
-    return storage.read_json(uri).get("engine") if storage.exists(uri) else None
+    found = storage.read_json(uri) if storage.exists(uri) else None
+    return found.get("engine") if isinstance(found, dict) else None
 
 
 def write_facts(store: Store, space: Space, facts: TableFacts, pieces: Sequence[PieceRef]) -> None:
