@@ -46,17 +46,6 @@ def numbered_images(folder: str, *, root: str) -> dict[int, str]:
     return uris
 
 
-def named_image(folder: str, name: str, *, where: str) -> str:
-    """The URI of file `name` directly in `folder`; the name comes from a table and may be hostile.
-
-    Raises:
-        DataError: the name is anything but a plain file name.
-    """
-    if not name or name in {".", ".."} or len(name) > 255 or re.search(r"[/\\:\x00-\x1f\x7f]", name):
-        raise DataError(f"expected the plain name of a file in {folder}, found {name[:120]!r} in {where}")
-    return storage.join(folder, name)
-
-
 def check_inside(root: str, uris: Collection[str]) -> None:
     """Raise DataError if a local file is a link that leads out of `root`; object stores have no links.
 

@@ -6,9 +6,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from mmvp_ray.errors import ConfigError
 from mmvp_ray.evaluate.options import ShownOption
-from mmvp_ray.evaluate.parsing import Parsed, parse_answer
+from mmvp_ray.evaluate.parsing import Parsed
 
 _VLMEVALKIT_REFUSALS: Final = (
     "Sorry, I can't help with images of people yet.",
@@ -80,25 +79,15 @@ def parse_cambrian(raw: str, shown: Sequence[ShownOption]) -> Parsed:
     return Parsed(None, "cambrian")
 
 
-PARSERS: Final[dict[str, Callable[[str, Sequence[ShownOption]], Parsed]]] = {
-    "mmvp_ray": parse_answer,
-    "lmms_eval": parse_lmms_eval,
-    "vlmevalkit": parse_vlmevalkit,
-    "cambrian": parse_cambrian,
+Parser = Callable[[str, Sequence[ShownOption]], Parsed]
+"""A raw answer and the options as shown -> what was read."""
+
+PARSERS: Final[dict[str, Parser]] = {
+    "lmms-eval": parse_lmms_eval,
+    "VLMEvalKit": parse_vlmevalkit,
+    "Cambrian": parse_cambrian,
 }
-"""Name -> parser. MMVP's own scripts have none: there GPT-4 grades each answer (judging.official_prompt)."""
-
-
-def parser_named(name: str) -> Callable[[str, Sequence[ShownOption]], Parsed]:
-    """The parser of a name; ConfigError lists the known names."""
-    if name == "official":
-        raise ConfigError(
-            "expected the name of a parser, found 'official'; MMVP's released scripts parse nothing: a judge answers yes or no "
-            f"(--judge with the official grader), or choose one of {', '.join(PARSERS)}"
-        )
-    if name not in PARSERS:
-        raise ConfigError(f"expected a parser, found {name!r}; known: {', '.join(PARSERS)}")
-    return PARSERS[name]
+"""Name of a harness -> how it reads. MMVP's own scripts read nothing: there GPT-4 grades each answer (judging.official_prompt)."""
 
 
 def _letter(letter: str, shown: Sequence[ShownOption], rule: str) -> Parsed:

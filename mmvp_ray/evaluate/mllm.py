@@ -15,6 +15,7 @@ from mmvp_ray.evaluate.asking import AskingProgress, ask_all
 from mmvp_ray.evaluate.asking_config import AskingConfig, folder_name, judge_folder
 from mmvp_ray.evaluate.judging import JUDGE_SYSTEM, judge_prompt, parse_judgement
 from mmvp_ray.evaluate.options import LABEL_STYLES
+from mmvp_ray.evaluate.other_readings import RELEASED_GRADER, grade_as_released, read_as_others
 from mmvp_ray.evaluate.parsing import Parsed, parse_answer
 from mmvp_ray.evaluate.prompts import PROMPT_FORMS, Prompt, build_prompt
 from mmvp_ray.evaluate.responder import Ask, Reply, Responder
@@ -47,7 +48,7 @@ class MllmConfig:
     labels: str | None = None
     """Letters before the options: "(a)", "A", "(A)" or "(1)"; those of the form unless given."""
     compat: Literal["none", "official"] = "none"
-    """official: the released prompt to the letter (docs/evaluate_mllm.md says what of the released script that leaves out)."""
+    """official: the released prompt to the letter; with --judge also what the released grader would count (docs/evaluate_mllm.md)."""
     swap: bool = False
     """Ask again with the options in the other order, for consistency."""
     blind: bool = False
@@ -110,6 +111,7 @@ class Answers:
     Attributes:
         benchmark: With the answer key of the config.
         by_variant: Variant -> question key -> what was read, or why there is nothing to read.
+        others: Of the plain variant, as others would have read the same answers: whose reading -> question key -> answer.
         progress: Counts of the asking.
         identity: What the answers depend on.
         num_unjudged: Answers that no rule could read and of which the judge said nothing: its request failed, or its reply was empty or
@@ -118,6 +120,7 @@ class Answers:
 
     benchmark: Benchmark
     by_variant: Mapping[str, Mapping[str, Answer]]
+    others: Mapping[str, Mapping[str, Answer]]
     progress: AskingProgress
     identity: Mapping[str, str]
     num_unjudged: int = 0
@@ -137,7 +140,8 @@ def ask_model(
         config: How it is asked.
         benchmark: What is asked, with the answer key of the config.
         responder: Who answers.
-        judge: Reads answers that no rule can; its verdicts are kept in a folder of OUT that is named after it.
+        judge: Reads answers that no rule can, and with compat official grades every plain answer as the released grader; its verdicts are kept
+            in folders of OUT that are named after it.
         on_reply: Called with each reply and the progress after it.
 
     Raises:
@@ -168,6 +172,7 @@ def ask_model(
         read |= verdicts
     return Answers(
         benchmark=benchmark,
+        others=_as_others(config, benchmark, judge, prompts, raw),
         by_variant={
             variant: {prompts[key].key: answer for key, answer in read.items() if key.startswith(f"{variant}/")}
             for variant in config.variants
@@ -200,6 +205,26 @@ def _read(reply: Reply, prompt: Prompt, question: str) -> Answer:
     if reply.text is None:
         return Failed(reply.error or "no answer")
     return parse_answer(reply.text, prompt.shown, question=question, is_cut_off=reply.finish == "length")
+
+
+def _as_others(
+    config: MllmConfig,
+    benchmark: Benchmark,
+    judge: Responder | None,
+    prompts: Mapping[str, Prompt],
+    raw: Mapping[str, Reply],
+) -> dict[str, dict[str, Answer]]:
+    plain = {prompt.key: key for key, prompt in prompts.items() if key.startswith(f"{PLAIN}/")}
+    shown, replies = [prompts[key] for key in plain.values()], {name: raw[key] for name, key in plain.items()}
+    found = read_as_others(shown, replies)
+    if judge is not None and config.compat == "official":
+        folder = storage.join(config.out_url, judge_folder("grader", judge))
+        share = config.asking.max_failed_share
+        with AnswerLog(folder, name=judge.name, identity=judge.identity()) as log:
+            found[RELEASED_GRADER] = grade_as_released(
+                benchmark.questions, shown, replies, judge, log, max_failed_share=share
+            )
+    return found
 
 
 def _judged(

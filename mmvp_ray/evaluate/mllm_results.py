@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mmvp_ray import config as configs
 from mmvp_ray import storage
 from mmvp_ray.errors import DataError
 from mmvp_ray.evaluate.mllm import Answers, MllmConfig
+from mmvp_ray.evaluate.other_readings import RELEASED_GRADER
 from mmvp_ray.evaluate.parsing import Parsed
 from mmvp_ray.evaluate.scores import Answer, Failed
 
@@ -31,7 +32,8 @@ class MllmResult:
         form, labels: How questions were worded.
         by_variant: Variant -> question key -> answer.
         config: Of the run.
-        num_unjudged: As in `Answers`.
+        num_unjudged, others: As in `Answers`.
+        told_key: The answer key that the released grader was told, if it was asked.
     """
 
     model: str
@@ -45,6 +47,8 @@ class MllmResult:
     by_variant: Mapping[str, Mapping[str, Answer]]
     config: Mapping[str, Any]
     num_unjudged: int = 0
+    others: Mapping[str, Mapping[str, Answer]] = field(default_factory=dict)
+    told_key: str = ""
 
 
 def result_of(config: MllmConfig, answers: Answers) -> MllmResult:
@@ -62,6 +66,8 @@ def result_of(config: MllmConfig, answers: Answers) -> MllmResult:
         by_variant=answers.by_variant,
         config=configs.to_mapping(config),
         num_unjudged=answers.num_unjudged,
+        others=answers.others,
+        told_key=benchmark.key if RELEASED_GRADER in answers.others else "",
     )
 
 
@@ -70,10 +76,8 @@ def write_result(folder: str, result: MllmResult) -> str:
     uri = storage.join(folder, RESULT_FILE)
     plain = asdict(result) | {
         "format_version": FORMAT_VERSION,
-        "by_variant": {
-            variant: {key: _plain(answer) for key, answer in answers.items()}
-            for variant, answers in result.by_variant.items()
-        },
+        "by_variant": _plain_answers(result.by_variant),
+        "others": _plain_answers(result.others),
     }
     storage.write_json(uri, plain)
     return uri
@@ -92,13 +96,19 @@ def read_result(folder: str) -> MllmResult:
             f"expected answers of format version {FORMAT_VERSION} in {uri}, found others; run the evaluation again"
         )
     try:
-        found["by_variant"] = {
-            variant: {key: _answer(value) for key, value in answers.items()}
-            for variant, answers in found["by_variant"].items()
-        }
+        found["by_variant"] = _read_answers(found["by_variant"])
+        found["others"] = _read_answers(found.get("others", {}))
         return MllmResult(**found)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise DataError(f"expected answers by variant and question in {uri}, found another form ({error!r})") from error
+
+
+def _plain_answers(by_name: Mapping[str, Mapping[str, Answer]]) -> dict[str, dict[str, list[Any]]]:
+    return {name: {key: _plain(answer) for key, answer in answers.items()} for name, answers in by_name.items()}
+
+
+def _read_answers(by_name: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Answer]]:
+    return {name: {key: _answer(value) for key, value in answers.items()} for name, answers in by_name.items()}
 
 
 def _plain(answer: Answer) -> list[Any]:

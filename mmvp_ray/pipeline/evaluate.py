@@ -17,6 +17,7 @@ from mmvp_ray.evaluate.human import human_baseline, read_responses
 from mmvp_ray.evaluate.llava_bench_run import LlavaBenchConfig, bench_lines, run_llava_bench
 from mmvp_ray.evaluate.mllm import MllmConfig, ask_model
 from mmvp_ray.evaluate.mllm_results import result_of, write_result
+from mmvp_ray.evaluate.other_readings import RELEASED_GRADER
 from mmvp_ray.evaluate.pattern_run import PatternsConfig, label_patterns, labelling_lines
 from mmvp_ray.evaluate.pope_run import PopeConfig, pope_lines, run_pope
 from mmvp_ray.evaluate.responder import Reply, Responder
@@ -251,6 +252,12 @@ def _score_lines(report: EvaluationReport) -> list[str]:
             "pairs right without images": row.blind,
         }
         lines += [f"    {name} {_shown(share)}" for name, share in more.items() if share is not None]
+        # What other harnesses' rules give is on the page alone.
+        lines += [
+            f"    by the {RELEASED_GRADER}: pairs {_shown(one.pairs)}"
+            for one in report.other_readings
+            if one.model == row.model and one.reading == RELEASED_GRADER
+        ]
         if row.changed_pairs:
             lines.append(f"    another verdict with the other key: pairs {', '.join(row.changed_pairs)}")
     lines += [f"  {row.model}: pairs right, text to image {_shown(row.text_to_image)}" for row in report.encoders]

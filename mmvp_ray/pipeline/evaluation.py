@@ -27,6 +27,7 @@ from mmvp_ray.pipeline.evaluation_cards import (
     duels,
     encoder_row,
     hard_pairs,
+    other_readings,
     pattern_scores,
     published_scores,
     score_row,
@@ -137,6 +138,11 @@ def compose_report(
         for one in material.mllms
         if one.num_unjudged
     ]
+    warnings += [
+        f"{one.model}: the released grader was told the answer key {one.told_key}, so that its verdicts are not shown with {benchmark.key}"
+        for one in material.mllms
+        if benchmark is not None and one.told_key not in ("", benchmark.key)
+    ]
     encoders = [(found, one) for found in material.encoders for one in found["encoders"]]
     warnings += [note for found in material.encoders for note in found["notes"]]
     if material.encoders and benchmark is None:
@@ -173,6 +179,13 @@ def compose_report(
         stand_in=benchmark is not None and published_key(benchmark) is None,
         models=models,
         scores=[score_row(run, one, benchmark, questions) for run, one in zip(runs, material.mllms, strict=True)]
+        if benchmark
+        else [],
+        other_readings=[
+            row
+            for one in material.mllms
+            for row in other_readings(one, benchmark, questions, allow_incomplete=allow_incomplete)
+        ]
         if benchmark
         else [],
         patterns=[PatternRow(pattern=name, shares=[scores.get(name) for scores in by_model]) for name in patterns],

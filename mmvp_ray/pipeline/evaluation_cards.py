@@ -14,6 +14,7 @@ from mmvp_ray.evaluate.correlation import correlate
 from mmvp_ray.evaluate.mcnemar import compare_runs
 from mmvp_ray.evaluate.mllm import BLIND, PLAIN, SWAPPED
 from mmvp_ray.evaluate.mllm_results import MllmResult
+from mmvp_ray.evaluate.other_readings import RELEASED_GRADER, SAID_NEITHER
 from mmvp_ray.evaluate.paper_tables import paper_tables
 from mmvp_ray.evaluate.rates import Rate
 from mmvp_ray.evaluate.scores import RunScores, score_run
@@ -24,6 +25,7 @@ from mmvp_ray.report.evaluation_data import (
     Duel,
     EncoderRow,
     HardPair,
+    OtherReading,
     PublishedScore,
     ScoreRow,
     Share,
@@ -71,6 +73,29 @@ def score_row(run: RunScores, found: MllmResult, benchmark: Benchmark, questions
         num_failed=run.num_failed,
         rules=dict(run.rules),
     )
+
+
+def other_readings(
+    found: MllmResult, benchmark: Benchmark, questions: Sequence[Question], *, allow_incomplete: bool
+) -> list[OtherReading]:
+    """The same answers as others would have read them; the released grader's verdicts only with the key that it was told."""
+    rows = []
+    for reading, answers in found.others.items():
+        is_grader = reading == RELEASED_GRADER
+        if is_grader and found.told_key != benchmark.key:
+            continue
+        run = score_run(found.model, questions, answers, answer_key=benchmark.key, allow_incomplete=allow_incomplete)
+        rows.append(
+            OtherReading(
+                model=found.model,
+                reading=reading,
+                pairs=_share(run.pair_accuracy, run.num_pairs),
+                questions=_share(run.question_accuracy, run.num_questions),
+                num_unread=run.rules.get(SAID_NEITHER, 0) if is_grader else run.num_unparsed,
+                num_failed=run.num_failed,
+            )
+        )
+    return rows
 
 
 def pattern_scores(runs: Sequence[RunScores], encoders: Sequence[Mapping[str, Any]]) -> list[dict[str, Share]]:

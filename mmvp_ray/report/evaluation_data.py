@@ -66,6 +66,22 @@ class ScoreRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class OtherReading:
+    """What the same answers of one model give when they are read as somebody else reads them; never the headline.
+
+    ``reading`` says whose: a harness, or the released grader. ``num_unread`` are answers that it made nothing of, of the grader verdicts
+    that were neither yes nor no: both count as wrong.
+    """
+
+    model: str
+    reading: str
+    pairs: Share
+    questions: Share
+    num_unread: int
+    num_failed: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PatternRow:
     """Pairs right of one visual pattern, a share for each model in the order of the report's models; None where it has none."""
 
@@ -208,6 +224,7 @@ class EvaluationReport:
     stand_in: bool
     models: list[ModelCard]
     scores: list[ScoreRow] = field(default_factory=list)
+    other_readings: list[OtherReading] = field(default_factory=list)
     patterns: list[PatternRow] = field(default_factory=list)
     chance: list[ChanceLine] = field(default_factory=list)
     people: Share | None = None

@@ -211,6 +211,36 @@ def test_a_judge_that_does_not_judge_is_told(mmvp: Benchmark, tmp_path: Path) ->
         assert sum(bool(asked.images) for asked in server.requests) == num_asked, "the model is asked once"
 
 
+def test_the_released_grader_counts_the_same_answers_beside_the_headline(mmvp: Benchmark, tmp_path: Path) -> None:
+    known = known_pairs(mmvp, whole=5, half=4)
+    letters = {
+        Path(question.image_uri).read_bytes(): "ab"[question.answer if question.key in known else 1 - question.answer]
+        for question in mmvp.questions
+    }
+
+    def script(asked: Asked) -> str:
+        if asked.images:
+            return f"({letters[asked.images[0]]}) I think"
+        told, said = (asked.prompt.split(cue)[1] for cue in ("the correct answer is ", "answer:"))
+        return "Yes" if told[:3] == said[:3] else "No"
+
+    flags = ["--compat", "official", "--judge", "vllm:grader", "--temperature", "0.2"]
+    with ScriptedServer(script) as server:
+        done = mllm(server, mmvp, tmp_path / "out", *flags)
+        first = dict(server.counts)
+        graded = [asked for asked in server.requests if not asked.images]
+        assert len(graded) == len(mmvp.questions)
+        assert {(asked.body["model"], asked.body["temperature"]) for asked in graded} == {("grader", 0.2)}
+        mllm(server, mmvp, tmp_path / "out", *flags)
+        assert dict(server.counts) == first, "a second run asks nobody"
+    assert f"pairs right 27.8% (5/{NUM_PAIRS}" in done.stdout
+    assert f"by the released grader: pairs 27.8% (5/{NUM_PAIRS}" in done.stdout
+    rows = {row.reading: row for row in report_of(tmp_path / "out").other_readings}
+    counts = {name: (row.pairs.k, row.questions.k, row.num_unread) for name, row in rows.items()}
+    assert counts["released grader"] == counts["lmms-eval"] == (5, 14, 0)
+    assert counts["Cambrian"] == (0, 0, len(mmvp.questions)), "anything behind the letter is no answer to it"
+
+
 def test_a_killed_run_asks_only_what_is_missing(mmvp: Benchmark, tmp_path: Path) -> None:
     model = Knows(mmvp, known_pairs(mmvp, whole=4, half=0))
     num_left = NUM_PAIRS

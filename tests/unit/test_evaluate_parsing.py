@@ -10,14 +10,14 @@ import yaml
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from mmvp_ray.errors import ConfigError
-from mmvp_ray.evaluate.compat_parsers import PARSERS, parser_named
+from mmvp_ray.evaluate.compat_parsers import PARSERS
 from mmvp_ray.evaluate.options import LABEL_STYLES, show_options, swapped_order
 from mmvp_ray.evaluate.parsing import DECIDING_RULES, UNDECIDED_RULES, parse_answer
 
 GROUPS = yaml.safe_load((Path(__file__).parent / "golden" / "answers.yaml").read_text(encoding="utf-8"))
 CASES = [(group, answer) for group in GROUPS for answer in group["answers"]]
-HARNESSES = ("lmms_eval", "vlmevalkit", "cambrian")
+HARNESSES = {"lmms_eval": "lmms-eval", "vlmevalkit": "VLMEvalKit", "cambrian": "Cambrian"}
+"""By their names in the list."""
 
 
 def meant(answer) -> int | None:
@@ -37,7 +37,9 @@ def test_the_harnesses_misread_exactly_what_the_list_says(harness):
     for group, answer in CASES:
         if group["labels"] == "(1)":
             continue
-        choice = PARSERS[harness](answer["say"], show_options(group["options"], style=group["labels"])).choice
+        choice = PARSERS[HARNESSES[harness]](
+            answer["say"], show_options(group["options"], style=group["labels"])
+        ).choice
         assert (choice is not None and choice != meant(answer)) == (harness in answer.get("misread_by", [])), answer
         assert (choice is None and meant(answer) is not None) == (harness in answer.get("lost_by", [])), answer
 
@@ -134,11 +136,3 @@ def test_the_end_of_a_long_answer_counts():
     filler = "Its coat has stripes. " * 3_000
     assert parse_answer(f"{filler}The answer is (b).", shown).choice == 1
     assert parse_answer(f"<think>{filler * 3}(a)</think>(b)", shown).choice == 1
-
-
-def test_unknown_parsers_are_named_and_the_official_one_is_explained():
-    assert parser_named("lmms_eval") is PARSERS["lmms_eval"]
-    with pytest.raises(ConfigError, match="judge answers yes or no"):
-        parser_named("official")
-    with pytest.raises(ConfigError, match="known: mmvp_ray"):
-        parser_named("nope")

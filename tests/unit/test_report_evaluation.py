@@ -22,6 +22,7 @@ from mmvp_ray.report.evaluation_data import (
     HardPair,
     LlavaBenchRow,
     ModelCard,
+    OtherReading,
     PatternRow,
     PopeRow,
     PublishedScore,
@@ -73,6 +74,17 @@ def example_evaluation(*, hostile: bool = False, num_hard: int = 30) -> Evaluati
                 rules={"letter": 250, "option text": 17},
             )
             for name, share in zip(names[:2], pairs[:2], strict=True)
+        ],
+        other_readings=[
+            OtherReading(
+                model=names[0],
+                reading=reading,
+                pairs=Share.of(20 + number, 135),
+                questions=Share.of(120 + number, 270),
+                num_unread=40 + number,
+                num_failed=1,
+            )
+            for number, reading in enumerate(("lmms-eval", "Cambrian", "released grader"))
         ],
         patterns=[
             PatternRow(pattern=pattern, shares=[Share.of(int(k), 15) for k in row])
@@ -211,6 +223,10 @@ def test_the_page_shows_its_numbers() -> None:
         assert f"{row.pairs.k}/{row.pairs.n}" in text
         assert f"{row.questions.k}/{row.questions.n}" in text
         assert "another verdict: 50, 140" in text
+    others = page.by_id("other-readings-table")["text"]
+    for one in report.other_readings:
+        assert one.reading in others
+        assert f"{one.pairs.k}/{one.pairs.n}" in others and f"{one.questions.k}/{one.questions.n}" in others
     assert "24.7" in page.by_id("published-table")["text"]
     assert "4 : 17" in page.by_id("duel-table")["text"]
     assert "17 : 4" in page.by_id("duel-table")["text"]
