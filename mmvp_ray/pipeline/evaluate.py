@@ -246,6 +246,8 @@ def _score_lines(report: EvaluationReport) -> list[str]:
             f"  {row.model}: pairs right {_shown(row.pairs)}; questions right {_shown(row.questions)}; "
             f"{row.num_unread} unread, {row.num_failed} failed"
         )
+        if row.p_guessing is not None:
+            lines.append(f"    guessing gets as many pairs right with p = {row.p_guessing:.2g}")
         more = {
             "other key, pairs": row.pairs_other_key,
             "same answer swapped": row.swapped,

@@ -8,7 +8,7 @@ from typing import Any
 from mmvp_ray.benchmark.benchmark import AS_FOUND, Benchmark
 from mmvp_ray.benchmark.items import Question, pairs_of
 from mmvp_ray.benchmark.keys import available_keys, published_key, with_key
-from mmvp_ray.evaluate.baselines import baselines
+from mmvp_ray.evaluate.baselines import baselines, chance_of_at_least
 from mmvp_ray.evaluate.contrasts import check_blind, compare_swapped
 from mmvp_ray.evaluate.correlation import correlate
 from mmvp_ray.evaluate.mcnemar import compare_runs
@@ -72,7 +72,16 @@ def score_row(run: RunScores, found: MllmResult, benchmark: Benchmark, questions
         num_unread=run.num_unparsed,
         num_failed=run.num_failed,
         rules=dict(run.rules),
+        p_guessing=_p_guessing(run, questions),
     )
+
+
+def _p_guessing(run: RunScores, questions: Sequence[Question]) -> float | None:
+    if run.pair_accuracy is None:
+        return None
+    # What the headline is over: a pair with a failed request is in neither.
+    complete = {pair.pair_id for pair in run.pairs if not pair.num_unanswered}
+    return chance_of_at_least([one for one in questions if one.pair_id in complete], run.pair_accuracy.num_right)
 
 
 def other_readings(
@@ -125,7 +134,13 @@ def chance(questions: Sequence[Question]) -> list[ChanceLine]:
     found = baselines(questions)
     best = max(found.constants, key=lambda one: one.pair_accuracy)
     return [
-        ChanceLine(name="guessing", pairs=found.guessing_pair_accuracy, questions=found.guessing_question_accuracy),
+        ChanceLine(
+            name="guessing",
+            pairs=found.guessing_pair_accuracy,
+            questions=found.guessing_question_accuracy,
+            pairs_low=found.guessing_low,
+            pairs_high=found.guessing_high,
+        ),
         ChanceLine(name="best constant answer", pairs=best.pair_accuracy, questions=best.question_accuracy),
     ]
 

@@ -51,6 +51,7 @@ class ScoreRow:
     over pairs. ``pairs_other_key`` is the same under the other answer key, ``changed_pairs`` the ids of the pairs that
     are right with one key and not with the other, ``swapped`` the questions that are answered alike with the
     options in the other order, ``blind`` the pairs that are right without the images. ``rules`` counts answers by the rule that read them.
+    ``p_guessing`` is the chance that guessing gets at least as many of the same pairs right; None without a headline.
     """
 
     model: str
@@ -63,6 +64,7 @@ class ScoreRow:
     num_unread: int = 0
     num_failed: int = 0
     rules: dict[str, int] = field(default_factory=dict)
+    p_guessing: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,11 +93,16 @@ class PatternRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChanceLine:
-    """What answering without looking gives: a name such as "guessing" and the expected share of pairs."""
+    """What answering without looking gives: a name such as "guessing" and the expected share of pairs.
+
+    ``pairs_low`` and ``pairs_high`` hold 95 % of those who guess; None for what is no matter of luck.
+    """
 
     name: str
     pairs: float
     questions: float
+    pairs_low: float | None = None
+    pairs_high: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import json
+import math
 import os
 import runpy
 import signal
@@ -133,6 +134,10 @@ def test_exact_scores_from_an_endpoint_that_fails_on_the_way(mmvp: Benchmark, tm
     assert (row.pairs.k, row.pairs.n, row.questions.k, row.questions.n) == (7, NUM_PAIRS, 19, 2 * NUM_PAIRS)
     assert (row.num_unread, row.num_failed, row.rules) == (0, 0, {"final": 2 * NUM_PAIRS})
     assert {line.name: line.pairs for line in report.chance} == {"guessing": 0.25, "best constant answer": 0.0}
+    # 7 of 18 pairs at a quarter each, by the binomial tail.
+    tail = sum(math.comb(NUM_PAIRS, k) * 0.25**k * 0.75 ** (NUM_PAIRS - k) for k in range(7, NUM_PAIRS + 1))
+    assert row.p_guessing == pytest.approx(tail)
+    assert f"guessing gets as many pairs right with p = {tail:.2g}" in done.stdout
     assert report.stand_in
     assert again.stdout.splitlines()[:4] == done.stdout.splitlines()[:4]
 
@@ -151,6 +156,7 @@ def test_failed_requests_are_no_answers(mmvp: Benchmark, tmp_path: Path) -> None
     assert f"pairs right 100.0% ({NUM_PAIRS - 1}/{NUM_PAIRS - 1}" in lenient.stdout
     (row,) = report_of(tmp_path / "out").scores
     assert (row.num_failed, row.num_unread) == (1, 0)
+    assert row.p_guessing == pytest.approx(0.25 ** (NUM_PAIRS - 1)), "over the pairs that have a verdict"
 
 
 def test_too_many_failures_end_the_run(mmvp: Benchmark, tmp_path: Path) -> None:

@@ -72,6 +72,7 @@ def example_evaluation(*, hostile: bool = False, num_hard: int = 30) -> Evaluati
                 num_unread=3,
                 num_failed=1,
                 rules={"letter": 250, "option text": 17},
+                p_guessing=0.0007 if share.k > 60 else 0.0213,
             )
             for name, share in zip(names[:2], pairs[:2], strict=True)
         ],
@@ -91,7 +92,7 @@ def example_evaluation(*, hostile: bool = False, num_hard: int = 30) -> Evaluati
             for pattern, row in zip(PATTERNS, cells, strict=True)
         ],
         chance=[
-            ChanceLine(name="guessing", pairs=0.25, questions=0.5),
+            ChanceLine(name="guessing", pairs=0.25, questions=0.5, pairs_low=0.178, pairs_high=0.326),
             ChanceLine(name="always (a)", pairs=0.0, questions=0.5),
         ],
         people=Share.of(129, 135),
@@ -223,6 +224,8 @@ def test_the_page_shows_its_numbers() -> None:
         assert f"{row.pairs.k}/{row.pairs.n}" in text
         assert f"{row.questions.k}/{row.questions.n}" in text
         assert "another verdict: 50, 140" in text
+        assert row.p_guessing is not None and f"{max(row.p_guessing, 0.001):.3f}" in text
+    assert "17.8" in text and "32.6" in text
     others = page.by_id("other-readings-table")["text"]
     for one in report.other_readings:
         assert one.reading in others
