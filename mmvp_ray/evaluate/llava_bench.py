@@ -76,6 +76,8 @@ class CategoryScore:
         low, high: Bounds (95 %) by drawing questions anew.
         model, reference: The means, 1..10; over both orders where both were asked.
         num_judged, num_failed: Questions with a score, and without one. Those are left out of both means.
+        as_released: What LLaVA's scripts print of the same reviews, the reference first: -1 and -1 are averaged in for one that they cannot
+            read. None without a review.
     """
 
     category: str
@@ -86,6 +88,7 @@ class CategoryScore:
     reference: float | None
     num_judged: int
     num_failed: int
+    as_released: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -205,6 +208,7 @@ def score_bench(
     judged: Sequence[Judged],
     failed: Mapping[str, str],
     *,
+    reviews: Mapping[str, str] | None = None,
     num_resamples: int = 10_000,
     seed: int = 0,
 ) -> BenchScores:
@@ -216,6 +220,7 @@ def score_bench(
         judged: Scores; one or two orders of a question.
         failed: Question key -> why it has no score: the model's or the judge's request failed, or the review could not be read. A question
             of which any order failed counts as failed.
+        reviews: Question key -> the judge's words with the reference first, for what LLaVA's scripts would print; without them it is None.
         num_resamples: Of the bounds.
         seed: Of the draws.
 
@@ -249,7 +254,9 @@ def score_bench(
         judge=judge,
         orders=orders,
         categories=tuple(
-            _category(name, [q for q in questions if name in ("all", q.category)], counted, num_resamples, seed)
+            _category(
+                name, [q for q in questions if name in ("all", q.category)], counted, reviews, num_resamples, seed
+            )
             for name in names
         ),
         failed=dict(failed),
@@ -261,11 +268,13 @@ def _category(
     name: str,
     questions: Sequence[BenchQuestion],
     counted: Mapping[str, Sequence[Judged]],
+    reviews: Mapping[str, str] | None,
     num_resamples: int,
     seed: int,
 ) -> CategoryScore:
     mine = [counted[question.key] for question in questions if question.key in counted]
     num_failed = len(questions) - len(mine)
+    as_released = _as_released([reviews[one.key] for one in questions if one.key in reviews]) if reviews else None
     if not mine:
         return CategoryScore(
             category=name,
@@ -276,6 +285,7 @@ def _category(
             reference=None,
             num_judged=0,
             num_failed=num_failed,
+            as_released=as_released,
         )
     means_Q2 = np.asarray([[np.mean([s.model for s in both]), np.mean([s.reference for s in both])] for both in mine])
     drawn_RQ = np.random.default_rng(seed).multinomial(len(mine), np.full(len(mine), 1 / len(mine)), size=num_resamples)
@@ -291,7 +301,16 @@ def _category(
         reference=float(reference),
         num_judged=len(mine),
         num_failed=num_failed,
+        as_released=as_released,
     )
+
+
+def _as_released(reviews: Sequence[str]) -> float | None:
+    """LLaVA's eval/summarize_gpt_review.py: the ratio of the columns' means, whatever they were read as."""
+    if not reviews:
+        return None
+    reference, model = np.mean([parse_scores_official(review) for review in reviews], axis=0).tolist()
+    return float(model / reference * 100) if reference else None
 
 
 def _rows(uri: str) -> dict[str, dict[str, object]]:

@@ -118,6 +118,7 @@ def run_llava_bench(
             answers[reply.key] = reply.text
     orders = ORDERS if config.both_orders else ORDERS[:1]
     judged: list[Judged] = []
+    said: dict[str, str] = {}
     reviews = [
         _review(config, question, answers[question.key], contexts[question.image], order)
         for question in questions
@@ -126,6 +127,8 @@ def run_llava_bench(
     ]
     for reply in _asked(config, judge_folder("reviews", judge), reviews, judge, on_reply, 1.0):
         key, _, order = reply.key.rpartition("/")
+        if reply.text is not None and order == ORDERS[0]:
+            said[key] = reply.text
         scores = None if reply.text is None else parse_scores(reply.text)
         if scores is None:
             failed[key] = (
@@ -134,7 +137,7 @@ def run_llava_bench(
             continue
         reference, model = scores if order == ORDERS[0] else scores[::-1]
         judged.append(Judged(key=key, order=order, reference=reference, model=model))
-    found = score_bench(config.judge, questions, judged, failed)
+    found = score_bench(config.judge, questions, judged, failed, reviews=said)
     plain = {
         "format_version": 1,
         "config": configs.to_mapping(config),
@@ -177,7 +180,10 @@ def bench_lines(found: BenchScores) -> list[str]:
     lines = [f"  judged by {found.judge}, {' and '.join(found.orders) or 'nothing judged'}"]
     for one in found.categories:
         said = "none" if one.relative is None else f"{one.relative:.1f} ({one.low:.1f} to {one.high:.1f})"
-        lines.append(f"  {one.category:<10} relative score {said}, {one.num_judged} judged, {one.num_failed} failed")
+        released = "" if one.as_released is None else f"; {one.as_released:.1f} as LLaVA's scripts count"
+        lines.append(
+            f"  {one.category:<10} relative score {said}, {one.num_judged} judged, {one.num_failed} failed{released}"
+        )
     if found.order_gap is not None:
         lines.append(f"  the judge gives the model {found.order_gap:+.2f} points when it is shown first")
     return lines
@@ -213,4 +219,5 @@ def _row(model: str, found: BenchScores, at: int) -> Mapping[str, Any]:
         "low": one.low,
         "high": one.high,
         "num_failed": one.num_failed,
+        "as_released": one.as_released,
     }

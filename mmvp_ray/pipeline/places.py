@@ -59,22 +59,6 @@ def seen_ids(store: Store, pieces: Sequence[PieceRef]) -> Iterator[tuple[int, li
             yield waiting[0], list(waiting[1])
 
 
-def count_places(store: Store, pieces: Sequence[PieceRef], keys: NDArray[np.bytes_]) -> NDArray[np.int64]:
-    """In how many places of `pieces` each image was seen.
-
-    Args:
-        store: Holds the images tables.
-        pieces: Committed pieces.
-        keys: Sorted, distinct ids (as store.id_keys gives).
-    """
-    counts = np.zeros(len(keys), dtype=np.int64)
-    index = IdIndex(keys)
-    for _, parts in seen_ids(store, pieces) if len(keys) else ():
-        at = index.find(np.concatenate(parts))
-        counts += np.bincount(at[at >= 0], minlength=len(keys))
-    return counts
-
-
 def find_places(
     store: Store, pieces: Sequence[PieceRef], wanted: Iterable[bytes], *, copies: CopyGroups | None = None
 ) -> Places:

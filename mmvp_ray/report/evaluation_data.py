@@ -195,7 +195,7 @@ class PopeRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LlavaBenchRow:
-    """LLaVA-Bench: the judge's mean score of the model relative to the reference's, in percent."""
+    """LLaVA-Bench: the judge's mean score of the model relative to the reference's, in percent; ``as_released`` as LLaVA's scripts count."""
 
     model: str
     category: str
@@ -205,6 +205,7 @@ class LlavaBenchRow:
     low: float | None
     high: float | None
     num_failed: int
+    as_released: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

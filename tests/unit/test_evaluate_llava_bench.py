@@ -97,6 +97,19 @@ def given_scores(rows, order="reference_first"):
     ]
 
 
+def test_what_the_released_scripts_print_stands_beside():
+    questions = bench(["conv", "conv", "detail"])
+    reviews = {"0": "8 6\nx", "1": "8, 9", "2": "10 5"}
+    judged = given_scores([(8, 6), (8, 9), (10, 5)])
+    found = score_bench("j", questions, judged, {}, reviews=reviews)
+    # Over all: (6 - 1 + 5) / (8 - 1 + 10); conv: (6 - 1) / (8 - 1).
+    assert [one.as_released for one in found.categories] == pytest.approx([1000 / 17, 500 / 7, 50.0])
+    assert found.categories[0].relative == pytest.approx(2000 / 26)
+    some = score_bench("j", questions, judged[:2], {"2": "no review"}, reviews={"1": "8, 9"})
+    assert [one.as_released for one in some.categories] == [100.0, 100.0, None], "-1 over -1"
+    assert {one.as_released for one in score_bench("j", questions, judged, {}).categories} == {None}
+
+
 def test_relative_score_is_the_ratio_of_means_and_failures_are_left_out_and_seen():
     questions = bench(["conv", "conv", "detail", "complex"])
     judged = given_scores([(8, 6), (10, 9), (9, 9)])

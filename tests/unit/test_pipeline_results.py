@@ -21,7 +21,7 @@ from mmvp_ray.schema import BLIND_PAIRS
 from mmvp_ray.search import PairBatch, PieceRef
 from mmvp_ray.sources.piece import Piece, Reject, Shard
 from mmvp_ray.storage import read_json
-from mmvp_ray.store import Store, commit_embeddings, commit_images, id_keys, key_bytes, open_store, read_table
+from mmvp_ray.store import Store, commit_embeddings, commit_images, id_keys, open_store, read_table
 
 RULE = settle_rule(RuleConfig(), RandomSample(cos_near_P=np.empty(0), cos_far_P=np.empty(0)))
 IDS = np.random.default_rng(0).integers(0, 256, (60, 16), dtype=np.uint8)
@@ -101,9 +101,6 @@ def test_places_are_the_first_ones_and_all_are_counted(made: Made) -> None:
         assert told["caption"] == f"{number}/{place}"
     firsts = places.first_places(store, pieces, [IDS[row].tobytes() for row in wanted])
     assert firsts == {IDS[row].tobytes(): (first[row][0], found.rows[IDS[row].tobytes()]) for row in wanted}
-    keys = np.unique(id_keys(IDS[wanted]))
-    by_key = places.count_places(store, pieces, keys)
-    assert dict(zip(key_bytes(keys), by_key.tolist(), strict=True)) == dict(found.counts)
 
 
 def test_the_places_of_near_copies_count_for_the_image_that_stands_for_them(made: Made, tmp_path: Path) -> None:
@@ -134,7 +131,6 @@ def test_an_image_in_no_table(made: Made) -> None:
     with pytest.raises(DataError, match=gone.hex()):
         places.find_places(store, pieces, [here, gone])
     assert set(places.first_places(store, pieces, [here, gone])) == {here}
-    assert places.count_places(store, pieces, id_keys(IDS[55:56])).tolist() == [0]
     assert places.find_places(store, pieces, []).rows == {}
 
 

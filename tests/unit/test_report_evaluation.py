@@ -188,6 +188,7 @@ def example_evaluation(*, hostile: bool = False, num_hard: int = 30) -> Evaluati
                 low=79.0,
                 high=86.1,
                 num_failed=2,
+                as_released=79.4,
             ),
             LlavaBenchRow(
                 model=names[1],
@@ -231,6 +232,7 @@ def test_the_page_shows_its_numbers() -> None:
         assert one.reading in others
         assert f"{one.pairs.k}/{one.pairs.n}" in others and f"{one.questions.k}/{one.questions.n}" in others
     assert "24.7" in page.by_id("published-table")["text"]
+    assert "79.4" in page.by_id("llava-bench-table")["text"]
     assert "4 : 17" in page.by_id("duel-table")["text"]
     assert "17 : 4" in page.by_id("duel-table")["text"]
     assert "undefined" in page.by_id("correlation-table")["text"]
