@@ -132,7 +132,12 @@ def compose_report(
         )
         for one in material.mllms
     ]
-    warnings += [f"{run.model}: no headline, {run.headline_refused}" for run in runs if run.headline_refused]
+    warnings += [
+        f"{run.model}: no headline, {run.headline_refused}; with any answers to those, pairs right lie between "
+        f"{run.pair_bounds[0]:.1%} and {run.pair_bounds[1]:.1%}"
+        for run in runs
+        if run.headline_refused
+    ]
     warnings += [
         f"{one.model}: {one.num_unjudged:,} answers have no verdict by the judge and count as unread; look into OUT/judge-*"
         for one in material.mllms

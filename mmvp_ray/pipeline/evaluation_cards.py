@@ -9,7 +9,7 @@ from mmvp_ray.benchmark.benchmark import AS_FOUND, Benchmark
 from mmvp_ray.benchmark.items import Question, pairs_of
 from mmvp_ray.benchmark.keys import available_keys, published_key, with_key
 from mmvp_ray.evaluate.baselines import baselines, chance_of_at_least
-from mmvp_ray.evaluate.contrasts import check_blind, compare_swapped
+from mmvp_ray.evaluate.contrasts import BlindCheck, SwapConsistency, check_blind, compare_swapped
 from mmvp_ray.evaluate.correlation import correlate
 from mmvp_ray.evaluate.mcnemar import compare_runs
 from mmvp_ray.evaluate.mllm import BLIND, PLAIN, SWAPPED
@@ -19,6 +19,7 @@ from mmvp_ray.evaluate.paper_tables import paper_tables
 from mmvp_ray.evaluate.rates import Rate
 from mmvp_ray.evaluate.scores import RunScores, score_run
 from mmvp_ray.report.evaluation_data import (
+    BlindCard,
     ChanceLine,
     ClaimCard,
     CorrelationCard,
@@ -29,13 +30,14 @@ from mmvp_ray.report.evaluation_data import (
     PublishedScore,
     ScoreRow,
     Share,
+    SwapCard,
 )
 
 MIN_PATTERNS_TO_CORRELATE = 3
 
 
-def _share(rate: Rate | None, num: int) -> Share:
-    """A rate as the report shows it; nothing of `num` where there is no headline."""
+def _share(rate: Rate | None) -> Share:
+    """A rate as the report shows it; nothing of nothing where there is no headline."""
     if rate is None:
         return Share(k=0, n=0, low=0.0, high=1.0)
     return Share(k=rate.num_right, n=rate.num_total, low=rate.low, high=rate.high)
@@ -55,24 +57,46 @@ def score_row(run: RunScores, found: MllmResult, benchmark: Benchmark, questions
             answer_key=keys[0],
             allow_incomplete=True,
         )
-        other = _share(again.pair_accuracy, again.num_pairs)
+        other = _share(again.pair_accuracy)
         changed = [
             one.pair_id for one, same in zip(run.pairs, again.pairs, strict=True) if one.is_right != same.is_right
         ]
-    same = compare_swapped(questions, found.by_variant[PLAIN], swapped).same_option if swapped is not None else None
-    without = check_blind(questions, blind).pairs_right if blind is not None else None
+    turned = compare_swapped(questions, found.by_variant[PLAIN], swapped) if swapped is not None else None
+    without = check_blind(questions, blind) if blind is not None else None
     return ScoreRow(
         model=run.model,
-        pairs=_share(run.pair_accuracy, run.num_pairs),
-        questions=_share(run.question_accuracy, run.num_questions),
+        pairs=_share(run.pair_accuracy),
+        questions=_share(run.question_accuracy),
         pairs_other_key=other,
         changed_pairs=changed,
-        swapped=None if same is None else _share(same, same.num_total),
-        blind=None if without is None else _share(without, without.num_total),
+        swapped=None if turned is None else _share(turned.same_option),
+        blind=None if without is None else _share(without.pairs_right),
         num_unread=run.num_unparsed,
         num_failed=run.num_failed,
         rules=dict(run.rules),
         p_guessing=_p_guessing(run, questions),
+        swap=None if turned is None else _swap_card(turned),
+        no_image=None if without is None else _blind_card(without),
+    )
+
+
+def _swap_card(found: SwapConsistency) -> SwapCard:
+    return SwapCard(
+        pairs_in_both=_share(found.pairs_right_in_both),
+        first_shown=_share(found.first_shown),
+        first_shown_swapped=_share(found.first_shown_swapped),
+        always_first=found.always_first,
+        always_last=found.always_last,
+        num_unread=found.num_unread,
+    )
+
+
+def _blind_card(found: BlindCheck) -> BlindCard:
+    return BlindCard(
+        num_same_text=found.num_same_text,
+        same_answer=_share(found.same_answer),
+        other_pairs=_share(found.other_pairs_right),
+        unread=_share(found.refused_or_unread),
     )
 
 
@@ -98,8 +122,8 @@ def other_readings(
             OtherReading(
                 model=found.model,
                 reading=reading,
-                pairs=_share(run.pair_accuracy, run.num_pairs),
-                questions=_share(run.question_accuracy, run.num_questions),
+                pairs=_share(run.pair_accuracy),
+                questions=_share(run.question_accuracy),
                 num_unread=run.rules.get(SAID_NEITHER, 0) if is_grader else run.num_unparsed,
                 num_failed=run.num_failed,
             )

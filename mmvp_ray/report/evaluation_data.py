@@ -44,6 +44,37 @@ class ModelCard:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SwapCard:
+    """The same questions with the options last first.
+
+    ``pairs_in_both`` are right in both orders. ``first_shown`` and ``first_shown_swapped`` are answers that name the option shown first, in
+    the one order and in the other; ``always_first`` and ``always_last`` count questions of which a position was taken whatever stood there.
+    ``num_unread`` questions have no option read in one of the runs.
+    """
+
+    pairs_in_both: Share
+    first_shown: Share
+    first_shown_swapped: Share
+    always_first: int
+    always_last: int
+    num_unread: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BlindCard:
+    """The same questions without their images.
+
+    Where both questions of a pair are the same text, answering alike gets one of two right whatever the text gives away: ``same_answer`` is of
+    those ``num_same_text`` pairs, ``other_pairs`` right ones of the others, which alone can be solved blind. ``unread`` replies name no option.
+    """
+
+    num_same_text: int
+    same_answer: Share
+    other_pairs: Share
+    unread: Share
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ScoreRow:
     """The scores of one model.
 
@@ -51,7 +82,8 @@ class ScoreRow:
     over pairs. ``pairs_other_key`` is the same under the other answer key, ``changed_pairs`` the ids of the pairs that
     are right with one key and not with the other, ``swapped`` the questions that are answered alike with the
     options in the other order, ``blind`` the pairs that are right without the images. ``rules`` counts answers by the rule that read them.
-    ``p_guessing`` is the chance that guessing gets at least as many of the same pairs right; None without a headline.
+    ``p_guessing`` is the chance that guessing gets at least as many of the same pairs right; None without a headline. ``swap`` and ``no_image``
+    have more of ``swapped`` and ``blind``.
     """
 
     model: str
@@ -65,6 +97,8 @@ class ScoreRow:
     num_failed: int = 0
     rules: dict[str, int] = field(default_factory=dict)
     p_guessing: float | None = None
+    swap: SwapCard | None = None
+    no_image: BlindCard | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -152,6 +152,7 @@ def test_failed_requests_are_no_answers(mmvp: Benchmark, tmp_path: Path) -> None
     with ScriptedServer(script) as server:
         strict = mllm(server, mmvp, tmp_path / "out")
         assert "no headline, 1 of 18 pairs have a failed or missing request" in strict.stdout
+        assert "pairs right lie between 94.4% and 100.0%" in strict.stdout
         lenient = mllm(server, mmvp, tmp_path / "out", "--allow-incomplete")
     assert f"pairs right 100.0% ({NUM_PAIRS - 1}/{NUM_PAIRS - 1}" in lenient.stdout
     (row,) = report_of(tmp_path / "out").scores
@@ -215,6 +216,30 @@ def test_a_judge_that_does_not_judge_is_told(mmvp: Benchmark, tmp_path: Path) ->
         assert "no verdict" not in good.stdout
         assert report_of(tmp_path / "out").scores[0].rules["judge"] == num_unread
         assert sum(bool(asked.images) for asked in server.requests) == num_asked, "the model is asked once"
+
+
+def test_a_model_that_takes_what_stands_first_is_seen_through(mmvp: Benchmark, tmp_path: Path) -> None:
+    num_images = 0
+
+    def script(asked: Asked) -> str:
+        nonlocal num_images
+        num_images += len(asked.images)
+        return "(a)" if asked.images else "I see no image."
+
+    with ScriptedServer(script) as server:
+        mllm(server, mmvp, tmp_path / "out", "--swap", "--blind")
+    assert num_images == 4 * NUM_PAIRS, "plain and swapped alone"
+    report = report_of(tmp_path / "out")
+    (row,) = report.scores
+    assert row.swap is not None and row.no_image is not None
+    num = 2 * NUM_PAIRS
+    assert (row.swap.first_shown.k, row.swap.first_shown_swapped.k, row.swap.always_first) == (num, num, num)
+    assert (row.swap.always_last, row.swap.num_unread, row.swap.pairs_in_both.k) == (0, 0, 0)
+    assert row.swapped is not None and row.swapped.k == 0
+    assert (row.no_image.unread.k, row.no_image.unread.n) == (num, num)
+    assert row.no_image.other_pairs.n == row.no_image.same_answer.n == 0, "nothing was read"
+    page = (tmp_path / "out/report.html").read_text()
+    assert 'id="swap-table"' in page and 'id="blind-table"' in page
 
 
 def test_the_released_grader_counts_the_same_answers_beside_the_headline(mmvp: Benchmark, tmp_path: Path) -> None:

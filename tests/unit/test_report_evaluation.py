@@ -13,6 +13,7 @@ import pytest
 from mmvp_ray.errors import DataError
 from mmvp_ray.miniature.patterns import PATTERNS
 from mmvp_ray.report.evaluation_data import (
+    BlindCard,
     ChanceLine,
     ClaimCard,
     CorrelationCard,
@@ -28,6 +29,7 @@ from mmvp_ray.report.evaluation_data import (
     PublishedScore,
     ScoreRow,
     Share,
+    SwapCard,
 )
 from mmvp_ray.report.evaluation_figures import forest_svg, radar_svg, scatter_svg
 from mmvp_ray.report.evaluation_html import MAX_HARD_PAIRS, render_evaluation_html
@@ -73,6 +75,20 @@ def example_evaluation(*, hostile: bool = False, num_hard: int = 30) -> Evaluati
                 num_failed=1,
                 rules={"letter": 250, "option text": 17},
                 p_guessing=0.0007 if share.k > 60 else 0.0213,
+                swap=SwapCard(
+                    pairs_in_both=Share.of(share.k - 4, 135),
+                    first_shown=Share.of(181, 260),
+                    first_shown_swapped=Share.of(77, 260),
+                    always_first=38,
+                    always_last=6,
+                    num_unread=10,
+                ),
+                no_image=BlindCard(
+                    num_same_text=100,
+                    same_answer=Share.of(88, 99),
+                    other_pairs=Share.of(12, 34),
+                    unread=Share.of(5, 269),
+                ),
             )
             for name, share in zip(names[:2], pairs[:2], strict=True)
         ],
@@ -227,6 +243,11 @@ def test_the_page_shows_its_numbers() -> None:
         assert "another verdict: 50, 140" in text
         assert row.p_guessing is not None and f"{max(row.p_guessing, 0.001):.3f}" in text
     assert "17.8" in text and "32.6" in text
+    swap, blind = page.by_id("swap-table")["text"], page.by_id("blind-table")["text"]
+    for row in report.scores:
+        assert f"{row.pairs.k - 4}/135" in swap
+    assert all(shown in swap for shown in ("200/270", "181/260", "77/260", "38", "6"))
+    assert all(shown in blind for shown in ("12/135", "88/99", "12/34", "5/269"))
     others = page.by_id("other-readings-table")["text"]
     for one in report.other_readings:
         assert one.reading in others
