@@ -217,6 +217,10 @@ def correlations(runs: Sequence[RunScores], encoders: Sequence[Mapping[str, Any]
                     spearman_low=spearman.low,
                     spearman_high=spearman.high,
                     spearman_p=spearman.p,
+                    pearson_drawn_low=pearson.bootstrap_low,
+                    pearson_drawn_high=pearson.bootstrap_high,
+                    spearman_drawn_low=spearman.bootstrap_low,
+                    spearman_drawn_high=spearman.bootstrap_high,
                 )
             )
     return cards

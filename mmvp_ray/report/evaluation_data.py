@@ -153,7 +153,10 @@ class Duel:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CorrelationCard:
-    """Scores of two models over the visual patterns; a coefficient is None where one of them never varies."""
+    """Scores of two models over the visual patterns; a coefficient is None where one of them never varies.
+
+    ``_low`` and ``_high`` are Fisher's bounds, ``_drawn_low`` and ``_drawn_high`` percentiles over points drawn anew.
+    """
 
     x: str
     y: str
@@ -168,6 +171,10 @@ class CorrelationCard:
     spearman_low: float | None
     spearman_high: float | None
     spearman_p: float | None
+    pearson_drawn_low: float | None = None
+    pearson_drawn_high: float | None = None
+    spearman_drawn_low: float | None = None
+    spearman_drawn_high: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

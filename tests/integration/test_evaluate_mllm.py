@@ -385,7 +385,9 @@ def test_patterns_are_voted_on_and_used_in_one_report(
     assert report.people is not None
     assert (report.people.k, report.people.n) == (17, 18)
     assert len(report.correlations) == 2
-    assert report.correlations[0].pearson is not None
+    first = report.correlations[0]
+    assert first.pearson is not None and first.pearson_drawn_low is not None and first.pearson_drawn_high is not None
+    assert first.pearson_drawn_low <= first.pearson_drawn_high
     assert report.hard_pairs[0].num_right == 0
     assert report.hard_pairs[-1].num_right == 2
     page = (tmp_path / "report/report.html").read_text()

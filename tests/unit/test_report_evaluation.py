@@ -129,6 +129,8 @@ def example_evaluation(*, hostile: bool = False, num_hard: int = 30) -> Evaluati
                 spearman_low=None,
                 spearman_high=None,
                 spearman_p=None,
+                pearson_drawn_low=-0.21,
+                pearson_drawn_high=0.88,
             ),
             CorrelationCard(
                 x=names[2],
@@ -257,6 +259,8 @@ def test_the_page_shows_its_numbers() -> None:
     assert "4 : 17" in page.by_id("duel-table")["text"]
     assert "17 : 4" in page.by_id("duel-table")["text"]
     assert "undefined" in page.by_id("correlation-table")["text"]
+    assert "0.09 to 0.93" in page.by_id("correlation-table")["text"]
+    assert "drawn anew -0.21 to 0.88" in page.by_id("correlation-table")["text"]
     assert len(page.classed("pair")) == MAX_HARD_PAIRS
 
 
