@@ -14,7 +14,7 @@ from mmvp_ray.annotate.balance import Balance, balance
 from mmvp_ray.annotate.collecting import Collected, CollectedPair, Kind, collect_pairs
 from mmvp_ray.annotate.workspace import open_workspace, record
 from mmvp_ray.benchmark.benchmark import Benchmark, collect
-from mmvp_ray.benchmark.export import FORMS, IMAGE_MODES, export_benchmark, refuse_existing
+from mmvp_ray.benchmark.export import FORMS, IMAGE_MODES, LAST_FILES, export_benchmark, refuse_existing
 from mmvp_ray.benchmark.huggingface import export_huggingface
 from mmvp_ray.benchmark.patterns import PATTERNS
 from mmvp_ray.errors import ConfigError, DataError
@@ -24,6 +24,8 @@ STATEMENT_FORMS: Final = ("table", "huggingface", "mmvp_vlm")
 OWN_TEXTS_LICENSE: Final = "other"
 FORMS_WITHOUT_PROVENANCE: Final = ("mmvp", "mmvp_vlm", "lmms_eval", "vlmevalkit")
 PROVENANCE_FILE: Final = "provenance.csv"
+FORMS_BY_NAME: Final = ("lmms_eval", "vlmevalkit")
+"""A folder may hold several of these, each by its name."""
 FORMULA_STARTS: Final = tuple("=+-@")
 SURPLUS, USED_UP = "pattern is full", "image is used already"
 
@@ -164,7 +166,16 @@ def _write_provenance(config: ExportConfig, found: Benchmark) -> None:
         # A cell that begins like a formula is one to a spreadsheet; texts of strangers are none.
         cells = [item.pair_id, item.item, item.text, *(item.provenance.get(name, "") for name in names)]
         writer.writerow([f"'{cell}" if cell[:1] in FORMULA_STARTS and not _is_number(cell) else cell for cell in cells])
-    storage.write_bytes(storage.join(storage.normalise(config.out), PROVENANCE_FILE), out.getvalue().encode())
+    storage.write_bytes(
+        storage.join(storage.normalise(config.out), _provenance_name(config, found)), out.getvalue().encode()
+    )
+
+
+def _provenance_name(config: ExportConfig, found: Benchmark) -> str:
+    if config.form not in FORMS_BY_NAME:
+        return PROVENANCE_FILE
+    (last,) = LAST_FILES[config.form](found)
+    return f"{last}.{PROVENANCE_FILE}"
 
 
 def _is_number(cell: str) -> bool:

@@ -305,6 +305,17 @@ def test_nothing_is_written_over_and_what_failed_is_no_export(workspace: Workspa
     assert len(exported_events(workspace)) == 1
 
 
+@pytest.mark.parametrize("form", ["lmms_eval", "vlmevalkit"])
+def test_several_in_one_folder_keep_their_own_provenance(workspace: Workspace, tmp_path: Path, form: str):
+    export(configured(workspace, tmp_path, form=form, name="first", per_pattern=1))
+    before = {path: data for path, data in files_in(tmp_path / "out").items() if "first" in path.name}
+    assert sum("provenance" in path.name for path in before) == 1
+    export(configured(workspace, tmp_path, form=form, name="second"))
+    after = files_in(tmp_path / "out")
+    assert {path: after[path] for path in before} == before
+    assert sum("provenance" in path.name for path in after) == 2
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_an_export_that_was_killed_behind_any_write_is_made_whole_by_the_next(
     workspace: Workspace, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
@@ -313,7 +324,7 @@ def test_an_export_that_was_killed_behind_any_write_is_made_whole_by_the_next(
     whole = tmp_path / "whole"
     export(configured(workspace, tmp_path, form=form, out=str(whole)))
     expected = files_in(whole)
-    assert (Path("provenance.csv") in expected) == (form in FORMS_WITHOUT_PROVENANCE)
+    assert any(path.name.endswith("provenance.csv") for path in expected) == (form in FORMS_WITHOUT_PROVENANCE)
     left = 0
 
     def killed_behind(write: Callable[..., object]) -> Callable[..., object]:
