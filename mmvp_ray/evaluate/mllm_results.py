@@ -33,7 +33,7 @@ class MllmResult:
         by_variant: Variant -> question key -> answer.
         config: Of the run.
         num_unjudged, others: As in `Answers`.
-        told_key: The answer key that the released grader was told, if it was asked.
+        told_fingerprint: Of the benchmark with the answers that the released grader was told, if it was asked.
     """
 
     model: str
@@ -48,7 +48,7 @@ class MllmResult:
     config: Mapping[str, Any]
     num_unjudged: int = 0
     others: Mapping[str, Mapping[str, Answer]] = field(default_factory=dict)
-    told_key: str = ""
+    told_fingerprint: str = ""
 
 
 def result_of(config: MllmConfig, answers: Answers) -> MllmResult:
@@ -67,7 +67,7 @@ def result_of(config: MllmConfig, answers: Answers) -> MllmResult:
         config=configs.to_mapping(config),
         num_unjudged=answers.num_unjudged,
         others=answers.others,
-        told_key=benchmark.key if RELEASED_GRADER in answers.others else "",
+        told_fingerprint=benchmark.fingerprint if RELEASED_GRADER in answers.others else "",
     )
 
 

@@ -144,9 +144,9 @@ def compose_report(
         if one.num_unjudged
     ]
     warnings += [
-        f"{one.model}: the released grader was told the answer key {one.told_key}, so that its verdicts are not shown with {benchmark.key}"
+        f"{one.model}: the released grader was told other answers than those of the key {benchmark.key}; its verdicts are not shown"
         for one in material.mllms
-        if benchmark is not None and one.told_key not in ("", benchmark.key)
+        if benchmark is not None and one.told_fingerprint not in ("", benchmark.fingerprint)
     ]
     encoders = [(found, one) for found in material.encoders for one in found["encoders"]]
     warnings += [note for found in material.encoders for note in found["notes"]]

@@ -111,11 +111,11 @@ def _p_guessing(run: RunScores, questions: Sequence[Question]) -> float | None:
 def other_readings(
     found: MllmResult, benchmark: Benchmark, questions: Sequence[Question], *, allow_incomplete: bool
 ) -> list[OtherReading]:
-    """The same answers as others would have read them; the released grader's verdicts only with the key that it was told."""
+    """The same answers as others would have read them; the released grader's verdicts only with the answers that it was told."""
     rows = []
     for reading, answers in found.others.items():
         is_grader = reading == RELEASED_GRADER
-        if is_grader and found.told_key != benchmark.key:
+        if is_grader and found.told_fingerprint != benchmark.fingerprint:
             continue
         run = score_run(found.model, questions, answers, answer_key=benchmark.key, allow_incomplete=allow_incomplete)
         rows.append(

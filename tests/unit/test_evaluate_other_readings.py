@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mmvp_ray.benchmark.benchmark import Benchmark, collect
+from mmvp_ray.benchmark.benchmark import Benchmark, collect, with_answers
 from mmvp_ray.benchmark.items import Question
 from mmvp_ray.errors import DataError
 from mmvp_ray.evaluate.compat_parsers import PARSERS
@@ -21,6 +21,7 @@ from mmvp_ray.evaluate.other_readings import RELEASED_GRADER, SAID_NEITHER, SAID
 from mmvp_ray.evaluate.parsing import Parsed
 from mmvp_ray.evaluate.responder import Ask, Reply
 from mmvp_ray.evaluate.scores import Failed
+from mmvp_ray.pipeline.evaluation import compose_report
 from mmvp_ray.pipeline.evaluation_cards import other_readings
 from mmvp_ray.report.evaluation_data import OtherReading, Share
 from tests.conftest import jpeg
@@ -130,7 +131,7 @@ def test_the_released_grader_is_asked_to_the_letter(benchmark: Benchmark, tmp_pa
     # What was written is read again, and shown with the key that the grader was told alone.
     write_result(str(tmp_path), result_of(config, answers))
     found = read_result(str(tmp_path))
-    assert found.others == answers.others and found.told_key == benchmark.key
+    assert found.others == answers.others and found.told_fingerprint == benchmark.fingerprint
     questions = list(benchmark.questions)
     row = other_readings(found, benchmark, questions, allow_incomplete=True)[-1]
     # Yes was said of 1, 7 and 8; 0, 5 failed, and 3, 6, 10 are neither: pairs 0 and 2 have no verdict.
@@ -143,9 +144,11 @@ def test_the_released_grader_is_asked_to_the_letter(benchmark: Benchmark, tmp_pa
         num_failed=2,
     )
     assert (row.questions.k, row.questions.n) == (2, 8)
-    other = dataclasses.replace(benchmark, key="mine")
-    shown = other_readings(found, other, questions, allow_incomplete=True)
-    assert {one.reading for one in shown} == set(PARSERS)
+    other = with_answers(benchmark, {benchmark.questions[0].key: 1}, key=benchmark.key)
+    for told, warns in ((benchmark, False), (other, True)):
+        report, _ = compose_report([str(tmp_path)], title="t", benchmark=told, allow_incomplete=True)
+        assert {one.reading for one in report.other_readings} == {*PARSERS, *([] if warns else [RELEASED_GRADER])}
+        assert any("released grader was told other answers" in text for text in report.warnings) == warns
 
 
 def test_the_same_run_again_asks_the_grader_nothing_but_what_failed_and_another_key_all(
@@ -178,7 +181,7 @@ def test_results_from_before_have_no_other_readings(benchmark: Benchmark, tmp_pa
     config, answers = asked(benchmark, tmp_path, Scripted("model", lambda ask: "(a)"), compat="none")
     uri = Path(write_result(str(tmp_path), result_of(config, answers)))
     found = json.loads(uri.read_text())
-    del found["others"], found["told_key"]
+    del found["others"], found["told_fingerprint"]
     uri.write_text(json.dumps(found))
     before = read_result(str(tmp_path))
     assert (
