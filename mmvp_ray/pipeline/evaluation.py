@@ -143,6 +143,7 @@ def compose_report(
         for one in material.mllms
         if one.num_unjudged
     ]
+    warnings += _forms_differ(material.mllms)
     warnings += [
         f"{one.model}: the released grader was told other answers than those of the key {benchmark.key}; its verdicts are not shown"
         for one in material.mllms
@@ -210,6 +211,18 @@ def compose_report(
         git_commit=git_commit(),
     )
     return report, _thumbnails(report, questions)
+
+
+def _forms_differ(mllms: Sequence[MllmResult]) -> list[str]:
+    """A note if not all models read their questions in the same words."""
+    models: dict[str, list[str]] = {}
+    for one in mllms:
+        form = one.form if one.labels is None else f"{one.form} with {one.labels}"
+        models.setdefault(form, []).append(one.model)
+    if len(models) < 2:
+        return []
+    shown = "; ".join(f"{form}: {', '.join(names)}" for form, names in models.items())
+    return [f"the models were asked in different forms, which moves scores as models do ({shown})"]
 
 
 def write_report(folder: str, report: EvaluationReport, thumbnails: Mapping[str, bytes]) -> str:

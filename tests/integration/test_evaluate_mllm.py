@@ -334,6 +334,19 @@ def two_models(mmvp: Benchmark, tmp_path_factory: pytest.TempPathFactory) -> tup
     return folder / "weak", folder / "strong"
 
 
+def test_models_that_were_asked_in_different_forms_are_not_compared_in_silence(
+    mmvp: Benchmark, two_models: tuple[Path, Path], tmp_path: Path
+) -> None:
+    with ScriptedServer(lambda asked: "A") as server:
+        mllm(server, mmvp, tmp_path / "other", "--model", "vllm:other", "--form", "lmms_eval")
+    results = ["--results", str(two_models[0]), "--results", str(two_models[1])]
+    alike = run("report", *results, "--out", str(tmp_path / "alike"))
+    assert "different forms" not in alike.stdout
+    mixed = run("report", *results, "--results", str(tmp_path / "other"), "--out", str(tmp_path / "mixed"))
+    assert "different forms" in mixed.stdout
+    assert "(letter: vllm:weak, vllm:strong; lmms_eval: vllm:other)" in mixed.stdout
+
+
 def test_patterns_are_voted_on_and_used_in_one_report(
     mmvp: Benchmark, two_models: tuple[Path, Path], tmp_path: Path
 ) -> None:
