@@ -272,7 +272,7 @@ def _score_lines(report: EvaluationReport) -> list[str]:
 def _correlation_lines(report: EvaluationReport) -> list[str]:
     lines = []
     for card in report.correlations:
-        said = "undefined" if card.pearson is None else f"{card.pearson:.2f}"
+        said = f"undefined, {card.reason}" if card.pearson is None else f"{card.pearson:.2f}"
         bounds = "" if card.pearson_low is None else f" ({card.pearson_low:.2f} to {card.pearson_high:.2f})"
         lines.append(f"  {card.x} / {card.y} over {len(card.patterns)} patterns: Pearson {said}{bounds}")
     return lines

@@ -221,6 +221,7 @@ def correlations(runs: Sequence[RunScores], encoders: Sequence[Mapping[str, Any]
                     pearson_drawn_high=pearson.bootstrap_high,
                     spearman_drawn_low=spearman.bootstrap_low,
                     spearman_drawn_high=spearman.bootstrap_high,
+                    reason=pearson.reason or spearman.reason,
                 )
             )
     return cards

@@ -155,7 +155,7 @@ class Duel:
 class CorrelationCard:
     """Scores of two models over the visual patterns; a coefficient is None where one of them never varies.
 
-    ``_low`` and ``_high`` are Fisher's bounds, ``_drawn_low`` and ``_drawn_high`` percentiles over points drawn anew.
+    ``_low`` and ``_high`` are Fisher's bounds, ``_drawn_low`` and ``_drawn_high`` percentiles over points drawn anew. ``reason`` says why something is None.
     """
 
     x: str
@@ -175,6 +175,7 @@ class CorrelationCard:
     pearson_drawn_high: float | None = None
     spearman_drawn_low: float | None = None
     spearman_drawn_high: float | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

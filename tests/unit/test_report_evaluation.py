@@ -131,6 +131,7 @@ def example_evaluation(*, hostile: bool = False, num_hard: int = 30) -> Evaluati
                 spearman_p=None,
                 pearson_drawn_low=-0.21,
                 pearson_drawn_high=0.88,
+                reason="one side is constant",
             ),
             CorrelationCard(
                 x=names[2],
@@ -258,7 +259,7 @@ def test_the_page_shows_its_numbers() -> None:
     assert "79.4" in page.by_id("llava-bench-table")["text"]
     assert "4 : 17" in page.by_id("duel-table")["text"]
     assert "17 : 4" in page.by_id("duel-table")["text"]
-    assert "undefined" in page.by_id("correlation-table")["text"]
+    assert "undefined: one side is constant" in page.by_id("correlation-table")["text"]
     assert "0.09 to 0.93" in page.by_id("correlation-table")["text"]
     assert "drawn anew -0.21 to 0.88" in page.by_id("correlation-table")["text"]
     assert len(page.classed("pair")) == MAX_HARD_PAIRS
