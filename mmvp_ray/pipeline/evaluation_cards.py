@@ -185,6 +185,10 @@ def duels(runs: Sequence[RunScores]) -> list[Duel]:
             only_second=one.only_b,
             p=one.p,
             p_holm=one.p_holm,
+            difference=one.difference,
+            low=one.low,
+            high=one.high,
+            num_left_out=one.num_left_out,
         )
         for one in compare_runs([run for run in runs if run.pair_accuracy is not None])
     ]

@@ -141,7 +141,11 @@ class ChanceLine:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Duel:
-    """Two models on the same pairs: how many only the one and only the other got right, and McNemar's exact p, also by Holm."""
+    """Two models on the same pairs: how many only the one and only the other got right, and McNemar's exact p, also by Holm.
+
+    ``difference`` is the pair accuracy of the second minus that of the first, -1..1, with its 95 % bounds; ``num_left_out`` pairs have no
+    verdict of one of the two.
+    """
 
     first: str
     second: str
@@ -149,6 +153,10 @@ class Duel:
     only_second: int
     p: float
     p_holm: float
+    difference: float
+    low: float
+    high: float
+    num_left_out: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -75,7 +75,15 @@ def _duel_rows(report: EvaluationReport) -> list[dict[str, Any]]:
     names = list(dict.fromkeys(name for duel in report.duels for name in (duel.first, duel.second)))
     cells: dict[tuple[str, str], dict[str, Any]] = {}
     for duel in report.duels:
-        facts = {"p": duel.p, "p_holm": duel.p_holm, "is_clear": duel.p_holm < SIGNIFICANT}
-        cells[duel.first, duel.second] = {**facts, "ahead": duel.only_first, "behind": duel.only_second}
-        cells[duel.second, duel.first] = {**facts, "ahead": duel.only_second, "behind": duel.only_first}
+        facts = {"p_holm": duel.p_holm, "is_clear": duel.p_holm < SIGNIFICANT, "num_left_out": duel.num_left_out}
+        # Seen from the first one's side every sign turns, and the bounds change places.
+        of_first = _points(-duel.difference, -duel.high, -duel.low)
+        of_second = _points(duel.difference, duel.low, duel.high)
+        ahead, behind = duel.only_first, duel.only_second
+        cells[duel.first, duel.second] = {**facts, "ahead": ahead, "behind": behind, "points": of_first}
+        cells[duel.second, duel.first] = {**facts, "ahead": behind, "behind": ahead, "points": of_second}
     return [{"name": name, "cells": [cells.get((name, other)) for other in names]} for name in names]
+
+
+def _points(difference: float, low: float, high: float) -> str:
+    return f"{100 * difference:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"

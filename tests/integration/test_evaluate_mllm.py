@@ -392,6 +392,8 @@ def test_patterns_are_voted_on_and_used_in_one_report(
     (duel,) = report.duels
     assert (duel.only_first, duel.only_second) == (0, 9)
     assert duel.p == pytest.approx(2 / 2**9)
+    assert duel.difference == pytest.approx(9 / NUM_PAIRS) and duel.num_left_out == 0
+    assert duel.low is not None and duel.high is not None and 0 < duel.low < 0.5 < duel.high
     assert [row.pattern for row in report.patterns] == list(PATTERNS)
     weak_by_pattern = [row.shares[0].k for row in report.patterns]  # type: ignore[union-attr]
     assert weak_by_pattern == [1, 1, 1, 0, 0, 0, 0, 0, 0]

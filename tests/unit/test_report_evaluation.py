@@ -113,7 +113,20 @@ def example_evaluation(*, hostile: bool = False, num_hard: int = 30) -> Evaluati
         ],
         people=Share.of(129, 135),
         published=[PublishedScore(model="Example-1", pairs=0.247, source="a paper, Figure 4")],
-        duels=[Duel(first=names[0], second=names[1], only_first=4, only_second=17, p=0.007, p_holm=0.007)],
+        duels=[
+            Duel(
+                first=names[0],
+                second=names[1],
+                only_first=4,
+                only_second=17,
+                p=0.007,
+                p_holm=0.007,
+                difference=0.096,
+                low=0.03,
+                high=0.159,
+                num_left_out=2,
+            )
+        ],
         correlations=[
             CorrelationCard(
                 x=names[2],
@@ -259,6 +272,9 @@ def test_the_page_shows_its_numbers() -> None:
     assert "79.4" in page.by_id("llava-bench-table")["text"]
     assert "4 : 17" in page.by_id("duel-table")["text"]
     assert "17 : 4" in page.by_id("duel-table")["text"]
+    assert "+9.6 points (+3.0 to +15.9)" in page.by_id("duel-table")["text"]
+    assert "-9.6 points (-15.9 to -3.0)" in page.by_id("duel-table")["text"]
+    assert "2 pairs left out" in page.by_id("duel-table")["text"]
     assert "undefined: one side is constant" in page.by_id("correlation-table")["text"]
     assert "0.09 to 0.93" in page.by_id("correlation-table")["text"]
     assert "drawn anew -0.21 to 0.88" in page.by_id("correlation-table")["text"]
