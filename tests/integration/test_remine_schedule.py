@@ -15,16 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from mmvp_ray import MineConfig, mine_pairs, open_run, storage
 from mmvp_ray.cluster import Inline, Session
-from mmvp_ray.embed import EmbedConfig, Plan
-from mmvp_ray.embed.stages import EmbedActor, EmbedJob, decode_row, read_shard
-from mmvp_ray.embed.wire import work_to_json
-from mmvp_ray.encoders import EncoderSpec
+from mmvp_ray.embed import EmbedConfig
 from mmvp_ray.errors import ConfigError, DataError, ResourceError
 from mmvp_ray.ingest.aesthetic import AestheticConfig, score_images
 from mmvp_ray.mine import RuleConfig
@@ -34,6 +30,7 @@ from mmvp_ray.pipeline.dated_runs import change_lines, dated_names, read_latest
 from mmvp_ray.store import Store, hold_lease
 from mmvp_ray.store import lease as leases
 from mmvp_ray.store.lease_holder import Holder
+from tests.integration.embed_here import embedding_here
 from tests.integration.encoders_small_models import save_hf
 
 pytestmark = [pytest.mark.integration]
@@ -53,32 +50,10 @@ def base(corpus: str, runs: str, **more: Any) -> MineConfig:
     return dataclasses.replace(config, **more)
 
 
-def embed_here(
-    store: Store,
-    plan: Plan,
-    specs: dict[str, EncoderSpec],
-    config: EmbedConfig,
-    *,
-    device: str,
-    on_piece: Any,
-    **_: Any,
-) -> None:
-    """The stages of the embedding pass one after the other in this process: what is embedded does not depend on Ray."""
-    job = EmbedJob(
-        store=store, specs=specs, batch_size=64, num_threads=1, device=device, num_actors=1, stuck_seconds=900.0, run="here"
-    )  # fmt: skip
-    actor = EmbedActor(job)
-    for work in plan.work:
-        for row in read_shard(pa.table({"work": [work_to_json(work)]})):
-            for summary in actor(decode_row(row, job)).to_pylist():
-                on_piece(summary)
-
-
 def mine(config: MineConfig) -> tuple[Run, str]:
     """The run, and what it said."""
     said = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mmvp_ray.pipeline.mine.embed_corpora", embed_here)
+    with embedding_here():
         return mine_pairs(config, progress=Progress(stream=said)), said.getvalue()
 
 
