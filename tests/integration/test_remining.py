@@ -19,8 +19,9 @@ from mmvp_ray.miniature.shards import WorldConfig, write_shards
 from mmvp_ray.pipeline import Progress, Run
 from mmvp_ray.search import SearchConfig
 from mmvp_ray.store import read_embeddings, read_table
+from tests.integration.embed_here import embedding_here
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_session")]
+pytestmark = pytest.mark.integration
 GREY = "python:tests.integration.grey_encoder:factory"
 
 
@@ -38,7 +39,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         WorldConfig(num_images=400, seed=5, images_per_shard=90, num_exact_copies=8, num_near_copies=8, num_broken=0),
     )
     out = tmp_path_factory.mktemp("embedded")
-    mine_pairs(config(folder, ALL, out, near=ENCODERS, far=ENCODERS), progress=Progress(stream=None))
+    with embedding_here():
+        mine_pairs(config(folder, ALL, out, near=ENCODERS, far=ENCODERS), progress=Progress(stream=None))
     return folder
 
 
@@ -47,7 +49,7 @@ def config(world: Path, shards: str, out: Path, **more: Any) -> MineConfig:
         corpus=(f"w={world}/{shards}",),
         out=str(out),
         device="cpu",
-        select=20,
+        select=8,
         rule=RuleConfig(near_above=0.93, far_below=0.7),
         embed=EmbedConfig(num_threads=1),
     )
@@ -71,6 +73,18 @@ def fresh_store(world: Path, root: Path) -> str:
         for folder in ("corpora", "embeddings"):
             shutil.copytree(full / folder, root / folder)
     return str(root)
+
+
+@pytest.fixture(scope="module")
+def mined(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run over all shards, and its store; both are to be left as they are."""
+    return mine(world, ALL, tmp_path_factory.mktemp("mined"))[0]
+
+
+@pytest.fixture
+def mined_store(mined: Run, tmp_path: Path) -> str:
+    """A copy of that store."""
+    return str(shutil.copytree(Path(mined.url, "store"), tmp_path / "store"))
 
 
 def pairs(run: Run, near: str | None = None, far: str | None = None) -> list[dict[str, Any]]:
@@ -100,26 +114,22 @@ def test_new_shards_are_joined_with_all_and_old_ones_not_again(
     assert built_on == first.manifest["combinations"][0]["near_pairs"]
 
 
-def test_the_same_run_again_joins_and_scores_nothing(world: Path, tmp_path: Path) -> None:
-    first, _ = mine(world, ALL, tmp_path)
-    again, stages = mine(world, ALL, tmp_path)
+def test_the_same_run_again_joins_and_scores_nothing(world: Path, mined: Run, tmp_path: Path) -> None:
+    again, stages = mine(world, ALL, Path(shutil.copytree(mined.url, tmp_path / "again")))
     assert stages["join"] == stages["score"] == 0
-    assert pairs(again) == pairs(first)
+    assert pairs(again) == pairs(mined)
 
 
-def test_a_higher_threshold_needs_no_join(world: Path, tmp_path: Path) -> None:
-    mine(world, ALL, tmp_path / "first", store=fresh_store(world, tmp_path / "store"))
+def test_a_higher_threshold_needs_no_join(world: Path, mined_store: str, tmp_path: Path) -> None:
     rule = RuleConfig(near_above=0.96, far_below=0.7)
-    higher, stages = mine(world, ALL, tmp_path / "higher", store=fresh_store(world, tmp_path / "store"), rule=rule)
+    higher, stages = mine(world, ALL, tmp_path / "higher", store=mined_store, rule=rule)
     scratch, _ = mine(world, ALL, tmp_path / "scratch", rule=rule)
     assert stages["join"] == 0
     assert pairs(higher) == pairs(scratch) != []
 
 
-def test_a_new_far_encoder_only_scores(world: Path, tmp_path: Path) -> None:
-    store = fresh_store(world, tmp_path / "store")
-    mine(world, ALL, tmp_path / "first", store=store)
-    second, stages = mine(world, ALL, tmp_path / "second", store=store, far=("miniature:dino", GREY))
+def test_a_new_far_encoder_only_scores(world: Path, mined_store: str, tmp_path: Path) -> None:
+    second, stages = mine(world, ALL, tmp_path / "second", store=mined_store, far=("miniature:dino", GREY))
     assert stages["join"] == 0
     assert stages["score miniature:dino"] == 0
     assert stages[f"score {GREY}"] > 0
@@ -127,11 +137,9 @@ def test_a_new_far_encoder_only_scores(world: Path, tmp_path: Path) -> None:
     assert pairs(second, "miniature:clip", GREY) == pairs(alone)
 
 
-def test_a_new_near_encoder_only_does_its_own_join(world: Path, tmp_path: Path) -> None:
-    store = fresh_store(world, tmp_path / "store")
-    mine(world, ALL, tmp_path / "first", store=store)
+def test_a_new_near_encoder_only_does_its_own_join(world: Path, mined_store: str, tmp_path: Path) -> None:
     both, stages = mine(
-        world, ALL, tmp_path / "both", store=store, near=("miniature:clip", GREY), far=("miniature:dino",)
+        world, ALL, tmp_path / "both", store=mined_store, near=("miniature:clip", GREY), far=("miniature:dino",)
     )
     assert stages["join miniature:clip"] == 0
     assert stages[f"join {GREY}"] > 0
@@ -187,10 +195,9 @@ class TestCentred:
         assert stages["join"] < all_stages["join"]
         assert pairs(grown) == pairs(scratch) != []
 
-    def test_a_run_without_centres_has_none_to_take(self, world: Path, tmp_path: Path) -> None:
-        mine(world, ALL, tmp_path)
+    def test_a_run_without_centres_has_none_to_take(self, world: Path, mined: Run, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="--centred"):
-            mine(world, ALL, tmp_path / "other", rule=RuleConfig(centre_of=str(tmp_path)))
+            mine(world, ALL, tmp_path, rule=RuleConfig(centre_of=mined.url))
 
 
 def test_the_report_shows_engine_and_audit(world: Path, tmp_path: Path) -> None:

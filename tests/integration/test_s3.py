@@ -12,6 +12,7 @@ from mmvp_ray.errors import ConfigError, MmvpError
 from mmvp_ray.mine import RuleConfig
 from mmvp_ray.miniature.shards import WorldConfig, write_shards
 from mmvp_ray.pipeline import Progress
+from tests.integration.embed_here import embedding_here
 
 pytestmark = [pytest.mark.integration]
 
@@ -24,15 +25,17 @@ def test_everything_in_a_bucket_equals_everything_on_disk(s3_bucket: str, tmp_pa
         "device": "cpu",
         "select": 5,
         "rule": RuleConfig(near_above=0.8, far_below=0.9),
-        "embed": EmbedConfig(num_threads=1),
+        "embed": EmbedConfig(num_threads=1, num_actors=1),
     }
     there = mine_pairs(
         MineConfig(corpus=(f"w={s3_bucket}/world/*.tar",), out=f"{s3_bucket}/runs/one", **common),
         progress=Progress(stream=None),
     )  # type: ignore[arg-type]
-    here = mine_pairs(
-        MineConfig(corpus=(f"w={tmp_path}/world",), out=str(tmp_path / "out"), **common), progress=Progress(stream=None)
-    )  # type: ignore[arg-type]
+    with embedding_here():
+        here = mine_pairs(
+            MineConfig(corpus=(f"w={tmp_path}/world",), out=str(tmp_path / "out"), **common),
+            progress=Progress(stream=None),
+        )  # type: ignore[arg-type]
     assert here.blind_pairs().num_rows > 10
     assert there.blind_pairs().equals(here.blind_pairs())
     again = open_run(f"{s3_bucket}/runs/one")
