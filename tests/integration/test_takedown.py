@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,9 @@ from mmvp_ray.mine import RuleConfig
 from mmvp_ray.miniature.shards import WorldConfig, write_shards
 from mmvp_ray.pipeline import Progress, Run
 from mmvp_ray.pipeline.takedown import apply_takedown_to_run, take_down
-from mmvp_ray.store import DONE, apply_takedown, is_applied, open_store, refusals
+from mmvp_ray.store import DONE, apply_takedown, is_applied, open_store, refusals, takedown
 from mmvp_ray.store.verify import verify
+from tests.integration.embed_here import embedding_here
 from tests.unit.test_store_takedown import (
     KEYS,
     NONFINITE,
@@ -44,6 +46,15 @@ from tests.unit.test_store_takedown import _no_fsync as _no_fsync
 pytestmark = pytest.mark.integration
 SILENT = Progress(stream=None)
 __all__ = ["whole"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_threads() -> Iterator[None]:
+    """Hundreds of takedowns of small tables: most of their time would be the start of threads that find nothing to do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(takedown, "NUM_READING_THREADS", 2)
+        patch.setattr(takedown, "NUM_WRITING_THREADS", 2)
+        yield
 
 
 def test_killed_at_every_write_and_removal(whole: Path, tmp_path: Path) -> None:
@@ -109,7 +120,7 @@ def config(world: Path, out: Path, **more: object) -> MineConfig:
         device="cpu",
         select=12,
         rule=RuleConfig(near_above=0.9, far_below=0.7),
-        embed=EmbedConfig(num_threads=1),
+        embed=EmbedConfig(num_threads=1, num_actors=1),
         max_reject_fraction=0.5,
     )
     return dataclasses.replace(base, **more)  # type: ignore[arg-type]
@@ -120,14 +131,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     write_shards(
         folder,
-        WorldConfig(num_images=300, seed=5, images_per_shard=120, num_exact_copies=6, num_near_copies=12, num_broken=2),
+        WorldConfig(num_images=240, seed=5, images_per_shard=96, num_exact_copies=6, num_near_copies=12, num_broken=2),
     )
     return folder
 
 
 @pytest.fixture(scope="module")
-def first(world: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Run:
-    return mine_pairs(config(world, tmp_path_factory.mktemp("first") / "out"), progress=SILENT)
+def first(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    with embedding_here():
+        return mine_pairs(config(world, tmp_path_factory.mktemp("first") / "out"), progress=SILENT)
 
 
 @pytest.fixture
@@ -187,7 +199,8 @@ def test_a_run_after_a_takedown_is_a_run_that_never_saw_the_images(
         assert next(stage for stage in progress.stages if stage.name == "join").count == 0
     scratch = tmp_path / "scratch"
     apply_takedown(open_store(str(scratch / "store")), listed)
-    never = mine_pairs(config(world, scratch, collapse=collapse), progress=SILENT)
+    with embedding_here():
+        never = mine_pairs(config(world, scratch, collapse=collapse), progress=SILENT)
     assert blind_of(after) == blind_of(never) and len(blind_of(after)) > 10
     assert after.pairs().equals(never.pairs()) and after.pairs().num_rows == 12
     for table in ("corpora", "embeddings", "takedown.parquet", "takedown" + DONE):
@@ -206,6 +219,7 @@ def test_a_run_after_a_takedown_is_a_run_that_never_saw_the_images(
     assert take_down(store, str(out), None, SILENT) is None
 
 
+@pytest.mark.usefixtures("ray_session")
 def test_a_new_encoder_does_not_bring_them_back(out: Path, world: Path, tmp_path: Path) -> None:
     keys = [open_run(str(out)).pairs().to_pylist()[0]["image_id_a"]]
     take_down(open_store(str(out / "store")), str(out), write_list(tmp_path, keys), SILENT)
