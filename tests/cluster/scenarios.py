@@ -23,6 +23,8 @@ from tests.integration.poison_encoder import LOADS
 T = TypeVar("T")
 POISON = "python:tests.integration.poison_encoder:factory"
 CONFIG = EmbedConfig(num_threads=1, batch_size=4)
+NUM_GPUS = 1
+"""Of the first node, where Ray is told so: nothing here needs one."""
 
 
 def embed(
@@ -55,34 +57,6 @@ def embed(
     return {**totals, "num_complete_shards": len(shards)}
 
 
-def gpus(world: str, out: str) -> dict[str, Any]:
-    """The embedding pass with a GPU for each actor, and with two actors on one."""
-    import ray
-
-    ray.init(
-        address="local",
-        num_cpus=2,
-        num_gpus=4,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=300 << 20,
-    )
-    found: dict[str, Any] = {}
-    for name, share in (("whole", 1.0), ("half", 0.5)):
-        while ray.available_resources().get("GPU", 0.0) < 4.0:
-            # The actors of the pass before go in a moment.
-            time.sleep(0.1)
-        claimed: list[float] = []
-        made = embed(
-            world,
-            f"{out}/{name}",
-            lambda claimed=claimed: claimed.append(4.0 - ray.available_resources().get("GPU", 0.0)),
-            gpus_per_actor=share,
-        )
-        found[name] = {**made, "max_gpus_claimed": max(claimed)}
-    return found
-
-
 def patiently(start: Callable[[], T]) -> T:
     """Start a node; Ray allows 30 s for that, which a busy machine may not keep."""
     for _ in range(2):
@@ -98,7 +72,7 @@ def new_node(cluster: Any) -> Any:
 def one_node() -> Any:
     from ray.cluster_utils import Cluster
 
-    head = {"num_cpus": 1, "object_store_memory": 300 << 20}
+    head = {"num_cpus": 1, "num_gpus": NUM_GPUS, "object_store_memory": 300 << 20}
     return patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
 
 
@@ -109,11 +83,61 @@ def two_nodes() -> Any:
     return cluster, second
 
 
-def node_loss(world: str, out: str) -> dict[str, Any]:
+def two_nodes_one_lost(world: str, out: str) -> dict[str, Any]:
+    """On two nodes: a run that is refused, the embedding pass with logical GPUs, and the pass during which one node is lost."""
     import ray
 
     cluster, second = two_nodes()
     ray.init(address=cluster.address, log_to_driver=False)
+    found = {
+        "own_disk": own_disk(world, f"{out}/refused", cluster.address),
+        **gpus(world, out),
+        "node_loss": node_loss(world, f"{out}/lost", cluster, second),
+    }
+    ray.shutdown()
+    cluster.shutdown()
+    return found
+
+
+def own_disk(world: str, out: str, address: str) -> str | None:
+    """What a run on a folder of one node's disk is told."""
+    from mmvp_ray import MineConfig, mine_pairs
+    from mmvp_ray.errors import MmvpError
+    from mmvp_ray.pipeline import Progress
+
+    try:
+        mine_pairs(
+            MineConfig(corpus=(f"w={world}",), out=out, device="cpu", address=address), progress=Progress(stream=None)
+        )
+    except MmvpError as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def gpus(world: str, out: str) -> dict[str, Any]:
+    """The embedding pass with a GPU for each actor, and with two actors on one."""
+    import ray
+
+    found: dict[str, Any] = {}
+    for name, share in (("whole", 1.0), ("half", 0.5)):
+        while ray.available_resources().get("GPU", 0.0) < NUM_GPUS:
+            # The actors of the pass before go in a moment.
+            time.sleep(0.1)
+        claimed: list[float] = []
+        made = embed(
+            world,
+            f"{out}/{name}",
+            lambda claimed=claimed: claimed.append(NUM_GPUS - ray.available_resources().get("GPU", 0.0)),
+            gpus_per_actor=share,
+        )
+        found[name] = {**made, "max_gpus_claimed": max(claimed)}
+    return found
+
+
+def node_loss(world: str, out: str, cluster: Any, second: Any) -> dict[str, Any]:
+    """The embedding pass during which the second node is lost."""
+    import ray
+
     before = sum(node["Alive"] for node in ray.nodes())
     lost: list[int] = []
 
@@ -129,8 +153,6 @@ def node_loss(world: str, out: str) -> dict[str, Any]:
     found = embed(world, out, lambda: None)
     thread.join()
     after = sum(node["Alive"] for node in ray.nodes())
-    ray.shutdown()
-    cluster.shutdown()
     return {**found, "nodes_before": before, "nodes_after": after, "pieces_at_loss": lost[0]}
 
 
@@ -232,26 +254,8 @@ def bad_loads(world: str, out: str) -> dict[str, Any]:
     return found
 
 
-def own_disk(world: str, out: str) -> dict[str, Any]:
-    from mmvp_ray import MineConfig, mine_pairs
-    from mmvp_ray.errors import MmvpError
-    from mmvp_ray.pipeline import Progress
-
-    cluster, _ = two_nodes()
-    try:
-        mine_pairs(
-            MineConfig(corpus=(f"w={world}",), out=out, device="cpu", address=cluster.address),
-            progress=Progress(stream=None),
-        )
-    except MmvpError as error:
-        return {"error": f"{type(error).__name__}: {error}"}
-    return {"error": None}
-
-
 SCENARIOS = {
-    "gpus": gpus,
-    "node_loss": node_loss,
-    "own_disk": own_disk,
+    "two_nodes_one_lost": two_nodes_one_lost,
     "bad_loads": bad_loads,
     "late_then_lost": late_then_lost,
     "two_nodes_s3": two_nodes_s3,

@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,16 +28,19 @@ from tests.conftest import free_port
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
+NUM_SHARDS = 10
+WORLD = WorldConfig(num_images=20 * NUM_SHARDS, seed=4, images_per_shard=20)
+NUM_IMAGES = WORLD.num_images + sum(WORLD.flaw_counts)
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
-    write_shards(folder, WorldConfig(num_images=400, seed=4, images_per_shard=40))
+    write_shards(folder, WORLD)
     return folder
 
 
-def run_scenario(name: str, world: Path, out: Path) -> dict[str, object]:
+def run_scenario(name: str, world: Path, out: Path) -> dict[str, Any]:
     """Run a scenario of scenarios.py in a fresh process; its last line is JSON."""
     result = subprocess.run(
         [sys.executable, "-m", "tests.cluster.scenarios", name, str(world), str(out)],
@@ -46,31 +50,39 @@ def run_scenario(name: str, world: Path, out: Path) -> dict[str, object]:
         timeout=500,
     )
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
-    found: dict[str, object] = json.loads(result.stdout.strip().splitlines()[-1])
+    found: dict[str, Any] = json.loads(result.stdout.strip().splitlines()[-1])
     return found
 
 
-def test_logical_gpus(world: Path, tmp_path: Path) -> None:
-    scenario = run_scenario("gpus", world, tmp_path)
+@pytest.fixture(scope="module")
+def on_two_nodes(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """What the scenario of two nodes found, and the folder of its stores."""
+    out = tmp_path_factory.mktemp("two-nodes")
+    return run_scenario("two_nodes_one_lost", world, out), out
+
+
+def test_logical_gpus(on_two_nodes: tuple[dict[str, Any], Path]) -> None:
+    scenario, out = on_two_nodes
     for name, share in (("whole", 1.0), ("half", 0.5)):
-        found: dict[str, float] = scenario[name]  # type: ignore[assignment]
-        assert found["num_read"] == 404
+        found = scenario[name]
+        assert found["num_read"] == NUM_IMAGES
         assert found["max_gpus_claimed"] >= share
-        assert verify(str(tmp_path / name)).problems == []
+        assert verify(str(out / name)).problems == []
 
 
-def test_the_loss_of_a_node_costs_only_time(world: Path, tmp_path: Path) -> None:
-    found = run_scenario("node_loss", world, tmp_path)
+def test_the_loss_of_a_node_costs_only_time(on_two_nodes: tuple[dict[str, Any], Path]) -> None:
+    scenario, out = on_two_nodes
+    found = scenario["node_loss"]
     assert found["nodes_before"] == 2
     assert found["nodes_after"] == 1
-    assert found["pieces_at_loss"] < 20  # type: ignore[operator]
-    assert found["num_complete_shards"] == 10
-    assert verify(str(tmp_path)).problems == []
+    assert found["pieces_at_loss"] < 2 * NUM_SHARDS
+    assert found["num_complete_shards"] == NUM_SHARDS
+    assert verify(str(out / "lost")).problems == []
 
 
-def test_a_folder_on_one_nodes_disk_is_refused(world: Path, tmp_path: Path) -> None:
-    found = run_scenario("own_disk", world, tmp_path)
-    assert str(found["error"]).startswith("ConfigError: expected a place that all 2 nodes see, found ")
+def test_a_folder_on_one_nodes_disk_is_refused(on_two_nodes: tuple[dict[str, Any], Path]) -> None:
+    refusal = on_two_nodes[0]["own_disk"]
+    assert str(refusal).startswith("ConfigError: expected a place that all 2 nodes see, found ")
 
 
 TOOLS = Path(sys.executable).parent

@@ -43,7 +43,7 @@ def test_a_node_that_joins_late_works_and_its_loss_during_the_join_costs_only_ti
     assert found["num_read"] == 120 and found["num_complete_shards"] == 40
     assert found["late_node_did"], "the late node did nothing"
     assert verify(str(tmp_path / "out")).problems == []
-    assert 3 <= found["num_parts_at_loss"] < found["num_parts"]  # type: ignore[operator]
+    assert 3 <= found["num_parts_at_loss"] < found["num_parts"]
     assert found["is_lost"]
     (tmp_path / "one").mkdir()
     alone = search.join(tmp_path / "one", search.fill(tmp_path / "one"), search.CONFIGS["exact"], Inline())
@@ -98,5 +98,5 @@ def test_encoders_whose_loading_kills(tmp_path: Path, monkeypatch: pytest.Monkey
     assert str(found["always"]).startswith("ResourceError: expected encoders that can be loaded, found that ")
     assert "\n" not in str(found["always"])
     # As many as there are actors, and the few that are allowed to die in a row.
-    assert 4 <= found["always_deaths"] <= 8  # type: ignore[operator]
+    assert 4 <= found["always_deaths"] <= 8
     assert not [path for path in (tmp_path / "out").rglob("attempts/**/*") if path.is_file()]
