@@ -21,6 +21,7 @@ from mmvp_ray.miniature.shards import WorldConfig, write_shards
 from mmvp_ray.pipeline import Progress
 from mmvp_ray.store import DONE
 from mmvp_ray.store.verify import verify
+from tests.integration.embed_here import embedding_here
 from tests.integration.held_encoder import HELD, NUM_TABLES
 from tests.processes import descendants
 
@@ -28,6 +29,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 REPOSITORY = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = 300
 NUM_TRIES = 3
+NUM_SHARDS = 10
+NUM_ALL_TABLES = 2 * NUM_SHARDS
 HELD_ENCODER = "python:tests.integration.held_encoder:factory"
 
 
@@ -54,7 +57,7 @@ def wait_for_markers(store: Path, num: int, driver: subprocess.Popen[bytes]) -> 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
-    write_shards(folder, WorldConfig(num_images=450, seed=3, images_per_shard=30))
+    write_shards(folder, WorldConfig(num_images=24 * NUM_SHARDS, seed=3, images_per_shard=24))
     return folder
 
 
@@ -64,18 +67,20 @@ def config(world: Path, out: Path) -> MineConfig:
         out=str(out),
         near=(HELD_ENCODER,),
         device="cpu",
-        embed=EmbedConfig(num_threads=1, batch_size=4),
+        embed=EmbedConfig(num_threads=1, num_actors=1, batch_size=4),
     )
 
 
 @pytest.fixture(scope="module")
-def undisturbed(world: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> dict[str, str]:
+def undisturbed(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     out = tmp_path_factory.mktemp("undisturbed")
-    mine_pairs(config(world, out), progress=Progress(stream=None))
+    with embedding_here():
+        mine_pairs(config(world, out), progress=Progress(stream=None))
+    assert len(markers(out / "store")) == NUM_ALL_TABLES
     return digest(out / "store")
 
 
-def test_killed_driver(world: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
+def test_killed_driver(world: Path, undisturbed: dict[str, str], tmp_path: Path, ray_session: None) -> None:
     command = [
         sys.executable,
         str(REPOSITORY / "jobs/mine.py"),
@@ -107,7 +112,7 @@ def test_killed_driver(world: Path, undisturbed: dict[str, str], tmp_path: Path)
         psutil.wait_procs(family[1:], timeout=30)
     assert not (tmp_path / "manifest.json").exists()
     finished = {path: path.stat().st_mtime_ns for path in markers(tmp_path / "store")}
-    assert NUM_TABLES <= len(finished) < 30, "the kill must fall into the middle of the run"
+    assert NUM_TABLES <= len(finished) < NUM_ALL_TABLES, "the kill must fall into the middle of the run"
 
     mine_pairs(config(world, tmp_path), progress=Progress(stream=None))
     assert digest(tmp_path / "store") == undisturbed
@@ -126,7 +131,7 @@ def kill_actors() -> int:
     return num_killed
 
 
-def test_killed_worker(world: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
+def test_killed_worker(world: Path, undisturbed: dict[str, str], tmp_path: Path, ray_session: None) -> None:
     # On a busy machine a run may be over before this thread looks again.
     for number in range(NUM_TRIES):
         out = tmp_path / str(number)
@@ -142,7 +147,7 @@ def test_killed_worker(world: Path, undisturbed: dict[str, str], tmp_path: Path)
         run.start()
         num_killed, deadline = 0, time.monotonic() + PATIENCE_SECONDS
         while run.is_alive() and not num_killed and time.monotonic() < deadline:
-            if 2 <= len(markers(out / "store")) < 30:
+            if 2 <= len(markers(out / "store")) < NUM_ALL_TABLES:
                 num_killed = kill_actors()
             time.sleep(0.02)
         run.join(PATIENCE_SECONDS)
