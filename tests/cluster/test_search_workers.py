@@ -30,7 +30,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = 240
 NUM_TRIES = 3
 NEAR, FAR = Space("near-x", 96), Space("far-y", 64)
-NUM_PIECES, PIECE_ROWS = 12, 2000
+NUM_PIECES, PIECE_ROWS = 12, 1000
 FLOOR = 0.9
 CONFIGS = {
     "exact": SearchConfig(engine="exact"),
@@ -54,7 +54,7 @@ def fill(root: Path) -> list[PieceRef]:
     pieces = []
     for index in range(NUM_PIECES):
         ids = rng.integers(0, 256, (PIECE_ROWS, 16), dtype=np.uint8)
-        near = centres[rng.integers(0, len(centres), PIECE_ROWS)] + 0.36 * rng.normal(size=(PIECE_ROWS, NEAR.dim))
+        near = centres[rng.integers(0, len(centres), PIECE_ROWS)] + 0.40 * rng.normal(size=(PIECE_ROWS, NEAR.dim))
         far = rng.normal(size=(PIECE_ROWS, FAR.dim))
         piece = Piece(shard=shard, index=index, last=index == NUM_PIECES - 1, samples=(), rejects=())
         for space, vectors in ((NEAR, near), (FAR, far)):
@@ -68,10 +68,10 @@ def join(
     root: Path, pieces: list[PieceRef], config: SearchConfig, session: Session
 ) -> dict[bytes, tuple[float, float]]:
     store = open_store(str(root))
-    exact.BLOCK_ROWS["cpu"], routing.GROUP_BYTES["cpu"], routing.ROUTED_BYTES["cpu"] = 4000, 1 << 20, 1 << 20
+    exact.BLOCK_ROWS["cpu"], routing.GROUP_BYTES["cpu"], routing.ROUTED_BYTES["cpu"] = 2000, 1 << 19, 1 << 19
     method = choose_method(config, num_images=0, device="cpu")
     table, _ = find_near_pairs(store, NEAR, pieces, floor=FLOOR, method=method, device="cpu", session=session)
-    score_pairs(table, FAR, pieces, session=session, wave_bytes=1 << 19)
+    score_pairs(table, FAR, pieces, session=session, wave_bytes=1 << 18)
     found: dict[bytes, tuple[float, float]] = {}
     for batch in PairTable(near=table, far=FAR).batches():
         both = np.concatenate([batch.ids_a_P16, batch.ids_b_P16], axis=1)
