@@ -58,8 +58,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     else:
         pytest.fail("`ray start` ended each time")
     yield found
-    process.terminate()
-    process.wait(60)
+    end_head(process)
 
 
 def start_head(folder: Path) -> tuple[dict[str, str], subprocess.Popen[bytes]]:
@@ -81,15 +80,21 @@ def start_head(folder: Path) -> tuple[dict[str, str], subprocess.Popen[bytes]]:
         cwd=folder,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     found = {"address": f"127.0.0.1:{port}", "metrics": f"http://127.0.0.1:{metrics_port}/metrics"}
     deadline = time.monotonic() + PATIENCE_SECONDS
     while process.poll() is None and not any(name == "ray_node_cpu_count" for name, _ in scrape(found["metrics"])):
         if time.monotonic() > deadline:
-            process.terminate()
-            process.wait(60)
+            end_head(process)
         time.sleep(0.5)
     return found, process
+
+
+def end_head(process: subprocess.Popen[bytes]) -> None:
+    """Asked politely, it waits half a minute for processes that are gone."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(60)
 
 
 def scrape(url: str) -> Series:
