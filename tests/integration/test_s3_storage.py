@@ -136,6 +136,8 @@ class TestEveryOperation:
         self, root: str, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+        # botocore waits up to a second between its tries.
+        monkeypatch.setattr(retries, "NUM_ATTEMPTS", 3)
         fresh_clients()
         for fault in (Fault.INTERNAL_ERROR, Fault.SLOW_DOWN, Fault.CUT_BODY):
             before = proxy.num_seen("GET", "file.bin")
@@ -337,14 +339,15 @@ class TestSeveralParts:
         assert storage.find_files(f"{root}/large.tar")[0].num_bytes == num_mib << 20
         storage.remove(f"{root}/large.tar")
 
-    @pytest.mark.parametrize("query", ["uploads", "partNumber=2", "uploadId"])
     @pytest.mark.parametrize("fault", SPOILT_WRITE)
     def test_every_request_of_it_may_fail(
-        self, root: str, proxy: FaultyProxy, tmp_path: Path, part_mib: int, query: str, fault: Fault
+        self, root: str, proxy: FaultyProxy, tmp_path: Path, part_mib: int, fault: Fault
     ) -> None:
-        proxy.force(fault, method="PUT" if "part" in query else "POST", contains=query)
+        # Each time the file is sent anew: first its beginning fails, then a part, then its end.
+        for method, query in (("POST", "?uploads"), ("PUT", "partNumber=2"), ("POST", "?uploadId=")):
+            proxy.force(fault, method=method, contains=query)
         self.check(root, proxy, tmp_path, part_mib)
-        assert proxy.injected[fault] == 1
+        assert proxy.injected[fault] == 3
 
     @pytest.mark.slow
     def test_parts_of_the_size_that_s3fs_chooses(self, root: str, proxy: FaultyProxy, tmp_path: Path) -> None:
