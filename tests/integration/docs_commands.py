@@ -113,7 +113,7 @@ BOTH = "--align align.yaml --finetune finetune.yaml"
 
 ELSEWHERE = {
     "miniature.py --out runs/miniature-paper": (
-        "tests/integration/test_miniature_paper.py::test_the_page_tells_every_chapter_and_its_links_lead_to_reports",
+        "tests/integration/test_mof_experiment.py::test_the_page_tells_every_chapter_and_its_links_lead_to_reports",
         "trains for half an hour; there at --scale smoke",
     ),
     "miniature_mof.py --out runs/miniature-mof": (

@@ -1,9 +1,11 @@
-"""The miniature Mixture-of-Features experiment at its smallest size: end to end, going on where it stopped, and the same through Ray Train."""
+"""The miniature paper at its smallest, and the Mixture-of-Features experiment within: every stage, a page with links, going on from what is there, the same through Ray Train."""
 
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from mmvp_ray.benchmark.items import pairs_of
 from mmvp_ray.benchmark.open import open_benchmark
 from mmvp_ray.cluster import Session
 from mmvp_ray.errors import ConfigError
+from mmvp_ray.miniature.captions import caption
 from mmvp_ray.miniature.instructions import (
     InstructionConfig,
     caption_rows,
@@ -21,33 +24,25 @@ from mmvp_ray.miniature.instructions import (
     write_instructions,
 )
 from mmvp_ray.miniature.language_model import LanguageModelConfig, write_language_model
+from mmvp_ray.miniature.pair_questions import ask_pairs, mined_pairs
 from mmvp_ray.miniature.tower_folders import write_tower_folder
 from mmvp_ray.mof.data.convert import ConvertConfig, convert
 from mmvp_ray.pipeline.mof_experiment import PAGE, RESULTS, TABLE, closing_lines, run_experiment
 from mmvp_ray.pipeline.mof_experiment_config import MofExperimentConfig
+from mmvp_ray.pipeline.paper import PAGE as PAPER_PAGE
+from mmvp_ray.pipeline.paper import run_paper
+from mmvp_ray.pipeline.paper_config import MiniaturePaperConfig
 from mmvp_ray.pipeline.progress import Progress
+from mmvp_ray.pipeline.run import open_run
+from mmvp_ray.report.evaluation_data import EvaluationReport
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 pytest.importorskip("torch")
 
 
-def smallest(out: Path) -> MofExperimentConfig:
-    return MofExperimentConfig(
-        out=str(out),
-        modes=("none", "additive:0.5", "interleaved"),
-        seeds=(1,),
-        num_train_images=48,
-        num_held_out_images=11,
-        world_images=300,
-        num_pairs=8,
-        language_steps=3,
-        width=32,
-        depth=1,
-        align_steps=2,
-        finetune_steps=3,
-        num_probe_images=40,
-    )
+def smallest(finished: Path) -> MofExperimentConfig:
+    return MiniaturePaperConfig(out=str(finished.parent), scale="smoke").experiment
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +51,16 @@ def quiet() -> Progress:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, ray_session: None, quiet: Progress) -> Path:
-    out = tmp_path_factory.mktemp("experiment")
-    run_experiment(smallest(out), progress=quiet)
-    return out
+def paper(tmp_path_factory: pytest.TempPathFactory, ray_session: None, quiet: Progress) -> tuple[Path, list[str]]:
+    """(folder, lines) of the whole paper."""
+    out = tmp_path_factory.mktemp("paper")
+    return out, run_paper(MiniaturePaperConfig(out=str(out), scale="smoke"), progress=quiet)
+
+
+@pytest.fixture(scope="module")
+def finished(paper: tuple[Path, list[str]]) -> Path:
+    """The folder of its experiment."""
+    return paper[0] / "experiment"
 
 
 def test_results_are_whole(finished: Path) -> None:
@@ -67,7 +68,7 @@ def test_results_are_whole(finished: Path) -> None:
     assert [row["mode"] for row in results["rows"]] == ["none", "additive:0.5", "interleaved"]
     benchmark = open_benchmark(str(finished / "benchmark"))
     num_pairs = benchmark.num_pairs
-    assert num_pairs + sum(results["facts"]["left_out"].values()) == 8
+    assert num_pairs + sum(results["facts"]["left_out"].values()) == 12
     for row in results["rows"]:
         assert row["pairs"]["num_total"] == num_pairs and row["questions"]["num_total"] == 2 * num_pairs
         assert row["examination"]["all"]["num_total"] == 44
@@ -126,6 +127,54 @@ def test_other_settings_do_not_take_its_models_for_theirs(finished: Path, quiet:
     for change in ({"finetune_steps": 4}, {"num_train_images": 56}):
         with pytest.raises(ConfigError, match="expected an experiment with the same"):
             run_experiment(dataclasses.replace(smallest(finished), **change), progress=quiet)
+
+
+def test_the_page_tells_every_chapter_and_its_links_lead_to_reports(paper: tuple[Path, list[str]]) -> None:
+    out, lines = paper
+    page = (out / PAPER_PAGE).read_text()
+    for number in range(1, 8):
+        assert re.search(rf"<h2[^>]*>{number}\. ", page)
+    links = re.findall(r'<a href="([^"]+)">', page)
+    assert len(links) == 4 and all((out / html.unescape(link)).is_file() for link in links)
+    assert "This was a smoke run" in page and "CLIP-blind" not in page
+    assert "<script" not in page and "None" not in re.sub(r"<pre.*?</pre>", "", page, flags=re.S)
+    assert lines[-1].endswith(PAPER_PAGE)
+
+
+def test_its_numbers_are_those_of_the_stages(paper: tuple[Path, list[str]]) -> None:
+    out, lines = paper
+    evaluation = EvaluationReport.from_json((out / "evaluation/report.json").read_text())
+    blindness = open_run(str(out / "experiment/mined")).report()["blindness"]
+    results = json.loads((out / "experiment/results.json").read_text())
+    assert f"{blindness['num_blind']:,} of {blindness['num_near']:,}" in lines[1]
+    # The evaluation's own job and the experiment read the same answers of the same models.
+    by_mode = {row["mode"]: row["pairs"]["num_right"] for row in results["rows"]}
+    assert {name.model.split("/trained/")[1].split("-seed1")[0]: name.pairs.k for name in evaluation.scores} == {
+        mode.replace(":", "-"): right for mode, right in by_mode.items()
+    }
+    page = (out / PAPER_PAGE).read_text()
+    assert all(f">{mode}<" in page for mode in by_mode) and "hf:" not in page.split("<pre")[0]
+
+
+def test_the_sentences_are_of_the_questions_pairs(paper: tuple[Path, list[str]]) -> None:
+    out, _ = paper
+    questions = open_benchmark(str(out / "experiment/benchmark")).questions
+    statements = open_benchmark(str(out / "statements")).statements
+    assert [one.key for one in statements] == [one.key for one in questions]
+    assert [one.patterns for one in statements] == [one.patterns for one in questions]
+    asked, _ = ask_pairs(mined_pairs(open_run(str(out / "experiment/mined")).pairs().to_pylist()))
+    first = asked[0]
+    assert statements[0].text == caption(first.pair.a, named=first.question.attribute) != statements[1].text
+
+
+def test_the_paper_again_goes_on_with_what_is_there(paper: tuple[Path, list[str]]) -> None:
+    out, lines = paper
+    trained = sorted(path.stat().st_mtime_ns for path in (out / "experiment/trained").rglob("*.safetensors"))
+    again = run_paper(MiniaturePaperConfig(out=str(out), scale="smoke"), progress=Progress(stream=None))
+    assert again[:-2] == lines[:-2]
+    assert trained == sorted(path.stat().st_mtime_ns for path in (out / "experiment/trained").rglob("*.safetensors"))
+    with pytest.raises(ConfigError, match="choose another folder"):
+        run_paper(MiniaturePaperConfig(out=str(out)), progress=Progress(stream=None))
 
 
 @pytest.mark.long
@@ -214,7 +263,7 @@ def test_models_are_asked_in_the_words_they_were_taught(tmp_path: Path) -> None:
 
 def test_the_language_model_learns_to_speak_and_repeats_itself(tmp_path: Path) -> None:
     rows = list(conversation_rows(InstructionConfig(num_train_images=64, num_text_rows=8)))
-    config = LanguageModelConfig(width=32, depth=1, num_steps=40, batch_rows=8, learning_rate=2e-2)
+    config = LanguageModelConfig(width=32, depth=1, num_steps=40, batch_rows=2, learning_rate=2e-2)
     spoken = [write_language_model(str(tmp_path / name), rows, config) for name in ("a", "b")]
     assert spoken[0].last_loss < 0.8 * spoken[0].first_loss
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
