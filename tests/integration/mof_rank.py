@@ -1,9 +1,7 @@
-"""One of two ranks that take a step with FSDP2 on gloo, one with pictures and one with texts alone; compared with a single process by the test."""
+"""One of two ranks takes a step with FSDP2 by hand, one with pictures and one with texts alone; compared with a single process by the test."""
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +10,27 @@ import torch.distributed as dist
 
 from mmvp_ray.mof.checkpoints import load_model
 
+STAGES = {"align": "whole", "finetune": "split"}
+"""Which towers are in pieces, by stage."""
+
 
 def batches(root: Path) -> list[dict[str, Any]]:
     """What each of the two ranks sees."""
     return torch.load(root / "batches.pt", weights_only=True)
 
 
-def main(root: Path, rank: int, stage: str, split_towers: bool) -> None:
-    """Take a step and let rank 0 write gradients, weights and a whole checkpoint."""
+def take_step(root: Path, rank: int, stage: str) -> None:
+    """Take the step of a stage and let rank 0 write gradients, weights and a whole checkpoint."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
     from torch.distributed.fsdp import fully_shard
 
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", init_method=f"file://{root}/rendezvous", rank=rank, world_size=2)
-    torch.set_num_threads(1)
     model, processor = load_model(str(root / "whole"))
     model.freeze(stage)
     model.train()
     for block in model.model.language_model.layers:
         fully_shard(block)
     towers = [model.model.vision_tower, model.model.ssl_tower]
-    if split_towers:
+    if STAGES[stage] == "split":
         for tower in towers:
             fully_shard(tower)
         fully_shard(model)
@@ -48,8 +46,3 @@ def main(root: Path, rank: int, stage: str, split_towers: bool) -> None:
         model.save_pretrained(root / f"after_{stage}", state_dict=state)
         processor.save_pretrained(root / f"after_{stage}")
     dist.barrier()
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4] == "split")

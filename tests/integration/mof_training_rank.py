@@ -1,4 +1,4 @@
-"""One of several ranks on gloo that train stages without Ray; rank 0 writes losses and weights."""
+"""One of several ranks on gloo that train stages without Ray and take steps by hand; rank 0 writes losses and weights."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from mmvp_ray.mof.training.ranks import Ranks
 from mmvp_ray.mof.training.saving import full_weights, load_state, save_state
 from mmvp_ray.mof.training.spread import spread_model
 from mmvp_ray.mof.training.steps import optimizer_for
+from tests.integration.mof_rank import STAGES, take_step
 
 
 def run(
@@ -53,8 +54,8 @@ def run(
     return points, full_weights(model)
 
 
-def main(root: Path, rank: int, size: int) -> None:
-    """Train what the pickle `root / jobs` lists, one after the other: a process group takes seconds to import and start."""
+def main(root: Path, rank: int, size: int, by_hand: Path) -> None:
+    """Train what the pickle `root / jobs` lists, then take the steps in `by_hand`: a process group takes seconds to import and start."""
     torch.set_num_threads(1)
     jobs: dict[str, tuple[TrainConfig, ScaleConfig]] = pickle.loads((root / "jobs").read_bytes())
     dist.init_process_group("gloo", init_method=f"file://{root}/sync", rank=rank, world_size=size)
@@ -66,8 +67,10 @@ def main(root: Path, rank: int, size: int) -> None:
         points, weights = run(config, scale, Ranks(rank, size), state=state)
         if rank == 0:
             torch.save({"points": [dataclasses.asdict(p) for p in points], "weights": weights}, root / f"{name}.out")
+    for stage in STAGES:
+        take_step(by_hand, rank, stage)
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import pickle
 import subprocess
@@ -14,6 +15,8 @@ import torch
 from torch.distributed.checkpoint.api import CheckpointException, _wrap_exception
 
 from mmvp_ray.errors import ConfigError, DataError, ResourceError, TransientError
+from mmvp_ray.mof.adapters import save_adapters
+from mmvp_ray.mof.backbones import from_backbones
 from mmvp_ray.mof.checkpoints import load_model
 from mmvp_ray.mof.data.order import OrderConfig
 from mmvp_ray.mof.training.config import OptimConfig, ScaleConfig, TrainConfig
@@ -24,7 +27,8 @@ from mmvp_ray.mof.training.saving import unreadable
 from mmvp_ray.mof.training.spread import core, prepared, spread_model
 from mmvp_ray.mof.training.start import load_start
 from mmvp_ray.mof.training.steps import optimizer_for, train_step
-from tests.integration.mof_small_models import save_llama
+from tests.integration.mof_rank import STAGES, batches
+from tests.integration.mof_small_models import pictures, save_llama, scramble
 from tests.integration.mof_training_data import config_for, save_rows
 from tests.integration.mof_training_rank import run
 from tests.integration.mof_training_reference import reference
@@ -98,15 +102,36 @@ def jobs(
 
 
 @pytest.fixture(scope="module")
+def whole(backbones: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """(folder with it and with the batch of each of two ranks, a model), for the steps of mof_rank."""
+    root = tmp_path_factory.mktemp("whole")
+    model, processor = from_backbones(backbones["clip"], backbones["ssl"], backbones["llm"], mode="interleaved")
+    for adapter in model.adapters().values():
+        scramble(adapter, 11)
+    model.save_pretrained(root / "whole")
+    processor.save_pretrained(root / "whole")
+    batches = []
+    for text, images in (("<image> what is red ?", pictures(1)), ("is the cat blue ? no", None)):
+        batch = dict(processor(text=[text], images=images, return_tensors="pt"))
+        batches.append(
+            batch | {"labels": batch["input_ids"].masked_fill(batch["input_ids"] == processor.image_token_id, -100)}
+        )
+    torch.save(batches, root / "batches.pt")
+    return root, model
+
+
+@pytest.fixture(scope="module")
 def on_two_ranks(
-    jobs: dict[str, tuple[TrainConfig, ScaleConfig]], tmp_path_factory: pytest.TempPathFactory
+    jobs: dict[str, tuple[TrainConfig, ScaleConfig]],
+    whole: tuple[Path, Any],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, dict[str, Any]]:
-    """Points and weights of each of them on two processes."""
+    """Points and weights of each of them on two processes, which take the steps of mof_rank too."""
     root = tmp_path_factory.mktemp("ranks")
     (root / "jobs").write_bytes(pickle.dumps(jobs))
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.integration.mof_training_rank", str(root), str(rank), "2"],
+            [sys.executable, "-m", "tests.integration.mof_training_rank", str(root), str(rank), "2", str(whole[0])],
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -148,6 +173,24 @@ def test_sharded_ranks_in_half_precision_and_with_lora_equal_one(
     if is_whole:
         for key, value in weights.items():
             torch.testing.assert_close(found["weights"][key], value, **CLOSE)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_ranks_equal_one_process_though_one_has_no_picture(
+    whole: tuple[Path, Any], on_two_ranks: dict[str, dict[str, Any]], tmp_path: Path, stage: str
+) -> None:
+    root, model = whole[0], copy.deepcopy(whole[1])
+    model.freeze(stage)
+    model.train()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    (sum(model(**batch).loss for batch in batches(root)) / 2).backward()
+    wanted = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+    optimizer.step()
+    found = torch.load(root / f"grads_{stage}.pt", weights_only=True)
+    torch.testing.assert_close(found, wanted, **CLOSE)
+    after, _ = load_model(str(root / f"after_{stage}"))
+    torch.testing.assert_close(after.state_dict(), model.state_dict(), **CLOSE)
+    save_adapters(after, str(tmp_path / "adapters.safetensors"))
 
 
 @pytest.mark.parametrize("lora_rank", [0, 4])
