@@ -1,4 +1,4 @@
-"""Stages on Ray Train: two workers that are killed end with the weights of a plain loop; in an object store; wrong data is said once."""
+"""Stages on Ray Train: workers that are killed end with the weights of a plain loop; in an object store; wrong data is said once."""
 
 from __future__ import annotations
 
@@ -80,10 +80,19 @@ def kill_a_trainer() -> bool:
     return False
 
 
-def test_two_sharded_workers_of_which_one_is_killed_equal_a_plain_loop(
-    backbones: dict[str, str], data: dict[str, str], tmp_path: Path, ray_session: None
+@pytest.mark.parametrize(
+    ("num_workers", "strategy"),
+    [pytest.param(1, "ddp", id="one"), pytest.param(2, "fsdp", id="two sharded", marks=pytest.mark.long)],
+)
+def test_workers_of_which_one_is_killed_equal_a_plain_loop(
+    num_workers: int,
+    strategy: str,
+    backbones: dict[str, str],
+    data: dict[str, str],
+    tmp_path: Path,
+    ray_session: None,
 ) -> None:
-    scale = dataclasses.replace(SCALE, num_workers=2, strategy="fsdp", num_micro_batches=2)
+    scale = dataclasses.replace(SCALE, num_workers=num_workers, strategy=strategy, num_micro_batches=2)
     # On a busy machine a training may be over before it is looked at again.
     for number in range(NUM_TRIES):
         out = tmp_path / str(number)
