@@ -18,7 +18,7 @@ from mmvp_ray.mof.backbones import from_backbones
 from mmvp_ray.mof.checkpoints import load_model
 from tests.integration.mof_small_models import pictures, save_llama, save_tower, scramble
 
-pytestmark = [pytest.mark.integration]
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("one_thread")]
 
 MODES = ("none", "additive", "interleaved")
 NUM_TOKENS = {"none": 16, "additive": 16, "interleaved": 32}

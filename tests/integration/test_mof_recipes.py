@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -50,15 +52,25 @@ def test_a_row_has_the_papers_tokens_at_true_size(row: str) -> None:
     recipe = load_recipe(str(CONFIGS / f"{row}.yaml"))
     config = recipe.published()
     assert (recipe.mode, config.num_image_tokens) == (mode, num_tokens)
+    # Rows that differ in the ratio alone have the same shapes.
+    shaped = config.to_dict() | {"ssl_ratio": 0.5}
+    assert mixed_shape(json.dumps(shaped, sort_keys=True)) == (2, num_tokens, 5120)
+
+
+@functools.cache
+def mixed_shape(config_json: str) -> tuple[int, ...]:
+    """The shape of what the towers give of two images: they run for real, on the meta device."""
+    from mmvp_ray.mof.config import MoFConfig
     from mmvp_ray.mof.model import MoFModel
 
-    # One block of the language model is enough here, and the towers run for real: shapes alone, on the meta device.
+    config = MoFConfig.from_dict(json.loads(config_json))
+    # One block of the language model is enough here.
     config.text_config.num_hidden_layers = 1
     with torch.device("meta"):
         model = MoFModel(config).eval()
         pixels = torch.zeros(2, 3, config.image_px, config.image_px)
-        ssl_pixels = None if mode == "none" else torch.zeros(2, 3, config.ssl_px, config.ssl_px)
-        assert model.mixed_tokens(pixels, ssl_pixels).shape == (2, num_tokens, 5120)
+        ssl_pixels = None if config.mode == "none" else torch.zeros(2, 3, config.ssl_px, config.ssl_px)
+        return tuple(model.mixed_tokens(pixels, ssl_pixels).shape)
 
 
 def test_table_2_has_the_papers_ratios() -> None:
