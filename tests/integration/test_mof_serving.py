@@ -7,6 +7,8 @@ import base64
 import http.client
 import json
 import os
+import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from typing import Any
 import pytest
 
 from mmvp_ray.cluster import Inline
+from mmvp_ray.errors import ConfigError
 from mmvp_ray.evaluate.asking_config import AskingConfig
 from mmvp_ray.evaluate.local_generation import LocalPrompt
 from mmvp_ray.evaluate.local_spec import LocalModelConfig
@@ -104,7 +107,7 @@ def user(*parts: Any) -> list[dict[str, Any]]:
 def served(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Iterator[Served]:
     from ray import serve
 
-    from mmvp_ray.mof.serving.application import application
+    from mmvp_ray.mof.serving import application
 
     folder = tmp_path_factory.mktemp("mof-serving")
     save_mof(folder / "model")
@@ -130,7 +133,11 @@ def served(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Itera
     port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     try:
-        serve.run(application(config), name="mof", route_prefix="/")
+        with pytest.MonkeyPatch.context() as patch:
+            # Serve sees that a copy is dead when it next asks for its health.
+            patch.setattr(application, "HEALTH_SECONDS", 1.0)
+            built = application.application(config)
+        serve.run(built, name="mof", route_prefix="/")
         yield Served(port, folder)
     finally:
         serve.shutdown()
@@ -621,19 +628,30 @@ def test_the_job_serves_and_stops_in_order(served: Served, tmp_path: Path) -> No
         process.wait()
 
 
+def test_the_job_says_in_one_line_what_it_cannot_serve() -> None:
+    done = subprocess.run(
+        [sys.executable, "jobs/serve_mof.py", "--model", str(REPOSITORY / "configs")],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 1 and "config.json" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
         (["--model", "/no/such/folder"], "/no/such/folder"),
-        (["--model", str(REPOSITORY / "configs")], "config.json"),
         (["--port", "0", "--model", "x"], "--port"),
         ([], "--model"),
         (["--model", "x", "--allow-private-image-urls"], "--allow-image-urls"),
     ],
 )
-def test_the_job_says_in_one_line_what_it_cannot_serve(flags: list[str], words: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "jobs/serve_mof.py", *flags], cwd=REPOSITORY, capture_output=True, text=True, timeout=200
-    )
-    assert done.returncode == 1 and words in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+def test_what_the_job_cannot_serve(flags: list[str], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here, up to the error that ends the job as the one above."""
+    monkeypatch.setattr(sys, "argv", ["serve_mof.py", *flags])
+    job = runpy.run_path(str(REPOSITORY / "jobs/serve_mof.py"))
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        job["main"]()
