@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -12,10 +13,13 @@ import pytest
 from PIL import Image
 
 from mmvp_ray.errors import ConfigError, DataError
+from mmvp_ray.pipeline.probe import probe_models
+from mmvp_ray.pipeline.progress import Progress
 from mmvp_ray.probe.items import AskedWord, ProbeItem
 from mmvp_ray.probe.models import COSINE, PROBABILITY, SCORE, ProbeModel, WordQuestion, load_model
+from mmvp_ray.probe.run import ProbeConfig
 
-pytestmark = [pytest.mark.integration]
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("one_thread")]
 REPOSITORY = Path(__file__).resolve().parents[2]
 WORDS = ["a", "the", "dog", "cat", "is", "left", "right", "of", "red", "photo", "straw", "##berry"]
 ITEM = ProbeItem(
@@ -331,16 +335,10 @@ def test_the_job_probes_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert (tmp_path / "out/report.html").stat().st_size > 2000
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/rows").iterdir()}
     assert len(stamps) == 2
-    again = subprocess.run([*command, "--device", "cpu"], cwd=REPOSITORY, capture_output=True, text=True, timeout=280)
-    assert again.returncode == 0, again.stderr[-2000:]
+    # Here, as the job's process does: another would import torch and transformers anew.
+    config = ProbeConfig(items=str(tmp_path / "items.jsonl"), out=str(tmp_path / "out"), device="cpu")
+    assert probe_models(config, progress=Progress(stream=None)) == first.stdout.removesuffix("\n").split("\n")
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     assert json.loads((tmp_path / "out/report.json").read_text())["effects"] == report["effects"]
-    bad = subprocess.run(
-        [*command, "--models", "blip:/none"], cwd=REPOSITORY, capture_output=True, text=True, timeout=280
-    )
-    assert bad.returncode == 1
-    assert (
-        bad.stderr.strip()
-        .splitlines()[-1]
-        .startswith("ConfigError: expected weights of BlipForImageTextRetrieval at /none")
-    )
+    with pytest.raises(ConfigError, match=r"^expected weights of BlipForImageTextRetrieval at /none"):
+        probe_models(dataclasses.replace(config, models=("blip:/none",)), progress=Progress(stream=None))
