@@ -52,11 +52,12 @@ def test_specs_equal_those_found_here_without_an_import(saved: Path) -> None:
     assert found["imported"] == []
 
 
-def test_an_error_comes_as_it_was_raised() -> None:
+def test_an_error_comes_as_it_was_raised(tmp_path: Path) -> None:
+    name = f"hf:{tmp_path}/none"
     with pytest.raises(ConfigError) as here:
-        resolve_encoder("open_clip:ViT-L-14/opnai", device="cpu")
+        resolve_encoder(name, device="cpu")
 
-    assert resolve_apart("open_clip:ViT-L-14/opnai")["found"] == {"error": ["ConfigError", str(here.value)]}
+    assert resolve_apart(name)["found"] == {"error": ["ConfigError", str(here.value)]}
 
 
 def test_a_child_that_dies_is_made_up_for(
