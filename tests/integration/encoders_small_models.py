@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
 
 from mmvp_ray.encoders.unloaded import nan_weights
 from mmvp_ray.images.geometry import apply_geometry
@@ -266,5 +267,10 @@ def cheap_random_weights() -> Iterator[Callable[[torch.nn.Module], None]]:
                 for start in range(0, len(flat), len(block)):
                     flat[start : start + len(block)] = block[: len(flat) - start]
 
-    with nan_weights():
+    def is_drawn(tensor: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        return tensor.data.fill_(float("nan"))
+
+    # As DINOv2 draws: it takes seconds.
+    with nan_weights(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.init, "_no_grad_trunc_normal_", is_drawn)
         yield fill
