@@ -152,6 +152,19 @@ def test_parameters_that_a_lenient_load_leaves_out_are_found(tmp_path: Path) -> 
     assert not torch.nn.Linear(3, 4).weight.isnan().any()
 
 
+def test_truncated_normals_are_left_out_too_and_other_numbers_are_bent_as_ever() -> None:
+    import torch
+    from timm.layers import trunc_normal_
+
+    from mmvp_ray.encoders.unloaded import nan_weights
+
+    numbers = torch.tensor([[-0.5, 0.0, 0.9]])
+    with nan_weights():
+        assert trunc_normal_(torch.empty(4, 5), std=0.02).isnan().all()
+        assert torch.equal(numbers.clone().erfinv_(), numbers.erfinv())
+        assert torch.empty(0, 3).erfinv_().shape == (0, 3)
+
+
 def test_a_directory_and_its_bare_weight_file_are_one_encoder(tmp_path: Path) -> None:
     import timm
 
