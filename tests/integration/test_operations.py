@@ -29,6 +29,7 @@ from tests.processes import PATIENT
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 REPOSITORY = Path(__file__).resolve().parents[2]
 NUM_PHOTOS = 33
+NUM_SHARDS = 8
 HELD_ENCODER = "python:tests.integration.held_encoder:factory"
 PATIENCE_SECONDS = 300
 
@@ -144,7 +145,7 @@ def digest(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
-    write_shards(folder, WorldConfig(num_images=900, seed=3, images_per_shard=60))
+    write_shards(folder, WorldConfig(num_images=12 * NUM_SHARDS, seed=3, images_per_shard=12))
     return folder
 
 
@@ -212,7 +213,7 @@ def test_sigterm_in_the_middle(
     assert [path for path in tmp_path.rglob("*.tmp") if store not in path.parents] == []
     assert not (tmp_path / "manifest.json").exists()
     finished = {path: path.stat().st_mtime_ns for path in store.rglob(f"embeddings/**/*{DONE}")}
-    assert NUM_TABLES <= len(finished) < 30, "the signal must fall into the middle of the run"
+    assert NUM_TABLES <= len(finished) < 2 * NUM_SHARDS, "the signal must fall into the middle of the run"
 
     mine_pairs(config(world, tmp_path), progress=Progress(stream=None))
     assert {name: content for name, content in digest(store).items() if not name.endswith(".tmp")} == undisturbed
