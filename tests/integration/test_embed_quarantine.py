@@ -83,11 +83,11 @@ def photos(make_jpeg: Callable[..., bytes], num: int) -> list[tuple[str, bytes]]
 
 def test_every_way_to_die_costs_one_image(tmp_path: Path, make_jpeg: Callable[..., bytes]) -> None:
     good = photos(make_jpeg, 7)
-    kinds = ["segfault", "exit", "hang", "memory"]
+    kinds = ["segfault", "hang", "memory"]
     images = list(good)
-    for place, kind in zip([0, 3, 4, 10], kinds, strict=True):
+    for place, kind in zip([0, 3, 9], kinds, strict=True):
         images.insert(place, (f"{kind}.png", poison(kind)))
-    plan = job(tmp_path / "a", POISON, PLAIN, stuck_seconds=20.0)
+    plan = job(tmp_path / "a", POISON, PLAIN, stuck_seconds=5.0)
     poisonous, plain = plan.specs
     lost(plan.store, NUM_LOST_ACTORS)
     actor = EmbedActor(plan)
@@ -101,13 +101,13 @@ def test_every_way_to_die_costs_one_image(tmp_path: Path, make_jpeg: Callable[..
         (f"{kind}.png", "encoder_timed_out" if kind == "hang" else "encoder_crashed") for kind in kinds
     ]
     # Of memory it has half of what is free: the machine never comes near the point where the kernel, or Ray, kills.
-    ends = ["died of SIGSEGV", "ended with exit code 3", "took longer than 20 s", "ended with exit code 1"]
+    ends = ["died of SIGSEGV", "took longer than 5 s", "ended with exit code 1"]
     assert [reject["detail"] for reject in rejects] == [
         f"encoder {poisonous}: a process with this image {end}" for end in ends
     ]
     # The encoder that no image kills has them all.
-    assert tables(plan.store, plain)[0].num_rows == 11 and tables(plan.store, plain)[1] == []
-    assert (summary["num_distinct"], summary["num_embedded"], summary["num_nonfinite"]) == (11, 18, 4)
+    assert tables(plan.store, plain)[0].num_rows == 10 and tables(plan.store, plain)[1] == []
+    assert (summary["num_distinct"], summary["num_embedded"], summary["num_nonfinite"]) == (10, 17, 3)
     assert attempt_files(plan.store) == [] and verify(plan.store.root).problems == []
 
     # It goes on with its own encoders, which it had given up for the child's sake.
@@ -264,7 +264,7 @@ actor(row(plan, [*photos(jpeg, 2), ("p.png", poison(sys.argv[2]))]))
 
 
 @pytest.mark.parametrize(
-    ("kind", "stuck_seconds", "sign"), [("hang", 10, "Timeout"), ("cuda", 60, "this process ends itself")]
+    ("kind", "stuck_seconds", "sign"), [("hang", 3, "Timeout"), ("cuda", 60, "this process ends itself")]
 )
 def test_an_actor_that_hangs_or_lost_its_gpu_ends_itself(
     tmp_path: Path, kind: str, stuck_seconds: int, sign: str
