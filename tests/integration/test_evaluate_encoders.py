@@ -48,6 +48,12 @@ def statements(tmp_path_factory: pytest.TempPathFactory) -> Benchmark:
     return make_mmvp_vlm(tmp_path_factory.mktemp("vlm") / "mini_vlm", pairs_per_pattern=15)
 
 
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Benchmark:
+    """Where the number of pairs is not the point."""
+    return make_mmvp_vlm(tmp_path_factory.mktemp("few") / "few_vlm", pairs_per_pattern=2)
+
+
 def unit(vectors: Any) -> np.ndarray:
     wide = vectors.cpu().numpy().astype(np.float64)
     return np.asarray(wide / np.linalg.norm(wide, axis=1, keepdims=True))
@@ -117,16 +123,16 @@ def test_the_miniature_encoder_scores_as_a_plain_loop_says_and_a_second_run_comp
     assert run_encoders(asked, Inline()) == result
 
 
-def test_another_benchmark_or_prompt_is_computed_anew_in_the_same_folder(statements: Benchmark, tmp_path: Path) -> None:
-    run_encoders(config(statements, tmp_path), Inline())
+def test_another_benchmark_or_prompt_is_computed_anew_in_the_same_folder(few: Benchmark, tmp_path: Path) -> None:
+    run_encoders(config(few, tmp_path), Inline())
     vectors = tmp_path / "out" / "vectors"
     assert len(list(vectors.glob("*/*.parquet"))) == 2
-    bare = run_encoders(config(statements, tmp_path, prefix=""), Inline())
+    bare = run_encoders(config(few, tmp_path, prefix=""), Inline())
     assert any("prompts begin with ''" in note for note in bare.notes)
     # The images are the same.
     assert len(list(vectors.glob("*/*.parquet"))) == 3
     copy = tmp_path / "copy"
-    shutil.copytree(statements.url, copy)
+    shutil.copytree(few.url, copy)
     first = next(iter(sorted((copy / "MLLM_VLM Images" / "Color").glob("*.jpg"))))
     first.write_bytes(jpeg(1))
     run_encoders(config(open_benchmark(str(copy)), tmp_path), Inline())
@@ -154,11 +160,9 @@ def test_an_image_that_cannot_be_read_is_named(statements: Benchmark, tmp_path: 
         ({"gpus_per_encoder": 1.5}, "--gpus-per-encoder"),
     ],
 )
-def test_what_cannot_be_run_is_refused(
-    statements: Benchmark, tmp_path: Path, values: dict[str, Any], says: str
-) -> None:
+def test_what_cannot_be_run_is_refused(few: Benchmark, tmp_path: Path, values: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        run_encoders(config(statements, tmp_path, **values), Inline())
+        run_encoders(config(few, tmp_path, **values), Inline())
 
 
 def test_questions_are_no_statements(tmp_path: Path) -> None:
@@ -174,7 +178,7 @@ def test_compat_official_refuses_what_stops_the_script(tmp_path: Path) -> None:
 
 
 def test_several_encoders_of_real_formats_run_on_ray_and_claims_are_tested(
-    statements: Benchmark, tmp_path: Path, ray_session: None
+    few: Benchmark, tmp_path: Path, ray_session: None
 ) -> None:
     tiny = f"open_clip:{save_open_clip(tmp_path / 'tiny')}"
     claims = tmp_path / "claims.yaml"
@@ -204,12 +208,12 @@ def test_several_encoders_of_real_formats_run_on_ray_and_claims_are_tested(
     said: list[str] = []
     with Session() as session:
         result = run_encoders(
-            config(statements, tmp_path, encoders=("miniature:clip", tiny), claims=str(claims)), session, said.append
+            config(few, tmp_path, encoders=("miniature:clip", tiny), claims=str(claims)), session, said.append
         )
     assert [one.label for one in result.encoders] == ["miniature:clip", "Tiny ViT @32"]
     assert len([line for line in said if line.startswith("encoded")]) == 2
     for one in result.encoders:
-        expected = brute_force(statements, one.name)
+        expected = brute_force(few, one.name)
         assert {pair.pair_id: (pair.text_to_image, pair.image_to_text) for pair in one.scores.pairs} == expected
     (comparison,) = result.claims[0].tests[0].comparisons
     right = [[pair.text_to_image for pair in one.scores.pairs] for one in result.encoders]
@@ -230,25 +234,25 @@ def test_several_encoders_of_real_formats_run_on_ray_and_claims_are_tested(
         assert int(row["num_parameters"]) == one.num_parameters
 
 
-def test_the_results_and_the_benchmark_may_lie_on_s3(statements: Benchmark, tmp_path: Path, s3_bucket: str) -> None:
+def test_the_results_and_the_benchmark_may_lie_on_s3(few: Benchmark, tmp_path: Path, s3_bucket: str) -> None:
     there = f"{s3_bucket}/evaluate-encoders/mini"
-    for path in Path(statements.url).rglob("*"):
+    for path in Path(few.url).rglob("*"):
         if path.is_file():
-            storage.write_bytes(storage.join(there, str(path.relative_to(statements.url))), path.read_bytes())
+            storage.write_bytes(storage.join(there, str(path.relative_to(few.url))), path.read_bytes())
     out = f"{s3_bucket}/evaluate-encoders/out"
-    on_s3 = run_encoders(config(statements, tmp_path, benchmark=there, out=out), Inline())
-    here = run_encoders(config(statements, tmp_path), Inline())
+    on_s3 = run_encoders(config(few, tmp_path, benchmark=there, out=out), Inline())
+    here = run_encoders(config(few, tmp_path), Inline())
     assert on_s3.encoders == here.encoders
     assert storage.exists(storage.join(out, "encoders.csv"))
 
 
 def test_a_run_that_broke_off_goes_on_with_the_encoders_that_are_left(
-    statements: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    few: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny = f"open_clip:{save_open_clip(tmp_path / 'tiny')}"
     class_folders(tmp_path / "classes", num=30)
     labelled = ZeroShotConfig(labelled_images=str(tmp_path / "classes"), classes="labels", templates="plain")
-    asked = config(statements, tmp_path, encoders=("miniature:clip", tiny), zero_shot=labelled)
+    asked = config(few, tmp_path, encoders=("miniature:clip", tiny), zero_shot=labelled)
     loads: list[str] = []
 
     def load(spec: Any, *, device: str) -> Any:
@@ -268,7 +272,7 @@ def test_a_run_that_broke_off_goes_on_with_the_encoders_that_are_left(
     clip = "miniature:clip"
     # Vectors of clip, then of tiny; the classifier of clip, then of tiny; then the images by both.
     assert loads == [clip, tiny, tiny, clip, clip, tiny, tiny, clip, tiny]
-    whole = run_encoders(config(statements, tmp_path / "whole", encoders=asked.encoders, zero_shot=labelled), Inline())
+    whole = run_encoders(config(few, tmp_path / "whole", encoders=asked.encoders, zero_shot=labelled), Inline())
     assert resumed == whole
 
 
@@ -301,7 +305,7 @@ def plain_top1(
 
 
 @pytest.mark.parametrize("container", ["folder", "tar", "parquet"])
-def test_zero_shot_accuracy_is_that_of_the_definition(statements: Benchmark, tmp_path: Path, container: str) -> None:
+def test_zero_shot_accuracy_is_that_of_the_definition(few: Benchmark, tmp_path: Path, container: str) -> None:
     files = class_folders(tmp_path / "classes", num=40)
     url = str(tmp_path / "classes")
     if container == "tar":
@@ -324,7 +328,7 @@ def test_zero_shot_accuracy_is_that_of_the_definition(statements: Benchmark, tmp
         )
         url = str(tmp_path / "table")
     asked = config(
-        statements,
+        few,
         tmp_path,
         batch_size=7,
         zero_shot=ZeroShotConfig(labelled_images=url, classes="labels", templates="openai_7"),
@@ -344,13 +348,13 @@ def test_zero_shot_accuracy_is_that_of_the_definition(statements: Benchmark, tmp
     assert run_encoders(asked, Inline()) == result
 
 
-def test_labels_that_were_corrected_beside_the_images_are_counted_anew(statements: Benchmark, tmp_path: Path) -> None:
+def test_labels_that_were_corrected_beside_the_images_are_counted_anew(few: Benchmark, tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()
     for k in range(4):
         Image.new("RGB", (64, 64), (255, 0, 0) if k % 2 else (0, 0, 255)).save(images / f"{k}.png")
     asked = config(
-        statements,
+        few,
         tmp_path,
         zero_shot=ZeroShotConfig(labelled_images=str(images), classes="labels", templates="plain"),
     )
@@ -364,10 +368,10 @@ def test_labels_that_were_corrected_beside_the_images_are_counted_anew(statement
     assert found[0] + found[1] == 4, "who is right with one set of labels is wrong with the other"
 
 
-def test_the_miniature_world_is_recognised(statements: Benchmark, tmp_path: Path, ray_session: None) -> None:
+def test_the_miniature_world_is_recognised(few: Benchmark, tmp_path: Path, ray_session: None) -> None:
     write_shards(tmp_path / "world", WorldConfig(num_images=300, images_per_shard=100, num_broken=4))
     asked = config(
-        statements,
+        few,
         tmp_path,
         zero_shot=ZeroShotConfig(
             labelled_images=str(tmp_path / "world" / "*.tar"), classes="labels", label_field="object", templates="plain"
@@ -382,7 +386,7 @@ def test_the_miniature_world_is_recognised(statements: Benchmark, tmp_path: Path
     assert found.top5 is not None and found.top5.num_right >= found.top1.num_right
 
 
-def test_too_many_images_without_a_class_end_the_run_with_examples(statements: Benchmark, tmp_path: Path) -> None:
+def test_too_many_images_without_a_class_end_the_run_with_examples(few: Benchmark, tmp_path: Path) -> None:
     class_folders(tmp_path / "classes", num=30)
     classes = tmp_path / "names.json"
     classes.write_text(json.dumps({"0": "red boat", "1": "tree"}))
@@ -390,15 +394,13 @@ def test_too_many_images_without_a_class_end_the_run_with_examples(statements: B
     with pytest.raises(
         DataError, match=r"0 unreadable and 10 without a class of 30 .*label 'blue house' names no class"
     ):
-        run_encoders(config(statements, tmp_path, zero_shot=asked), Inline())
+        run_encoders(config(few, tmp_path, zero_shot=asked), Inline())
 
 
-def test_imagenets_classes_know_every_label_of_the_real_sample(
-    statements: Benchmark, tmp_path: Path, real_data: Path
-) -> None:
+def test_imagenets_classes_know_every_label_of_the_real_sample(few: Benchmark, tmp_path: Path, real_data: Path) -> None:
     """Labels in words, indices and WordNet ids; the encoder knows nothing of ImageNet."""
     asked = ZeroShotConfig(labelled_images=str(real_data / "imagenet_sample" / "*.tar"), templates="plain")
-    found = run_encoders(config(statements, tmp_path, zero_shot=asked), Inline()).encoders[0].zero_shot
+    found = run_encoders(config(few, tmp_path, zero_shot=asked), Inline()).encoders[0].zero_shot
     assert found is not None
     assert (found.top1.num_total, found.num_unlabelled, found.num_unreadable, found.num_classes) == (200, 0, 0, 1000)
 
