@@ -36,11 +36,12 @@ def census() -> Census:
 
 
 def test_rows_are_counted_and_found_again(census: Census) -> None:
-    counts = census.dropped.counts()
-    assert np.flatnonzero(counts).tolist() == [piece for piece, _ in DROPPED]
+    # Counted once: at this size it costs gigabytes.
+    left = census.images_of_pieces()
+    assert np.flatnonzero(left != PIECE_ROWS).tolist() == [piece for piece, _ in DROPPED]
     for piece, row in DROPPED:
         assert np.flatnonzero(census.dropped.mask(piece)).tolist() == [row]
-    assert int(census.images_of_pieces().sum()) == census.num_images > 2**31
+    assert int(left.sum()) == census.num_images > 2**31
 
 
 def test_blocks_hold_every_image_once(census: Census) -> None:
