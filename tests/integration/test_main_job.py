@@ -239,19 +239,24 @@ def test_collapse_near_leaves_one_of_each_group(run: Run, world: Path, tmp_path:
     assert blind_set(collapsed).keys() == expected
 
 
-def test_max_images_takes_the_first_of_each_shard(world: Path, tmp_path: Path) -> None:
-    small = mine_pairs(config(f"world={world}", tmp_path, max_images=30), progress=SILENT)
-    assert small.manifest["counts"]["read"] == 30
-
-
-def test_no_pairs_is_a_valid_result(world: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def without_pairs(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The first images of each shard, by a rule that no pair fulfils."""
     rule = RuleConfig(near_above=0.999, far_below=-0.9)
-    empty = mine_pairs(config(f"world={world}", tmp_path, max_images=60, rule=rule), progress=SILENT)
-    assert empty.pairs().num_rows == empty.blind_pairs().num_rows == 0
-    report = empty.report()
+    out = tmp_path_factory.mktemp("without-pairs")
+    return mine_pairs(config(f"world={world}", out, max_images=60, rule=rule), progress=SILENT)
+
+
+def test_max_images_takes_the_first_of_each_shard(without_pairs: Run) -> None:
+    assert without_pairs.manifest["counts"]["read"] == 60
+
+
+def test_no_pairs_is_a_valid_result(without_pairs: Run) -> None:
+    assert without_pairs.pairs().num_rows == without_pairs.blind_pairs().num_rows == 0
+    report = without_pairs.report()
     assert any("nearest misses" in text for text in report["advice"])
     assert report["random"]["num_pairs"] == 60 * 59 // 2 - 0 or report["random"]["num_pairs"] > 0
-    assert "No pair" in (Path(empty.url) / "report.html").read_text()
+    assert "No pair" in (Path(without_pairs.url) / "report.html").read_text()
 
 
 def test_quantiles_become_thresholds_in_the_manifest(run: Run, world: Path, tmp_path: Path) -> None:
