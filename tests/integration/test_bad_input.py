@@ -17,6 +17,7 @@ from mmvp_ray import MineConfig, mine_pairs, open_run
 from mmvp_ray.cluster import Session
 from mmvp_ray.errors import ConfigError, DataError, MmvpError, ResourceError
 from mmvp_ray.pipeline import Progress, prepare
+from tests.integration.docs_place import run_job
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.integration]
@@ -72,18 +73,18 @@ def test_an_unknown_flag_is_named(tmp_path: Path) -> None:
         (["--config", "no/such.yaml"], "expected a YAML file at no/such.yaml, found none"),
     ],
 )
-def test_values_out_of_range(flags: list[str], expected: str) -> None:
-    result = command(*flags)
-    assert result.returncode == 1
-    assert expected in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
+def test_values_out_of_range(flags: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """In this process: how an error becomes the job's line and code is the same for all of them."""
+    with pytest.raises(MmvpError, match=re.escape(expected)) as caught:
+        run_job("mine", flags)
+    assert "\n" not in str(caught.value)
+    assert "".join(capsys.readouterr()) == ""
 
 
 def test_a_misspelt_yaml_key_names_the_closest(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("rule:\n  near_abov: 0.9\n")
-    result = command("--config", str(tmp_path / "bad.yaml"))
-    assert result.returncode == 1
-    assert "did you mean near_above?" in result.stderr
+    with pytest.raises(ConfigError, match=r"did you mean near_above\?"):
+        run_job("mine", ["--config", str(tmp_path / "bad.yaml")])
 
 
 def test_a_missing_path(tmp_path: Path) -> None:
