@@ -45,7 +45,7 @@ def test_training_repeats_itself_bit_by_bit(role: str, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def finds() -> Finds:
     """What brute force finds among pictures of a seed that neither training nor the demo has seen."""
-    scenes, pixels = render_world(20_261_121, 1500)
+    scenes, pixels = render_world(20_261_121, 900)
     return measure_finds(scenes, embed_pixels("miniature:clip", pixels), embed_pixels("miniature:dino", pixels))
 
 
