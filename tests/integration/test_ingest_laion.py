@@ -39,6 +39,7 @@ from mmvp_ray.ingest.laion_config import LaionConfig
 from mmvp_ray.ingest.laion_shard import ShardOutcome
 from mmvp_ray.sources import list_shards, read_pieces
 from tests.conftest import jpeg
+from tests.integration.docs_place import run_job
 
 pytestmark = pytest.mark.integration
 
@@ -371,9 +372,9 @@ BEHAVIOURS: dict[str, str | None] = {
 
 
 SLOW: dict[str, tuple[str, FetchConfig]] = {
-    "/silent/1": ("timed_out", dataclasses.replace(FETCH, timeout_seconds=3.0)),
-    "/drip/1": ("too_slow", dataclasses.replace(FETCH, timeout_seconds=60.0, max_seconds=6.0)),
-    "/drip-head/1": ("too_slow", dataclasses.replace(FETCH, timeout_seconds=60.0, max_seconds=6.0)),
+    "/silent/1": ("timed_out", dataclasses.replace(FETCH, timeout_seconds=1.5)),
+    "/drip/1": ("too_slow", dataclasses.replace(FETCH, timeout_seconds=60.0, max_seconds=3.0)),
+    "/drip-head/1": ("too_slow", dataclasses.replace(FETCH, timeout_seconds=60.0, max_seconds=3.0)),
 }
 """Each with the one limit that it breaks: with the same limits, what is right is late on a busy machine."""
 
@@ -860,34 +861,34 @@ def test_a_shard_that_kills_its_workers_is_given_up_and_the_others_go_on(
     assert run(settings).num_images == 40
 
 
-def test_the_command_line(server: Server, tmp_path: Path) -> None:
+def test_the_command_line(server: Server, tmp_path: Path, ray_session: None) -> None:
+    """In this process, whose Ray runs; and, as a process, what is refused before Ray is started."""
     urls = [f"{server.url}/jpeg/{index}" for index in range(40)] + [f"{server.url}/html/1", "ftp://a.example/x"]
     write_metadata(tmp_path / "metadata/a.parquet", urls, punsafe=[0.9] * 10 + [0.1] * 32)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("filters: {max_punsafe: 0.5}\nnum_urls_per_shard: 20\nfetch: {delay_per_host_seconds: 0.0}\n")
-    command = [
-        sys.executable,
-        "jobs/ingest.py",
-        "laion",
-        "--config",
-        str(recipe),
-        "--metadata",
-        str(tmp_path / "metadata"),
-    ]
-    command += ["--out", str(tmp_path / "out"), "--contact", "https://example.org/bot", "--address", "local"]
-    plan = subprocess.run([*command, "--plan"], cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
-    assert plan.returncode == 0, plan.stderr
-    assert "unsafe                 -10\n  scheme_refused         -1\n" in plan.stdout
-    assert "31 URLs in 2 shards" in plan.stdout
+    words = ["laion", "--config", str(recipe), "--metadata", str(tmp_path / "metadata")]
+    words += ["--contact", "https://example.org/bot"]
+    plan = said(*words, "--out", str(tmp_path / "out"), "--plan")
+    assert "unsafe                 -10\n  scheme_refused         -1\n" in plan
+    assert "31 URLs in 2 shards" in plan
+    with pytest.raises(DataError, match=r"^expected images, found none behind 31 URLs \(address_refused 31\)"):
+        said(*words, "--out", str(tmp_path / "out"))
+    assert not server.asked
+    command = [sys.executable, "jobs/ingest.py", *words, "--out", str(tmp_path / "out"), "--num-urls-per-shard", "0"]
     refused = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
-    assert refused.returncode == 1 and not server.asked
-    last = refused.stderr.splitlines()[-1]
-    assert last.startswith("DataError: expected images, found none behind 31 URLs (address_refused 31)"), refused.stderr
-    command[command.index(str(tmp_path / "out"))] = str(tmp_path / "again")
-    done = subprocess.run(
-        [*command, "--allow-private-addresses"], cwd=REPOSITORY, capture_output=True, text=True, timeout=200
-    )
-    assert done.returncode == 0, done.stderr
-    assert "html                   -1" in done.stdout and "(96.8% of the URLs)" in done.stdout
+    assert refused.returncode == 1 and refused.stdout == ""
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith("ConfigError: ") and "--num-urls-per-shard" in line
+    done = said(*words, "--out", str(tmp_path / "again"), "--allow-private-addresses")
+    assert "html                   -1" in done and "(96.8% of the URLs)" in done
     assert server.agents == {"mmvp-ray/1.0 (collects images for research; https://example.org/bot)"}
     assert len(list_shards("laion", str(tmp_path / "again/shards"))) == 2
+
+
+def said(*words: str) -> str:
+    """What the job prints, in this process."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
+        assert run_job("ingest", words) == 0
+    return out.getvalue()
