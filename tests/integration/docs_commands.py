@@ -4,7 +4,8 @@ from __future__ import annotations
 
 PHOTOS = "mine.py --corpus photos=./photos --near open_clip:ViT-L-14/openai --far hf:facebook/dinov2-large"
 LAION = "mine.py --config configs/laion_aesthetics.yaml"
-PUBLISHED = "--near open_clip:encoders/clip --far hf:encoders/dinov2 --device cpu --num-threads 1"
+PUBLISHED = "--near miniature:clip --far miniature:dino --device cpu --num-threads 1"
+"""In place of what recipes name: workers that need not import OpenCLIP and transformers, as those of PHOTOS do, are there much sooner."""
 MLLM = "evaluate.py mllm --benchmark MMVP"
 TABLE1 = "evaluate.py encoders --config configs/evaluate/table1.yaml --benchmark MMVP_VLM"
 ASKED = "--base-url SERVER --api-key-env="
