@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -33,6 +34,7 @@ SIZES_PX = [
 Preprocess = Callable[[Image.Image], np.ndarray]
 
 
+@functools.cache
 def images_HWC() -> list[np.ndarray]:
     """Noise, slopes and grey in every size."""
     rng = np.random.default_rng(0)
