@@ -27,6 +27,8 @@ from mmvp_ray.store import PieceRef, Store, id_matrix
 NUM_READING_THREADS = 8
 BUCKET_BYTES = 128 << 20
 """Rows looked at together for equal ids, 24 bytes each; four times as much while they are sorted."""
+COUNTED_BYTES = 1 << 20
+"""Bytes of rows' bits that are counted together."""
 DRAW_IMAGES = 1_000_000
 """Images in the draw: enough for the largest sample that anything takes."""
 
@@ -76,9 +78,15 @@ class PieceRows:
     def counts(self) -> NDArray[np.int64]:
         """For each piece the number of its rows that are here."""
         counts = np.zeros(len(self._sizes), dtype=np.int64)
-        some = self._sizes > 0
-        if some.any():
-            counts[some] = np.add.reduceat(np.bitwise_count(self._bits), self._starts[:-1][some], dtype=np.int64)
+        some = np.flatnonzero(self._sizes > 0)
+        starts = self._starts[:-1][some]
+        # numpy adds up a copy of what it is given, eight bytes for each of these.
+        for begin in range(0, len(self._bits), COUNTED_BYTES):
+            window = self._bits[begin : begin + COUNTED_BYTES]
+            first = int(np.searchsorted(starts, begin, side="right")) - 1
+            last = int(np.searchsorted(starts, begin + len(window), side="left"))
+            within = np.maximum(starts[first:last] - begin, 0)
+            counts[some[first:last]] += np.add.reduceat(np.bitwise_count(window), within, dtype=np.int64)
         return counts
 
     def mask(self, piece: int) -> NDArray[np.bool_]:

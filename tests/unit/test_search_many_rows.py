@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from mmvp_ray.search import Census, PieceRef, SearchConfig, choose_method
+from mmvp_ray.search import census as census_module
 from mmvp_ray.search.blocks import cut_blocks, kept_rows
 from mmvp_ray.search.census import Draw, PieceRows
 from mmvp_ray.search.index_shards import cell_offsets, cut_cells
@@ -36,12 +39,36 @@ def census() -> Census:
 
 
 def test_rows_are_counted_and_found_again(census: Census) -> None:
-    # Counted once: at this size it costs gigabytes.
     left = census.images_of_pieces()
     assert np.flatnonzero(left != PIECE_ROWS).tolist() == [piece for piece, _ in DROPPED]
     for piece, row in DROPPED:
         assert np.flatnonzero(census.dropped.mask(piece)).tolist() == [row]
     assert int(left.sum()) == census.num_images > 2**31
+
+
+@pytest.mark.parametrize("counted_bytes", [1, 2, 3, 64, 1 << 20])
+def test_rows_are_counted_wherever_the_bytes_are_cut(counted_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(census_module, "COUNTED_BYTES", counted_bytes)
+    rng = np.random.default_rng(counted_bytes)
+    for sizes in ([0], [], [0, 3, 0, 0, 17, 8, 9, 0], [1000], rng.integers(0, 60, 50).tolist()):
+        rows = PieceRows(np.array(sizes, dtype=np.int32))
+        here = [rng.random(size) < 0.4 for size in sizes]
+        for piece, mask in enumerate(here):
+            (found,) = mask.nonzero()
+            rows.add(np.full(len(found), piece), found)
+        assert rows.counts().tolist() == [int(mask.sum()) for mask in here]
+
+
+def test_counting_takes_little_memory_beside_the_rows() -> None:
+    rows = PieceRows(np.full(64, 1_000_000, dtype=np.int32))
+    tracemalloc.start()
+    try:
+        rows.counts()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # The rows take 8 MB; a copy of eight bytes for each of theirs would be 64.
+    assert peak < 16e6
 
 
 def test_blocks_hold_every_image_once(census: Census) -> None:
