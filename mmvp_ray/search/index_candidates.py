@@ -47,7 +47,6 @@ class QueryTask:
     num_probes: int
     margin: float | None
     cut: float
-    floor: float
     probes_uri: str | None
     uri: str
 
@@ -73,7 +72,6 @@ def ask_for_all(
             num_probes=search.num_probes,
             margin=search.margin,
             cut=search.cut,
-            floor=work.floor,
             probes_uri=storage.join(scratch, f"{number:06d}.probes") if several else None,
             uri=storage.join(scratch, f"{number:06d}-{name}"),
         )
@@ -188,8 +186,9 @@ def _ask(
             some = asking[first : first + step]
             estimate_NK, row_NK = shard.nearest(codec, rotated_NR[some], cell_NP[some], score_NP[some], num)
             above_NK = estimate_NK > task.cut
-            # FAISS ranks by the plain score. As long as the last quarter of the answers still holds near ones, there are more behind it.
-            full_N = (estimate_NK[:, num - max(1, num // NEIGHBOURS_GROWTH) :] > task.floor).any(axis=1)
+            # FAISS ranks by the plain score. As long as the last quarter of the answers still holds candidates, there are more behind it; equal
+            # vectors are equally misjudged, so that all of a group may lie between the cut and the floor.
+            full_N = above_NK[:, num - max(1, num // NEIGHBOURS_GROWTH) :].any(axis=1)
             above_NK[full_N] = False
             query_C, column_C = np.nonzero(above_NK)
             queries.append(some[query_C])

@@ -469,11 +469,14 @@ def test_copies_beyond_the_neighbours_asked_for_are_found(tmp_path: Path) -> Non
     assert facts["num_saturated"] >= 400
 
 
-def test_nothing_but_copies(tmp_path: Path) -> None:
-    vectors, ids = np.repeat(cone(55), 80, axis=0), random_ids(4400)
+@pytest.mark.parametrize(("num_groups", "num_copies"), [(110, 40), (55, 80)])
+def test_nothing_but_copies(tmp_path: Path, num_groups: int, num_copies: int) -> None:
+    # Groups a little larger than the neighbours asked for first: the codes of some lie between the cut and the floor.
+    vectors, ids = np.repeat(cone(num_groups), num_copies, axis=0), random_ids(4400)
     store, pieces = fill(tmp_path, vectors, ids)
     found, facts = asked(store, pieces, floor=0.999, config=SearchConfig(num_neighbours=32))
-    assert len(found) == len(brute_force(vectors, ids, 0.999)) >= 55 * 80 * 79 // 2
+    num_pairs = num_groups * num_copies * (num_copies - 1) // 2
+    assert len(found) == len(brute_force(vectors, ids, 0.999)) >= num_pairs
     assert facts["num_indexed"] == facts["num_saturated"] == 4400
 
 
