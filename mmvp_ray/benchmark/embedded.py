@@ -6,7 +6,6 @@ import json
 import string
 import tempfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from mmvp_ray.benchmark.image_copies import ImageMode, copy_of
 from mmvp_ray.benchmark.image_files import NUM_READING_THREADS
 from mmvp_ray.benchmark.items import Question, Statement
 from mmvp_ray.errors import DataError
+from mmvp_ray.reading_threads import reading_threads
 
 ROWS_PER_GROUP = 100
 """Rows of a row group, as the Hugging Face hub's viewer wants them for images."""
@@ -86,7 +86,7 @@ def _groups(pairs: Sequence[Sequence[Question | Statement]], images: ImageMode) 
     numbered = [
         (index, len(pair), item) for index, (pair, item) in enumerate(((p, i) for p in pairs for i in p), start=1)
     ]
-    with ThreadPoolExecutor(NUM_READING_THREADS) as pool:
+    with reading_threads(NUM_READING_THREADS) as pool:
         for first in range(0, len(numbered), ROWS_PER_GROUP):
             group = numbered[first : first + ROWS_PER_GROUP]
             copies = pool.map(lambda entry: copy_of(entry[2].image_uri, mode=images), group)

@@ -6,13 +6,13 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from mmvp_ray import storage
 from mmvp_ray.errors import DataError
 from mmvp_ray.evaluate.responder import Ask, Reply
+from mmvp_ray.reading_threads import reading_threads
 
 MANIFEST = "manifest.json"
 NUM_READING_THREADS = 16
@@ -68,7 +68,7 @@ def read_parts(folder: str) -> Iterator[tuple[int, list[Record]]]:
             numbers.append(int(match.group(1)))
         elif name != MANIFEST:
             raise DataError(f"expected only {MANIFEST} and part-NNNNNN.jsonl in {folder}, found {name!r}; move it away")
-    with ThreadPoolExecutor(NUM_READING_THREADS) as pool:
+    with reading_threads(NUM_READING_THREADS) as pool:
         for start in range(0, len(numbers), NUM_READING_THREADS):
             window = numbers[start : start + NUM_READING_THREADS]
             yield from zip(window, pool.map(lambda number: read_part(folder, number), window), strict=True)

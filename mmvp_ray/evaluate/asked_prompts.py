@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,6 +13,7 @@ from mmvp_ray.errors import DataError, TransientError
 from mmvp_ray.evaluate.answer_parts import content_digest
 from mmvp_ray.evaluate.image_payload import read_image
 from mmvp_ray.evaluate.responder import Ask
+from mmvp_ray.reading_threads import reading_threads
 
 NUM_READING_THREADS = 16
 NUM_AHEAD = 64
@@ -60,7 +61,7 @@ def image_id(uri: str) -> str:
 def _with_image_ids(asks: Iterable[Ask]) -> Iterator[Prompt]:
     known = lru_cache(NUM_KNOWN_IMAGES)(image_id)
     ahead: deque[Future[Prompt]] = deque()
-    with ThreadPoolExecutor(NUM_READING_THREADS) as pool:
+    with reading_threads(NUM_READING_THREADS) as pool:
         try:
             for ask in asks:
                 ahead.append(pool.submit(lambda ask: Prompt(ask, tuple(known(uri) for uri in ask.image_uris)), ask))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
@@ -20,6 +20,7 @@ from mmvp_ray.evaluate.item_vectors import write_vectors
 from mmvp_ray.images.decode import decode
 from mmvp_ray.images.geometry import apply_geometry
 from mmvp_ray.images.reasons import Rejected, one_line
+from mmvp_ray.reading_threads import reading_threads
 from mmvp_ray.sources.piece import image_id
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ def ahead(work: Callable[[T], R], items: Iterable[T], num_threads: int) -> Itera
     """Yield every item with `work(item)`, in order, computed by threads a little ahead of whoever takes them."""
     num_threads = max(MIN_DECODE_THREADS, num_threads)
     waiting: deque[tuple[T, Future[R]]] = deque()
-    with ThreadPoolExecutor(num_threads) as pool:
+    with reading_threads(num_threads) as pool:
         for item in items:
             waiting.append((item, pool.submit(work, item)))
             if len(waiting) >= ITEMS_AHEAD * num_threads:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from mmvp_ray.encoders.weights import one_line
@@ -16,6 +15,7 @@ from mmvp_ray.evaluate.local_generation import LocalGenerator, LocalPrompt
 from mmvp_ray.evaluate.local_spec import LocalModelSpec
 from mmvp_ray.evaluate.responder import Ask, Reply
 from mmvp_ray.images.decode import Decoded, decode
+from mmvp_ray.reading_threads import reading_threads
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -57,7 +57,7 @@ class LocalModel:
         Raises:
             ResourceError: not even one prompt at a time fits into the GPU's memory.
         """
-        with ThreadPoolExecutor(NUM_READING_THREADS) as pool:
+        with reading_threads(NUM_READING_THREADS) as pool:
             for batch in batches(asks, self.spec.config.batch_size):
                 loaded = list(zip(batch, pool.map(self._load_images, batch), strict=True))
                 for ask, images in loaded:

@@ -8,7 +8,6 @@ A piece's marker names the head and the embeddings that it was made of: with ano
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +19,7 @@ from mmvp_ray import storage
 from mmvp_ray.cluster import Session
 from mmvp_ray.encoders.aesthetic_head import AestheticHead
 from mmvp_ray.errors import DataError
+from mmvp_ray.reading_threads import reading_threads
 from mmvp_ray.schema import IMAGE_ID, PIECES
 from mmvp_ray.store import (
     DONE,
@@ -173,7 +173,7 @@ def _read_scores(
 
     ordered = list(pieces)
     first: str | None = None
-    with ThreadPoolExecutor(NUM_READING_THREADS) as pool:
+    with reading_threads(NUM_READING_THREADS) as pool:
         for begin in range(0, len(ordered), PIECES_PER_TASK):
             window = ordered[begin : begin + PIECES_PER_TASK]
             for piece, (head, keys_N, scores_N) in zip(window, pool.map(read, window), strict=True):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -14,6 +13,7 @@ from mmvp_ray.annotate.workspace import create_workspace
 from mmvp_ray.errors import DataError
 from mmvp_ray.pipeline.places import NUM_READING_THREADS, read_again
 from mmvp_ray.pipeline.run import open_run
+from mmvp_ray.reading_threads import reading_threads
 
 
 def import_run(config: ImportConfig, *, say: Callable[[str], None] = lambda line: None) -> list[str]:
@@ -61,7 +61,7 @@ def import_run(config: ImportConfig, *, say: Callable[[str], None] = lambda line
 
 def _read(rows: list[dict[str, Any]], places: Mapping[bytes, dict[str, Any]]) -> Iterator[FoundPair | LostPair]:
     """Pairs with their bytes, few at a time."""
-    with ThreadPoolExecutor(NUM_READING_THREADS) as pool:
+    with reading_threads(NUM_READING_THREADS) as pool:
         for first in range(0, len(rows), NUM_TOGETHER):
             together = rows[first : first + NUM_TOGETHER]
             pictures = list(pool.map(_picture, [places[row[f"image_id_{side}"]] for row in together for side in "ab"]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from mmvp_ray import storage
 from mmvp_ray.errors import DataError
 from mmvp_ray.mine import CopyGroups
+from mmvp_ray.reading_threads import reading_threads
 from mmvp_ray.search import PieceRef, read_ids
 from mmvp_ray.search.id_words import IdIndex
 from mmvp_ray.sources.piece import image_id
@@ -48,7 +48,7 @@ def images_uri(store: Store, piece: PieceRef) -> str:
 
 def seen_ids(store: Store, pieces: Sequence[PieceRef]) -> Iterator[tuple[int, list[NDArray[np.uint8]]]]:
     """The ids of the images tables in the order of `pieces`: the index of a piece, and the ids of it and of those that follow it."""
-    with ThreadPoolExecutor(NUM_READING_THREADS) as pool:
+    with reading_threads(NUM_READING_THREADS) as pool:
         waiting = None
         for first in range(0, len(pieces), WINDOW_PIECES):
             window = pool.map(read_ids, [images_uri(store, piece) for piece in pieces[first : first + WINDOW_PIECES]])

@@ -7,7 +7,6 @@ hold the ids of all images: it knows the rows that do not count, and a random dr
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from mmvp_ray import retries, storage
 from mmvp_ray.config import fingerprint
+from mmvp_ray.reading_threads import reading_threads
 from mmvp_ray.schema import check_version
 from mmvp_ray.search.id_words import WORD, IdIndex, ids_of, run_starts, sort_order, words_of
 from mmvp_ray.search.space import embeddings_uri
@@ -252,7 +252,7 @@ def _keys(keys: NDArray[np.bytes_] | None) -> NDArray[np.bytes_]:
 
 
 def _read_all(uris: Sequence[str]) -> Iterator[NDArray[np.uint8]]:
-    with ThreadPoolExecutor(NUM_READING_THREADS) as pool:
+    with reading_threads(NUM_READING_THREADS) as pool:
         window = NUM_READING_THREADS * 8
         for first in range(0, len(uris), window):
             yield from pool.map(read_ids, uris[first : first + window])
