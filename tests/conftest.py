@@ -51,14 +51,27 @@ def free_port() -> int:
             return port
 
 
-# Ray's workers inherit the environment of the session's start, so the S3 server's address is settled before anyone needs the server.
-S3_PORT = free_port()
-os.environ.update(
-    AWS_ENDPOINT_URL=f"http://127.0.0.1:{S3_PORT}",
-    AWS_ACCESS_KEY_ID="test",
-    AWS_SECRET_ACCESS_KEY="test",
-    AWS_DEFAULT_REGION="us-east-1",
-)
+def settle_s3_port() -> int:
+    """The port of this run's S3 server; settled before anyone needs the server, for Ray's workers inherit the environment of Ray's start.
+
+    Workers import this file too, with whatever they unpickle from tests. They keep the port, and the address that they know the store by.
+    """
+    run = os.environ.get("PYTEST_XDIST_WORKER", "main")
+    of_run, _, port = os.environ.get("MMVP_RAY_TEST_S3", "").partition(":")
+    if of_run == run:
+        return int(port)
+    found = free_port()
+    os.environ.update(
+        MMVP_RAY_TEST_S3=f"{run}:{found}",
+        AWS_ENDPOINT_URL=f"http://127.0.0.1:{found}",
+        AWS_ACCESS_KEY_ID="test",
+        AWS_SECRET_ACCESS_KEY="test",
+        AWS_DEFAULT_REGION="us-east-1",
+    )
+    return found
+
+
+S3_PORT = settle_s3_port()
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
