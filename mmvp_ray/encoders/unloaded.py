@@ -25,14 +25,13 @@ def nan_weights() -> Iterator[None]:
     fills: frozenset[object] = frozenset(
         (torch.Tensor.normal_, torch.Tensor.uniform_, init.normal_, init.uniform_, init.kaiming_uniform_)
     )
-    # Truncated normals, of which timm's models consist: uniform numbers, then this, which takes most of the time and changes no NaN.
-    bends: object = torch.Tensor.erfinv_
 
     class _NanFill(TorchFunctionMode):
         def __torch_function__(
             self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
         ) -> Any:
-            if func is bends and args[0].numel() and bool(args[0][(0,) * args[0].dim()].isnan()):
+            # A truncated normal, as timm draws it: uniform numbers and then this, which takes most of the time and changes no NaN.
+            if func is torch.Tensor.erfinv_ and args[0].numel() and bool(args[0][(0,) * args[0].dim()].isnan()):
                 return args[0]
             if func not in fills:
                 return func(*args, **(kwargs or {}))

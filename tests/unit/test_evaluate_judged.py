@@ -2,62 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from mmvp_ray.benchmark.benchmark import Benchmark, collect
-from mmvp_ray.benchmark.items import Question
+from mmvp_ray.benchmark.benchmark import Benchmark
 from mmvp_ray.errors import ConfigError, MmvpError, TransientError
 from mmvp_ray.evaluate.asking_config import AskingConfig
 from mmvp_ray.evaluate.mllm import PLAIN, Answers, MllmConfig, ask_model
-from mmvp_ray.evaluate.responder import Ask, Reply
-from tests.conftest import jpeg
+from mmvp_ray.evaluate.responder import Ask
+from tests.unit.scripted_model import Scripted, doors
 
 NUM_PAIRS = 30
 HAZY = "Hm, it may be either of them."
 
 
-class Scripted:
-    """Gives each prompt what `say` makes of it: a text, or None for a refusal."""
-
-    def __init__(self, name: str, say: Callable[[Ask], str | None], *, retry_helps: bool = False) -> None:
-        self.name = name
-        self.say = say
-        self.retry_helps = retry_helps
-        self.num_asked = 0
-
-    def identity(self) -> dict[str, str]:
-        return {"model": self.name}
-
-    def answer(self, asks: Iterable[Ask]) -> Iterator[Reply]:
-        for ask in asks:
-            self.num_asked += 1
-            text = self.say(ask)
-            error = "status 403: flagged" if text is None else None
-            yield Reply(key=ask.key, text=text, error=error, retry_helps=text is None and self.retry_helps)
-
-
 @pytest.fixture(scope="module")
 def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Benchmark:
-    picture = tmp_path_factory.mktemp("images") / "x.jpg"
-    picture.write_bytes(jpeg(1))
-    return collect(
-        [
-            Question(
-                pair_id=f"{pair:02}",
-                item=item,
-                image_uri=str(picture),
-                text=f"Is door {pair} {item} open?",
-                options=("Open", "Closed"),
-                answer=0,
-            )
-            for pair in range(NUM_PAIRS)
-            for item in "ab"
-        ],
-        name="doors",
-    )
+    return doors(tmp_path_factory.mktemp("images"), num_pairs=NUM_PAIRS, answers=(0, 0))
 
 
 def judged(benchmark: Benchmark, out: Path, judge: Scripted, *, num_hazy: int, share: float = 0.05) -> Answers:
@@ -85,7 +48,7 @@ def test_refusals_up_to_the_share_of_all_questions_leave_their_answers_unread(
         assert found.num_unjudged == num_refused
         rules = [answer.rule for answer in found.by_variant[PLAIN].values()]
         assert (rules.count("judge"), rules.count("unclear")) == (num_hazy - num_refused, num_refused)
-    assert judge.num_asked == num_refused, "only those are asked again"
+    assert len(judge.asked) == num_refused, "only those are asked again"
 
 
 @pytest.mark.parametrize(("retry_helps", "kind"), [(False, ConfigError), (True, TransientError)])
@@ -97,6 +60,6 @@ def test_more_refusals_than_that_or_nothing_else_end_the_run(
     with pytest.raises(kind, match=r"judge.*status 403: flagged") as caught:
         judged(benchmark, tmp_path, judge, num_hazy=num_hazy)
     assert "5% of 60 prompts" in str(caught.value) and "--max-failed-share 1" in str(caught.value)
-    assert judge.num_asked == min(num_hazy, 20) if num_refused == num_hazy else num_hazy
+    assert len(judge.asked) == min(num_hazy, 20) if num_refused == num_hazy else num_hazy
     judge.retry_helps = False
     assert judged(benchmark, tmp_path, judge, num_hazy=num_hazy, share=1.0).num_unjudged == num_refused

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
-from mmvp_ray.benchmark.benchmark import Benchmark, collect, with_answers
-from mmvp_ray.benchmark.items import Question
-from mmvp_ray.errors import DataError
+from mmvp_ray.benchmark.benchmark import Benchmark, with_answers
+from mmvp_ray.errors import ConfigError, DataError, MmvpError, TransientError
 from mmvp_ray.evaluate.compat_parsers import PARSERS
 from mmvp_ray.evaluate.judging import OFFICIAL_SYSTEM
 from mmvp_ray.evaluate.mllm import Answers, MllmConfig, ask_model
@@ -19,53 +17,20 @@ from mmvp_ray.evaluate.mllm_results import read_result, result_of, write_result
 from mmvp_ray.evaluate.options import show_options
 from mmvp_ray.evaluate.other_readings import RELEASED_GRADER, SAID_NEITHER, SAID_NO, SAID_YES
 from mmvp_ray.evaluate.parsing import Parsed
-from mmvp_ray.evaluate.responder import Ask, Reply
+from mmvp_ray.evaluate.responder import Ask
 from mmvp_ray.evaluate.scores import Failed
 from mmvp_ray.pipeline.evaluation import compose_report
 from mmvp_ray.pipeline.evaluation_cards import other_readings
 from mmvp_ray.report.evaluation_data import OtherReading, Share
-from tests.conftest import jpeg
+from tests.unit.scripted_model import Scripted, doors
 
 NUM_PAIRS = 6
 SAID = ["(b) Closed", "The camera sees a door.", "B", "It is not open, so it is closed.", "(a)", "the answer is (b)"]
 
 
-class Scripted:
-    """Gives each prompt what `say` makes of it: a text, or None for a failure."""
-
-    def __init__(self, name: str, say: Callable[[Ask], str | None]) -> None:
-        self.name, self.say = name, say
-        self.asked: list[Ask] = []
-
-    def identity(self) -> dict[str, str]:
-        return {"model": self.name}
-
-    def answer(self, asks: Iterable[Ask]) -> Iterator[Reply]:
-        for ask in asks:
-            self.asked.append(ask)
-            text = self.say(ask)
-            yield Reply(key=ask.key, text=text, error="status 403: flagged" if text is None else None)
-
-
 @pytest.fixture(scope="module")
 def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Benchmark:
-    picture = tmp_path_factory.mktemp("images") / "x.jpg"
-    picture.write_bytes(jpeg(1))
-    return collect(
-        [
-            Question(
-                pair_id=f"{pair:02}",
-                item=item,
-                image_uri=str(picture),
-                text=f"Is door {pair} {item} open?",
-                options=("Open", "Closed"),
-                answer=int(item == "b"),
-            )
-            for pair in range(NUM_PAIRS)
-            for item in "ab"
-        ],
-        name="doors",
-    )
+    return doors(tmp_path_factory.mktemp("images"), num_pairs=NUM_PAIRS, answers=(0, 1))
 
 
 def number_of(ask: Ask) -> int:
@@ -168,6 +133,22 @@ def test_the_same_run_again_asks_the_grader_nothing_but_what_failed_and_another_
     )
     asked(turned, tmp_path, model, again)
     assert len(again.asked) == 2 * NUM_PAIRS and len(model.asked) == num_asked
+
+
+@pytest.mark.parametrize(("retry_helps", "kind"), [(False, ConfigError), (True, TransientError)])
+def test_a_grader_that_grades_nothing_ends_the_run_in_one_line_and_the_next_one_asks_no_model(
+    benchmark: Benchmark, tmp_path: Path, retry_helps: bool, kind: type[MmvpError]
+) -> None:
+    model = Scripted("model", lambda ask: "(a)")
+    with pytest.raises(kind, match=r"j.*status 403: flagged") as caught:
+        asked(benchmark, tmp_path, model, Scripted("j", lambda ask: None, retry_helps=retry_helps))
+    assert "\n" not in str(caught.value)
+    num_asked = len(model.asked)
+    _, answers = asked(benchmark, tmp_path, model, Scripted("j", lambda ask: "yes"))
+    assert len(model.asked) == num_asked
+    assert {answer.rule for answer in answers.others[RELEASED_GRADER].values() if isinstance(answer, Parsed)} == {
+        SAID_YES
+    }
 
 
 @pytest.mark.parametrize("compat", ["none", "official"])
