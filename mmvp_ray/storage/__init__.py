@@ -84,8 +84,13 @@ def _in_folder(path: Path, make: Callable[[], T]) -> T:
         return make()
 
 
+def _unfinished(path: Path) -> Path:
+    """A new name beside `path` for what is not whole yet: without that of the file, by which others, as TensorBoard, find theirs."""
+    return path.with_name(f".{uuid.uuid4().hex}.tmp")
+
+
 def _write_local(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    temporary = _unfinished(path)
     try:
         with temporary.open("wb") as file:
             file.write(data)
@@ -115,7 +120,7 @@ def write_file(uri: str, local: Path) -> None:
 
     def copy() -> None:
         target = local_path(uri)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
+        temporary = _unfinished(target)
         try:
             shutil.copyfile(local, temporary)
             with temporary.open("rb") as file:
@@ -176,7 +181,7 @@ def _create_object(uri: str, data: bytes) -> bool:
 
 
 def _create_local(path: Path, data: bytes) -> bool:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    temporary = _unfinished(path)
     try:
         with temporary.open("wb") as file:
             file.write(data)

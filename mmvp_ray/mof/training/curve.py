@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
+import re
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mmvp_ray import storage
 from mmvp_ray.mof.data.records import table_schema
 
 
@@ -50,6 +54,7 @@ class Point:
     counts: dict[str, int] = field(default_factory=dict)
 
 
+_EVENTS_FILE = re.compile(r"events\.out\.tfevents\.(\d{8})\.mmvp-ray")
 _TYPES = {"int": pa.int64(), "float": pa.float64(), "dict[str, int]": pa.string()}
 CURVE = table_schema(
     "mof_loss_curve",
@@ -72,15 +77,34 @@ def from_parquet(data: bytes) -> list[Point]:
     return [Point(**row | {"counts": json.loads(row["counts"])}) for row in rows]
 
 
-def write_events(points: Sequence[Point], folder: Path) -> None:
-    """The curve as TensorBoard events, from its first step: a run that was interrupted leaves no loose ends."""
+def show_events(points: Sequence[Point], folder: str, *, num_shown: int) -> None:
+    """The curve behind its first `num_shown` points as a further file of TensorBoard events in the folder at URL `folder`.
+
+    An attempt shows its first file from the first step on, so that it needs none of another's. Nothing is written over or removed:
+    TensorBoard keeps the file open that it reads, and reads on in the next by name. Each file's purge step has it forget what it read
+    of these steps before.
+    """
     from torch.utils.tensorboard import SummaryWriter
 
-    with SummaryWriter(log_dir=str(folder)) as writer:
-        for point in points:
-            for name in ("loss", "learning_rate", "grad_norm", "epoch"):
-                writer.add_scalar(f"train/{name}", getattr(point, name), point.step)
-            rate = point.num_tokens / point.seconds if point.seconds else 0.0
-            writer.add_scalar("speed/tokens_per_second", rate, point.step)
-            share = point.wait_seconds / point.seconds if point.seconds else 0.0
-            writer.add_scalar("speed/data_wait_share", share, point.step)
+    new = points[num_shown:]
+    if not new:
+        return
+    numbers = [int(found[1]) for name in storage.list_names(folder) if (found := _EVENTS_FILE.fullmatch(name))]
+    with tempfile.TemporaryDirectory() as scratch:
+        with SummaryWriter(log_dir=scratch, purge_step=new[0].step) as writer:
+            for point in new:
+                for item, value in _scalars(point).items():
+                    writer.add_scalar(item, value, point.step)
+        (file,) = Path(scratch).iterdir()
+        storage.write_file(
+            storage.join(folder, f"events.out.tfevents.{max(numbers, default=0) + 1:08d}.mmvp-ray"), file
+        )
+
+
+def _scalars(point: Point) -> dict[str, float]:
+    scalars = {f"train/{name}": getattr(point, name) for name in ("loss", "learning_rate", "grad_norm", "epoch")}
+    seconds = point.seconds or math.inf
+    return scalars | {
+        "speed/tokens_per_second": point.num_tokens / seconds,
+        "speed/data_wait_share": point.wait_seconds / seconds,
+    }

@@ -12,7 +12,7 @@ from mmvp_ray import storage
 from mmvp_ray.errors import ResourceError
 from mmvp_ray.mof.training.board import Board
 from mmvp_ray.mof.training.config import ScaleConfig, TrainConfig
-from mmvp_ray.mof.training.curve import Point, to_parquet, write_events
+from mmvp_ray.mof.training.curve import Point, show_events, to_parquet
 from mmvp_ray.mof.training.feed import Feed
 from mmvp_ray.mof.training.loop import check_losses, run_steps
 from mmvp_ray.mof.training.ranks import Ranks
@@ -116,7 +116,7 @@ def _train(job: Job, board: Board) -> None:
         start_step=len(points),
     )
     speed = Speed(work_of(core(model)), _peak(ranks))
-    num_saved = len(points)
+    num_saved, num_shown = len(points), 0
     for point in steps:
         points.append(point)
         is_last = point.step == job.num_steps
@@ -127,13 +127,14 @@ def _train(job: Job, board: Board) -> None:
             _checkpoint(model, optimizer, points, num_saved, job.run, ranks)
             num_saved = len(points)
             if ranks.rank == 0 and not is_last:
-                _show(points, job.out)
+                _show(points, job.out, num_shown=num_shown)
+                num_shown = len(points)
         # Behind the checkpoint: with a higher limit the training goes on from it.
         if is_told:
             check_losses(points, config.missing, num_rows=job.num_rows)
     # Here, not with the last checkpoint: a worker that is lost behind that one has no step left to show.
     if ranks.rank == 0:
-        _show(points, job.out)
+        _show(points, job.out, num_shown=num_shown)
     export(model, processor, config, job.out, ranks)
 
 
@@ -164,13 +165,10 @@ def _upload(checkpoint: Any, name: str, *, run: str) -> Any:
     return ray.train.Checkpoint(place.build_checkpoint_path_from_name(name), place.storage_filesystem)
 
 
-def _show(points: list[Point], out: str) -> None:
-    """The loss curve so far, for people: Parquet, and TensorBoard's events, whose older file is replaced."""
+def _show(points: list[Point], out: str, *, num_shown: int) -> None:
+    """The loss curve so far, for people: Parquet, and what TensorBoard reads."""
     storage.write_bytes(storage.join(out, CURVE_FILE), to_parquet(points))
-    with tempfile.TemporaryDirectory() as scratch:
-        write_events(points, Path(scratch))
-        for file in Path(scratch).iterdir():
-            storage.write_file(storage.join(out, EVENTS_FOLDER, "events.out.tfevents.mmvp-ray"), file)
+    show_events(points, storage.join(out, EVENTS_FOLDER), num_shown=num_shown)
 
 
 @dataclass(frozen=True, slots=True)
