@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mmvp_ray import storage
 from mmvp_ray.cluster import Session
-from mmvp_ray.intervals import wilson_interval
+from mmvp_ray.search.audit import recall_interval
 from mmvp_ray.search.blocks import Block, load_block
 from mmvp_ray.search.codec_training import num_sampled
 from mmvp_ray.search.config import SearchConfig
@@ -24,7 +24,7 @@ from mmvp_ray.search.index_shards import CODEC_FILE, IndexPlace
 from mmvp_ray.search.kernel import join_block
 from mmvp_ray.search.principal_axes import Axes, axes_for_scan
 from mmvp_ray.search.space import Space
-from mmvp_ray.store import Store, id_keys
+from mmvp_ray.store import Store, id_keys, key_matrix
 
 if TYPE_CHECKING:
     from mmvp_ray.search.engines import JoinWork
@@ -35,7 +35,7 @@ NUM_ANCHORS = 1000
 """Their exact comparison costs 2 % of an exact join's work at 100,000 images, 0.5 % at 400,000."""
 
 PAIRS_PER_ANCHOR = 16
-"""Pairs of an anchor with images of one block that calibration looks at: a group of copies must not outvote the rest."""
+"""Pairs of an anchor with images of one block that calibration looks at: those of a much-copied image would fill the memory."""
 
 MAX_SCANNED_PAIRS = 2_000_000
 
@@ -86,12 +86,14 @@ class TruePairs:
     Attributes:
         anchor_C: Index of the anchor.
         keys_C: The other image.
+        weight_C: Pairs of the anchor that this one was drawn from, for each that was drawn.
         vectors_CD: Its vector.
         cos_C: Their cosine.
     """
 
     anchor_C: NDArray[np.int64]
     keys_C: NDArray[np.bytes_]
+    weight_C: NDArray[np.float64]
     vectors_CD: NDArray[np.float16]
     cos_C: NDArray[np.float64]
 
@@ -159,21 +161,30 @@ def scan_block(
     anchors_AD: NDArray[np.float16],
     axes: Axes | None,
 ) -> TruePairs:
-    """The pairs of the anchors with the images of a block; of many that one anchor has, those with the smallest ids."""
+    """The pairs of the anchors with the images of a block; of many that one anchor has, some drawn at random."""
     ids_N16, vectors_ND = load_block(task.store, task.space, task.block)
     met = join_block(anchors_AD, vectors_ND, task.floor, max_pairs=MAX_SCANNED_PAIRS, axes=axes)
     keys_C = id_keys(ids_N16)[met.rows_b_P]
-    order = np.lexsort((keys_C, met.rows_a_P))
+    # Ids are random bits, so this draws at random, and each anchor of a group of copies other copies.
+    draw_C = _first_bits(keys_A)[met.rows_a_P] ^ _first_bits(keys_C)
+    order = np.lexsort((draw_C, met.rows_a_P))
     order = order[keys_A[met.rows_a_P[order]] != keys_C[order]]
     anchor_C = met.rows_a_P[order]
     nth_C = np.arange(len(order)) - np.searchsorted(anchor_C, anchor_C)
+    num_A = np.bincount(anchor_C, minlength=len(keys_A))
     order = order[nth_C < PAIRS_PER_ANCHOR]
+    anchor_C = met.rows_a_P[order]
     return TruePairs(
-        anchor_C=met.rows_a_P[order],
+        anchor_C=anchor_C,
         keys_C=keys_C[order],
+        weight_C=np.maximum(1.0, num_A[anchor_C] / PAIRS_PER_ANCHOR),
         vectors_CD=vectors_ND[met.rows_b_P[order]],
         cos_C=met.cos_P[order],
     )
+
+
+def _first_bits(keys: NDArray[np.bytes_]) -> NDArray[np.uint64]:
+    return np.ascontiguousarray(key_matrix(keys)[:, :8]).view(">u8")[:, 0].astype(np.uint64)
 
 
 def _in_order(parts: Sequence[TruePairs]) -> TruePairs:
@@ -183,6 +194,7 @@ def _in_order(parts: Sequence[TruePairs]) -> TruePairs:
     return TruePairs(
         anchor_C=anchor_C[order],
         keys_C=keys_C[order],
+        weight_C=np.concatenate([part.weight_C for part in parts])[order],
         vectors_CD=np.concatenate([part.vectors_CD for part in parts])[order],
         cos_C=np.concatenate([part.cos_C for part in parts])[order],
     )
@@ -236,14 +248,20 @@ def _calibrated(
     # Old images do not ask: with them, a pair must be found from one side.
     num_sides = 2 if work.census.num_old == 0 else 1
     margin_2C, num_pairs = judged.margin_2C[:num_sides], len(pairs.cos_C)
-    margin = None if config.num_probes else probe_margin(margin_2C.min(axis=0), work.floor, num_sides)
+    margin = (
+        None
+        if config.num_probes
+        else probe_margin(margin_2C.min(axis=0), work.floor, num_sides, weight_C=pairs.weight_C)
+    )
     probed_2C = margin_2C <= (np.inf if margin is None else margin)
     probed_2C &= np.isfinite(margin_2C)
     best_C = np.where(probed_2C, judged.estimate_2C[:num_sides], -np.inf).max(axis=0)
     probed_C = np.isfinite(best_C)
-    cut = candidate_cut(best_C[probed_C], judged.noise, work.floor)
-    num_found = int((best_C > cut).sum())
-    low, high = wilson_interval(num_found, num_pairs)
+    cut = candidate_cut(best_C[probed_C], judged.noise, work.floor, weight_C=pairs.weight_C[probed_C])
+    found_C = best_C > cut
+    true_A = np.bincount(pairs.anchor_C, weights=pairs.weight_C, minlength=num_anchors)
+    found_A = np.bincount(pairs.anchor_C, weights=pairs.weight_C * found_C, minlength=num_anchors)
+    low, high = recall_interval(found_A, true_A)
     return SearchSettings(
         num_neighbours=config.num_neighbours,
         num_probes=min(config.num_probes or MAX_PROBES, judged.num_cells),
@@ -253,44 +271,62 @@ def _calibrated(
             "num_anchors": num_anchors,
             "num_true_pairs": num_pairs,
             "num_probed": int(probed_C.sum()),
-            "num_found": num_found,
-            "recall": round(num_found / num_pairs, 6) if num_pairs else None,
+            "num_found": int(found_C.sum()),
+            "num_stood_for": int(pairs.weight_C.sum()),
+            "recall": round(float(found_A.sum() / true_A.sum()), 6) if num_pairs else None,
             "interval": [round(low, 6), round(high, 6)],
         },
     )
 
 
-def probe_margin(needed_C: NDArray[np.float32], floor: float, num_sides: int) -> float:
+def probe_margin(
+    needed_C: NDArray[np.float32], floor: float, num_sides: int, weight_C: NDArray[np.float64] | None = None
+) -> float:
     """The distance to a border up to which cells are looked through, from what the sample's pairs need, (C,); certain ones do not go beyond.
 
     Args:
         needed_C: The smaller of both images' distances to the border between their cells; inf where it is not among those looked at.
         floor: Pairs above it are looked for.
         num_sides: How many of two images ask.
+        weight_C: Pairs that each stands for, where they are not alike. The margin serves the sample as it is, where no group of copies
+            outvotes the rest, and the pairs that there are.
     """
     # Of two vectors one is no further from a border between them than half their distance; if it is not asked, the whole.
     certain = float(np.sqrt(max(0.0, 2.0 - 2.0 * floor))) / num_sides
     if len(needed_C) < MIN_CALIBRATION_PAIRS:
         return round(UNCALIBRATED_MARGIN * certain, 6)
-    near_C = needed_C[np.isfinite(needed_C)]
+    is_near_C = np.isfinite(needed_C)
+    near_C = needed_C[is_near_C].astype(np.float64)
     if not len(near_C):
         return round(certain, 6)
-    start = float(np.quantile(near_C, 1.0 - MARGIN_TAIL))
-    beyond_C = near_C[near_C > start] - start
-    excess = float(beyond_C.mean()) if len(beyond_C) else 0.0
-    return round(min(start + excess * math.log(MARGIN_TAIL / MARGIN_LOSS), certain), 6)
+    weights = [np.ones(len(near_C))] + ([] if weight_C is None else [weight_C[is_near_C]])
+    return round(min(max(_reach(near_C, weight_C) for weight_C in weights), certain), 6)
 
 
-def candidate_cut(best_C: NDArray[np.float32], noise: float, floor: float) -> float:
-    """The estimate above which a neighbour is a candidate, from the better estimates of the sample's pairs, (C,)."""
+def _reach(near_C: NDArray[np.float64], weight_C: NDArray[np.float64]) -> float:
+    """The margin that loses MARGIN_LOSS of the pairs, by the tail that they are taken for or, where that falls slower, by themselves."""
+    start, seen = np.quantile(
+        near_C, [1.0 - MARGIN_TAIL, 1.0 - MARGIN_LOSS], weights=weight_C, method="inverted_cdf"
+    ).tolist()
+    is_beyond_C = near_C > start
+    if not is_beyond_C.any():
+        return float(start)
+    excess = float(np.average(near_C[is_beyond_C] - start, weights=weight_C[is_beyond_C]))
+    return max(float(start) + excess * math.log(MARGIN_TAIL / MARGIN_LOSS), float(seen))
+
+
+def candidate_cut(
+    best_C: NDArray[np.float32], noise: float, floor: float, weight_C: NDArray[np.float64] | None = None
+) -> float:
+    """The estimate above which a neighbour is a candidate, from the better estimates of the sample's pairs, (C,); weights as in `probe_margin`."""
     if len(best_C) < MIN_CALIBRATION_PAIRS:
         return round(floor - UNCALIBRATED_SLACK, 6)
+    weights = [None] if weight_C is None else [None, weight_C]
     # Bisection for the cut that, with the scan's noise on top of these estimates, loses the share that may be lost.
     low, high = floor - 0.5, floor - CUT_SLACK
     for _ in range(30):
         cut = (low + high) / 2
-        lost = np.mean(
-            [0.5 * math.erfc((best - cut) / (math.sqrt(2.0) * max(noise, 1e-4))) for best in best_C.tolist()]
-        )
+        lost_C = [0.5 * math.erfc((best - cut) / (math.sqrt(2.0) * max(noise, 1e-4))) for best in best_C.tolist()]
+        lost = max(float(np.average(lost_C, weights=weight)) for weight in weights)
         low, high = (low, cut) if lost > CUT_LOSS else (cut, high)
     return round(low, 6)

@@ -469,6 +469,27 @@ def test_copies_beyond_the_neighbours_asked_for_are_found(tmp_path: Path) -> Non
     assert facts["num_saturated"] >= 400
 
 
+def test_one_much_copied_image_does_not_make_the_calibration_promise_too_much(tmp_path: Path) -> None:
+    # Nearly all pairs are those of 800 near-copies, of which some lie at the border of their cell.
+    vectors, ids = unit(cone(5000, planted=0.1).astype(np.float64)), random_ids(5000)
+    rng = np.random.default_rng(7)
+    copies = rng.choice(5000, 800, replace=False)
+    centre = vectors[copies[0]]
+    aside = rng.normal(size=(800, DIM))
+    aside = unit(aside - np.outer(aside @ centre, centre))
+    cosines = rng.uniform(0.985, 0.9995, (800, 1))
+    vectors[copies] = cosines * centre + np.sqrt(1 - cosines**2) * aside
+    vectors = vectors.astype(np.float16)
+    store, pieces = fill(tmp_path, vectors, ids)
+    found, facts = asked(store, pieces, floor=0.94)
+    true = brute_force(vectors, ids, 0.94)
+    assert_found(found, true, 0.99)
+    calibration = facts["calibration"]
+    assert calibration["num_stood_for"] > 10 * calibration["num_true_pairs"]
+    low, high = calibration["interval"]
+    assert low <= len(found) / len(true) <= high
+
+
 @pytest.mark.parametrize(("num_groups", "num_copies"), [(110, 40), (55, 80)])
 def test_nothing_but_copies(tmp_path: Path, num_groups: int, num_copies: int) -> None:
     # Groups a little larger than the neighbours asked for first: the codes of some lie between the cut and the floor.
@@ -683,6 +704,22 @@ def test_the_margin_covers_what_it_was_not_shown(seed: int, scale: float) -> Non
     margin = index_calibration.probe_margin(needed[:400], 0.5, 2)
     assert (needed <= margin).mean() > 0.988
     assert index_calibration.probe_margin(needed[:400], 1 - 1e-9, 2) < 1e-4
+
+
+def test_the_margin_serves_the_pairs_that_a_sample_stands_for() -> None:
+    needed = np.concatenate([np.linspace(0.0, 0.01, 999), [0.05]]).astype(np.float32)
+    weights = np.concatenate([np.ones(999), [900.0]])
+    sample, all_pairs = (index_calibration.probe_margin(needed, 0.5, 2, weight_C=w) for w in (None, weights))
+    assert sample < 0.05 <= all_pairs
+    # Where many stand for a few that need little, the sample's own needs count.
+    assert index_calibration.probe_margin(needed, 0.5, 2, weight_C=1 / weights) == pytest.approx(sample)
+
+
+def test_the_cut_serves_the_pairs_that_a_sample_stands_for() -> None:
+    best = np.concatenate([np.full(9999, 0.99), [0.90]]).astype(np.float32)
+    weights = np.concatenate([np.ones(9999), [100.0]])
+    sample, all_pairs = (index_calibration.candidate_cut(best, 0.0, 0.95, weight_C=w) for w in (None, weights))
+    assert all_pairs < 0.90 < sample
 
 
 def test_with_hardly_a_true_pair_the_margin_and_the_cut_are_wide() -> None:
