@@ -13,6 +13,7 @@ In this order, the most wanted first; all of them take about seven minutes on an
   GPU's work.
 * join: mmvp_ray.search.kernel.join_block against float64, then by size; a + b N + c N^2 is fitted on all sizes but the
   largest, and its error shown there.
+* fused: the join with products that never leave the registers (mmvp_ray.search.fused_products, by Triton) beside the plain one.
 * compile: both encoders compiled by torch.compile, at the batch at which part embed found them fastest.
 * mof: training steps of an interleaved Mixture-of-Features model: fp32 against bf16, then tokens a second.
 
@@ -35,7 +36,7 @@ from typing import Any
 
 from benchmarks.gpu_bench import Bench, Found, Record, usable_cores
 
-PARTS = ("peak", "embed", "pipeline", "join", "compile", "mof")
+PARTS = ("peak", "embed", "pipeline", "join", "fused", "compile", "mof")
 BLOCKWISE = "blockwise"
 """The part that --join-vectors asks for."""
 PEAK_SIZES = {"full": (4096, 8192, 12288, 16384), "smoke": (128, 256)}
@@ -98,6 +99,11 @@ def run(bench: Bench, parts: list[str], record: Record) -> None:
 
             measure_join(bench, found)
 
+        def fused(found: Found) -> None:
+            from benchmarks.gpu_fused import measure_fused
+
+            measure_fused(bench, found)
+
         def compiled(found: Found) -> None:
             from benchmarks.gpu_embed import measure_compiled
 
@@ -118,6 +124,7 @@ def run(bench: Bench, parts: list[str], record: Record) -> None:
             "embed": embed,
             "pipeline": pipeline,
             "join": join,
+            "fused": fused,
             "compile": compiled,
             "mof": mof,
             BLOCKWISE: blockwise,

@@ -36,9 +36,10 @@ def keep_gpu(figures: Figures) -> Figures:
     """Parts that came to their end, without single rounds; which device it was decides whether anything was measured on a GPU."""
     kept = everything(figures) | {"device": pick(figures, "arguments", "device")}
     kept = {name: value for name, value in kept.items() if name not in ("unfinished", "seconds")}
-    if join := kept.get("join"):
-        sizes = [{name: value for name, value in one.items() if name != "all_seconds"} for one in join["sizes"]]
-        kept["join"] = join | {"sizes": sizes}
+    for part in ("join", "fused"):
+        if sizes := pick(kept, part, "sizes"):
+            shown = [{name: value for name, value in one.items() if name != "all_seconds"} for one in sizes]
+            kept[part] = kept[part] | {"sizes": shown}
     return kept
 
 
@@ -54,6 +55,8 @@ def gpu_tables(figures: Figures) -> list[str]:
         lines += table(("from tars to both encoders' vectors", ""), _pipeline(pipeline))
     if join := figures.get("join"):
         lines += _join(join, figures.get("blockwise"))
+    if sizes := pick(figures, "fused", "sizes"):
+        lines += _fused(sizes)
     if mof := figures.get("mof"):
         facts = (
             ("parameters", f"{mof['num_parameters']:,}"),
@@ -127,6 +130,29 @@ def _join(join: dict[str, Any], block: dict[str, Any] | None) -> list[str]:
     ]
 
 
+def _fused(sizes: list[dict[str, Any]]) -> list[str]:
+    header = (
+        "join of N vectors, plain and fused",
+        "plain, seconds",
+        "fused, seconds",
+        "plain / fused",
+        "fused, of the measured peak",
+    )
+    return table(
+        header,
+        (
+            (
+                f"{one['num_vectors']:,}",
+                f"{one['plain_seconds']:.3f}",
+                f"{one['fused_seconds']:.3f}",
+                f"{one['ratio']:.2f}",
+                _percent(one["share_of_peak"]),
+            )
+            for one in sizes
+        ),
+    )
+
+
 def _both_share(figures: Figures) -> float | None:
     found = [pick(figures, *path, "share_of_peak") for path in (("embed", "both"), ("compile",))]
     shares = [share for share in found if share is not None]
@@ -163,6 +189,7 @@ GPU = Section(
         ),
         Claim(what="the same over the encoders alone", of=at("pipeline", "share_of_embed"), at_least=0.9),
         Claim(what="error of the join's formula at the largest size", of=_fit_error, unit=" %", digits=1, at_most=25),
+        Claim(what="the plain join's time over the fused one's", of=at("fused", "ratio")),
         Claim(what="training step, MFU of the measured peak", of=at("mof", "share_of_measured_peak")),
     ),
     tables=gpu_tables,

@@ -51,6 +51,7 @@ def join_block(
     device: str = "cpu",
     max_pairs: int = MAX_PAIRS,
     axes: Axes | None = None,
+    fused: bool = False,
 ) -> JoinedPairs:
     """Find every pair of vectors with a cosine strictly above `tau`.
 
@@ -63,6 +64,7 @@ def join_block(
         device: "cpu" (numpy, or torch) or "cuda" (torch).
         max_pairs: Limit on the result, which is held in memory.
         axes: Where these vectors lie, as `principal_axes.fit_axes` found: the same pairs, sooner. A GPU does without.
+        fused: On a GPU look at products where they are made (`fused_products`, by Triton): the same pairs. To be measured: `benchmarks.gpu`.
 
     Returns:
         The pairs with their exact cosines; never an N x M matrix.
@@ -74,7 +76,7 @@ def join_block(
     none = np.empty(0, dtype=np.int64)
     found = [(none, none, np.empty(0))]
     num_found = 0
-    for rows_a_P, rows_b_P in _gathered(propose_pairs(a_ND, b_MD, tau, device=device, axes=axes)):
+    for rows_a_P, rows_b_P in _gathered(propose_pairs(a_ND, b_MD, tau, device=device, axes=axes, fused=fused)):
         cos_P = exact_cosines(a_ND, other_MD, rows_a_P, rows_b_P)
         kept = np.flatnonzero(cos_P > tau)
         num_found += len(kept)
@@ -96,6 +98,7 @@ def propose_pairs(
     *,
     device: str = "cpu",
     axes: Axes | None = None,
+    fused: bool = False,
 ) -> Iterator[Hits]:
     """Tile by tile, rows of a and of b of the pairs that may have a cosine above `tau`: all that have one, and perhaps some others.
 
@@ -105,6 +108,7 @@ def propose_pairs(
         tau: The threshold, in [-1, 1].
         device: "cpu" or "cuda".
         axes: As in `join_block`.
+        fused: As in `join_block`.
     """
     other_MD = a_ND if b_MD is None else b_MD
     if not len(a_ND) or not len(other_MD):
@@ -113,6 +117,7 @@ def propose_pairs(
         axes = None
     flop = 2.0 * len(a_ND) * len(other_MD) * a_ND.shape[1]
     way = _way(flop, flop if axes is None else flop * axes.num_numbers / a_ND.shape[1], device)
+    way = "fused" if fused and device == "cuda" else way
     propose = PROPOSERS[way](a_ND, other_MD, tau, axes)
     for tile in cut_tiles(len(a_ND), len(other_MD), TILES[way], within=b_MD is None):
         rows_P, columns_P = propose(tile)

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     import torch
 
 # Shapes: N, M vectors in the blocks, D numbers in each, L in a shortened one (D where none is), A axes, P pairs; S, T rows and columns of a
-# tile; G groups of its rows, R products in each, H of them with a hit; Q rows of these, K with a hit.
+# tile; G groups of its rows, R products in each, H of them with a hit; Q rows of these, K with a hit;
+# B blocks of a tile with a hit.
 
 ROUNDING_SLACK = 1e-3
 """Bound on the error of a product of unit vectors: fp16 results near 1 are 4.9e-4 apart, fp32 sums err by less."""
@@ -31,6 +32,9 @@ CHUNK_ROWS = {"cpu": 128, "cuda": 16_384}
 """Vectors converted together; on a CPU they stay in its cache."""
 BF16_ROUNDING = 2.0**-8
 """A number that is rounded to bfloat16 moves by at most this share of it: of 1 + 2^-8, half way between two such numbers. fp16 has none too small."""
+
+REPEATED_BLOCKS = 512
+"""Blocks with a large product that are multiplied once more together: 0.3 GB of vectors."""
 
 Hits = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Rows and columns, counted in their tile."""
@@ -228,9 +232,55 @@ def _cuda_proposer(a_ND: NDArray[np.float16], b_MD: NDArray[np.float16], tau: fl
     return propose
 
 
+def _fused_proposer(
+    a_ND: NDArray[np.float16],
+    b_MD: NDArray[np.float16],
+    tau: float,
+    axes: Axes | None,
+    *,
+    device: str = "cuda",
+) -> Propose:
+    """As `_cuda_proposer`, but only the blocks of a tile that hold a large product are written to memory."""
+    import torch
+
+    from mmvp_ray.search.fused_products import blocks_for, largest_products
+
+    assert axes is None, "not tried: each pair that short products propose would have its whole block multiplied again"
+    a16_ND, slack_a = _tensor(a_ND, "float16", device)
+    b16_MD, slack_b = (a16_ND, slack_a) if b_MD is a_ND else _tensor(b_MD, "float16", device)
+    above = _least(tau, slack_a, slack_b, a_ND.shape[1], None, rounding=0.0)
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    blocks = blocks_for(a16_ND.device)
+    row_S, column_T = (torch.arange(size, device=a16_ND.device) for size in (blocks.rows, blocks.columns))
+
+    def propose(tile: Tile) -> Hits:
+        rows_SD, columns_TD = a16_ND[tile.top : tile.bottom], b16_MD[tile.left : tile.right]
+        found = [(np.empty(0, dtype=np.int64),) * 2]
+        with torch.inference_mode():
+            maxima_BC = largest_products(
+                rows_SD, columns_TD, blocks, ahead=tile.top - tile.left if tile.is_diagonal else None
+            )
+            for block_B2 in torch.split(torch.nonzero(maxima_BC > above), REPEATED_BLOCKS):
+                rows_BS = block_B2[:, :1] * blocks.rows + row_S
+                columns_BT = block_B2[:, 1:] * blocks.columns + column_T
+                # Beyond the last vector the last one stands in.
+                last_row, last_column = len(rows_SD) - 1, len(columns_TD) - 1
+                a_BSD, b_BTD = rows_SD[rows_BS.clamp(max=last_row)], columns_TD[columns_BT.clamp(max=last_column)]
+                hit_BST = (a_BSD @ b_BTD.mT) > above
+                hit_BST &= (rows_BS <= last_row)[:, :, None] & (columns_BT <= last_column)[:, None, :]
+                if tile.is_diagonal:
+                    hit_BST &= rows_BS[:, :, None] + tile.top != columns_BT[:, None, :] + tile.left
+                block_P, row_P, column_P = torch.nonzero(hit_BST, as_tuple=True)
+                found.append((rows_BS[block_P, row_P].cpu().numpy(), columns_BT[block_P, column_P].cpu().numpy()))
+        return np.concatenate([rows for rows, _ in found]), np.concatenate([columns for _, columns in found])
+
+    return propose
+
+
 PROPOSERS: dict[str, Callable[[NDArray[np.float16], NDArray[np.float16], float, Axes | None], Propose]] = {
     "cpu": _numpy_proposer,
     "bf16": _bf16_proposer,
     "cuda": _cuda_proposer,
+    "fused": _fused_proposer,
 }
 """By the key of TILES."""

@@ -23,6 +23,7 @@ TILES = {
     # torch lays the columns of each product out anew for AMX: the more rows they meet, the better. Each height costs it a primitive.
     "bf16": TileShape(8192, 512, 1024),
     "cuda": TileShape(16_384, 16_384, 16_384),
+    "fused": TileShape(16_384, 16_384, 16_384),
 }
 
 

@@ -39,3 +39,16 @@ def test_odd_rows_and_small_blocks_on_a_gpu_equal_the_cpu() -> None:
             np.testing.assert_array_equal(there.rows_a_P, here.rows_a_P)
             np.testing.assert_array_equal(there.rows_b_P, here.rows_b_P)
             np.testing.assert_array_equal(there.cos_P, here.cos_P)
+
+
+@pytest.mark.parametrize("dim", [70, 768])
+def test_the_fused_join_equals_the_plain_one(dim: int) -> None:
+    pytest.importorskip("triton")
+    rng = np.random.default_rng(dim)
+    vectors = rng.normal(size=(50, dim))[rng.integers(0, 50, 20_001)] + 0.25 * rng.normal(size=(20_001, dim))
+    unit = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
+    for other in (None, unit[:333]):
+        fused, plain = (join_block(unit, other, 0.95, device="cuda", fused=fused) for fused in (True, False))
+        assert len(plain.cos_P) > 1000
+        for name in ("rows_a_P", "rows_b_P", "cos_P"):
+            np.testing.assert_array_equal(getattr(fused, name), getattr(plain, name))

@@ -335,6 +335,23 @@ RAW: dict[str, dict[str, Any]] = {
             "fit": {"a": 0.01, "b": 4e-7, "c": 2e-12, "error_at_largest": -0.3},
             "foretold": {"num_vectors": 10_000_000, "seconds": 200.0},
         },
+        "fused": {
+            "is_measured": True,
+            "blocks": [128, 256, 64, 8, 3],
+            "sizes": [
+                {
+                    "num_vectors": 1_000_000,
+                    "plain_seconds": 2.0,
+                    "fused_seconds": 1.6,
+                    "all_seconds": {"plain": [2.1, 2.0, 2.0], "fused": [1.7, 1.6, 1.6]},
+                    "ratio": 1.25,
+                    "num_pairs": 5000,
+                    "flop_per_second": 4.8e14,
+                    "share_of_peak": 0.68,
+                }
+            ],
+            "ratio": 1.25,
+        },
         "mof": {
             "num_parameters": 1_900_000_000,
             "tokens_per_second": 30_000.0,

@@ -1,0 +1,43 @@
+"""The fused join, where no GPU is: Triton's interpreter finds the pairs of the plain join, and its compiler takes the kernel for GPUs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(module: str, folder: Path, **environment: str) -> list[str]:
+    """The lines that a module prints; Triton keeps what it compiles in the folder."""
+    done = subprocess.run(
+        [sys.executable, "-m", module],
+        cwd=ROOT,
+        env={**os.environ, "TRITON_CACHE_DIR": str(folder), **environment},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_the_interpreted_kernel_finds_the_pairs_of_the_plain_join(tmp_path: Path) -> None:
+    num_pairs = [int(line) for line in run("tests.integration.fused_join", tmp_path, TRITON_INTERPRET="1")]
+    assert len(num_pairs) == 5 and min(num_pairs) > 0 and max(num_pairs) > 1000
+
+
+def test_the_kernel_compiles_for_gpus_to_their_matrix_instructions(tmp_path: Path) -> None:
+    found = [line.split() for line in run("tests.integration.fused_compile", tmp_path)]
+    assert [line[:2] for line in found] == [["80", "large"], ["80", "small"], ["90", "large"], ["90", "small"]]
+    for compute, size, instruction, shared_bytes in found:
+        assert instruction == {"80": "mma.sync", "90": "wgmma"}[compute]
+        # What a program may have on an A100 and an H100, and on any GPU without asking for more.
+        assert int(shared_bytes) <= {"80 large": 163, "90 large": 227}.get(f"{compute} {size}", 48) * 1024
