@@ -20,8 +20,8 @@ from mmvp_ray.search import (
     SearchConfig,
     Space,
     index_build,
-    index_calibration,
     index_candidates,
+    index_margins,
     index_plan,
     index_shards,
     rerank,
@@ -701,41 +701,41 @@ def test_cells_within_a_margin_are_those_whose_border_is_near() -> None:
 def test_the_margin_covers_what_it_was_not_shown(seed: int, scale: float) -> None:
     rng = np.random.default_rng(seed)
     needed = np.maximum(rng.normal(size=100_000), 0).astype(np.float32) * scale
-    margin = index_calibration.probe_margin(needed[:400], 0.5, 2)
+    margin = index_margins.probe_margin(needed[:400], 0.5, 2)
     assert (needed <= margin).mean() > 0.988
-    assert index_calibration.probe_margin(needed[:400], 1 - 1e-9, 2) < 1e-4
+    assert index_margins.probe_margin(needed[:400], 1 - 1e-9, 2) < 1e-4
 
 
 def test_the_margin_serves_the_pairs_that_a_sample_stands_for() -> None:
     needed = np.concatenate([np.linspace(0.0, 0.01, 999), [0.05]]).astype(np.float32)
     weights = np.concatenate([np.ones(999), [900.0]])
-    sample, all_pairs = (index_calibration.probe_margin(needed, 0.5, 2, weight_C=w) for w in (None, weights))
+    sample, all_pairs = (index_margins.probe_margin(needed, 0.5, 2, weight_C=w) for w in (None, weights))
     assert sample < 0.05 <= all_pairs
     # Where many stand for a few that need little, the sample's own needs count.
-    assert index_calibration.probe_margin(needed, 0.5, 2, weight_C=1 / weights) == pytest.approx(sample)
+    assert index_margins.probe_margin(needed, 0.5, 2, weight_C=1 / weights) == pytest.approx(sample)
 
 
 def test_the_cut_serves_the_pairs_that_a_sample_stands_for() -> None:
     best = np.concatenate([np.full(9999, 0.99), [0.90]]).astype(np.float32)
     weights = np.concatenate([np.ones(9999), [100.0]])
-    sample, all_pairs = (index_calibration.candidate_cut(best, 0.0, 0.95, weight_C=w) for w in (None, weights))
+    sample, all_pairs = (index_margins.candidate_cut(best, 0.0, 0.95, weight_C=w) for w in (None, weights))
     assert all_pairs < 0.90 < sample
 
 
 def test_with_hardly_a_true_pair_the_margin_and_the_cut_are_wide() -> None:
     needed, best = np.zeros(20, dtype=np.float32), np.full(20, 0.99, dtype=np.float32)
     certain = np.sqrt(2 - 2 * FLOOR)
-    assert index_calibration.probe_margin(needed, FLOOR, 2) == pytest.approx(0.75 * certain / 2, abs=1e-6)
-    assert index_calibration.probe_margin(needed, FLOOR, 1) == pytest.approx(0.75 * certain, abs=1e-6)
-    assert index_calibration.candidate_cut(best, 0.001, FLOOR) == pytest.approx(FLOOR - 0.05)
-    assert index_calibration.candidate_cut(best[:0], 0.0, FLOOR) == pytest.approx(FLOOR - 0.05)
+    assert index_margins.probe_margin(needed, FLOOR, 2) == pytest.approx(0.75 * certain / 2, abs=1e-6)
+    assert index_margins.probe_margin(needed, FLOOR, 1) == pytest.approx(0.75 * certain, abs=1e-6)
+    assert index_margins.candidate_cut(best, 0.001, FLOOR) == pytest.approx(FLOOR - 0.05)
+    assert index_margins.candidate_cut(best[:0], 0.0, FLOOR) == pytest.approx(FLOOR - 0.05)
 
 
 def test_the_cut_lies_below_estimates_and_their_noise() -> None:
     best = np.linspace(0.90, 0.99, 1000, dtype=np.float32)
-    assert 0.899 < index_calibration.candidate_cut(best, 0.0, FLOOR) < 0.9015
-    assert 0.88 < index_calibration.candidate_cut(best, 0.005, FLOOR) < 0.8985
-    assert index_calibration.candidate_cut(best + 0.05, 0.0001, FLOOR) == pytest.approx(FLOOR - 0.005, abs=1e-5)
+    assert 0.899 < index_margins.candidate_cut(best, 0.0, FLOOR) < 0.9015
+    assert 0.88 < index_margins.candidate_cut(best, 0.005, FLOOR) < 0.8985
+    assert index_margins.candidate_cut(best + 0.05, 0.0001, FLOOR) == pytest.approx(FLOOR - 0.005, abs=1e-5)
 
 
 # --- processes that hold shards ---
