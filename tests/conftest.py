@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import random
+import signal
 import socket
 import sys
 import tarfile
@@ -36,6 +37,12 @@ sys.dont_write_bytecode = False
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
+
+
+def pytest_configure() -> None:
+    """Take interrupts, which a shell has its background jobs ignore: what tests start and interrupt would inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def free_port() -> int:
