@@ -51,7 +51,7 @@ def wilson_bounds(fraction: float, trials: float, z: float = 1.959964) -> tuple[
     return low, high
 
 
-def effective_trials(trials_U: NDArray[np.int64]) -> float:
+def effective_trials(trials_U: NDArray[np.int64] | NDArray[np.float64]) -> float:
     """How many independent trials those of units that hit or miss as a whole are worth (the effective size of Kish 1965): as many as units, if these are alike.
 
     Args:
@@ -78,7 +78,11 @@ def trials_needed(fraction: float, z: float = 1.959964) -> int:
 
 
 def bootstrap_ratio(
-    hits_U: NDArray[np.int64], trials_U: NDArray[np.int64], *, num_resamples: int = 10_000, seed: int = 0
+    hits_U: NDArray[np.int64] | NDArray[np.float64],
+    trials_U: NDArray[np.int64] | NDArray[np.float64],
+    *,
+    num_resamples: int = 10_000,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """Bounds (95 %) of sum(hits) / sum(trials) when trials come in units that are drawn together, by resampling the units.
 

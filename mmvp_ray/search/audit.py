@@ -154,7 +154,9 @@ def _more_by(num_anchors: int, num_effective: float, census: Census, config: Sea
     return " and ".join(options)
 
 
-def recall_interval(found_S: NDArray[np.int64], true_S: NDArray[np.int64]) -> tuple[float, float]:
+def recall_interval(
+    found_S: NDArray[np.int64] | NDArray[np.float64], true_S: NDArray[np.int64] | NDArray[np.float64]
+) -> tuple[float, float]:
     """Bounds (95 %) of the recall where an anchor's pairs, those of one dense neighbourhood, may be found or missed together.
 
     Args:

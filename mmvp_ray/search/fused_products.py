@@ -27,10 +27,11 @@ class Blocks(NamedTuple):
 
 
 LARGE = Blocks(128, 256, 64, num_warps=8, num_stages=3)
-"""147 KB of shared memory: of an A100 a program can have 163 KB, of an H100 or H200 227 KB."""
+"""147 KB of shared memory on an H100 or H200, where a program can have 227 KB; 98 KB on an A100, of 163 KB."""
 SMALL = Blocks(128, 128, 32, num_warps=8, num_stages=3)
-"""49 KB, which every GPU has."""
+"""At most 48 KB, which a program has on every GPU."""
 LARGE_BYTES = 150_000
+"""What a program must be able to have for large blocks: the GPUs between were not tried, and take small ones."""
 TOGETHER = 8
 """Blocks of rows whose programs walk the columns side by side, so that what they load is still in the L2 cache."""
 
@@ -82,7 +83,7 @@ def largest_products(
     """The largest product of each block of rows with each block of columns, (B, C) float32, at least; blocks at the ends may be cut.
 
     Args:
-        a_ND: Finite vectors of 16 bits a number, in one piece.
+        a_ND: Finite vectors of 16 bits a number, in one piece; fewer than 2^31 numbers, as b_MD.
         b_MD: The others, of the same dtype.
         blocks: Its size and how it is computed.
         ahead: The vectors are rows of one list, those of a so many rows behind those of b: blocks without a pair of a row of a before

@@ -37,6 +37,9 @@ NUM_ANCHORS = 1000
 PAIRS_PER_ANCHOR = 16
 """Pairs of an anchor with images of one block that calibration looks at: those of a much-copied image would fill the memory."""
 
+ODD = np.uint64(0x9E3779B97F4A7C15)
+"""2^64 over the golden ratio."""
+
 MAX_SCANNED_PAIRS = 2_000_000
 
 MAX_PROBES = 64
@@ -102,10 +105,12 @@ def settle_search(
     drawn = work.census.draw
     # The audit takes its anchors from the other end of the draw.
     keys_A = id_keys(drawn.ids_S16[:NUM_ANCHORS])
-    last = NUM_ANCHORS + (0 if is_trained else num_sampled(plan.shape))
-    keys_T = np.sort(id_keys(drawn.ids_S16[NUM_ANCHORS:last]))
-    pieces = [work.census.pieces[piece] for piece in np.unique(drawn.piece_S[:last])]
-    chunks = gather_chunks(work.store, work.space, pieces, np.sort(np.concatenate([keys_A, keys_T])), session=session)
+    num_trained = 0 if is_trained else num_sampled(plan.shape)
+    # Images that a codec was trained on lie deeper in its cells, and their pairs need more: of the anchors it learns as large a share as of all.
+    first = NUM_ANCHORS - round(NUM_ANCHORS * min(1.0, num_trained / work.census.num_images))
+    keys_T = np.sort(id_keys(drawn.ids_S16[first : first + num_trained]))
+    pieces = [work.census.pieces[piece] for piece in np.unique(drawn.piece_S[: max(NUM_ANCHORS, first + num_trained)])]
+    chunks = gather_chunks(work.store, work.space, pieces, np.union1d(keys_A, keys_T), session=session)
     order_A = np.argsort(keys_A)
     keys_A = keys_A[order_A]
     anchors_AD = chunk_vectors(keys_A, chunks, work.space.dim, session=session)
@@ -148,8 +153,8 @@ def scan_block(
     ids_N16, vectors_ND = load_block(task.store, task.space, task.block)
     met = join_block(anchors_AD, vectors_ND, task.floor, max_pairs=MAX_SCANNED_PAIRS, axes=axes)
     keys_C = id_keys(ids_N16)[met.rows_b_P]
-    # Ids are random bits, so this draws at random, and each anchor of a group of copies other copies.
-    draw_C = _first_bits(keys_A)[met.rows_a_P] ^ _first_bits(keys_C)
+    # Ids are random bits, so this draws at random, and each anchor of a group of copies other copies; multiplied, lest two draw each other.
+    draw_C = (_first_bits(keys_A) * ODD)[met.rows_a_P] ^ _first_bits(keys_C)
     order = np.lexsort((draw_C, met.rows_a_P))
     order = order[keys_A[met.rows_a_P[order]] != keys_C[order]]
     anchor_C = met.rows_a_P[order]
@@ -231,18 +236,18 @@ def _calibrated(
     # Old images do not ask: with them, a pair must be found from one side.
     num_sides = 2 if work.census.num_old == 0 else 1
     margin_2C, num_pairs = judged.margin_2C[:num_sides], len(pairs.cos_C)
-    margin = (
-        None
-        if config.num_probes
-        else probe_margin(margin_2C.min(axis=0), work.floor, num_sides, weight_C=pairs.weight_C)
-    )
+    true_A = np.bincount(pairs.anchor_C, weights=pairs.weight_C, minlength=num_anchors)
+    # Once all pairs count alike, once all images, so that the pairs of one much-copied image do not outvote the rest.
+    weights_WC = np.stack([pairs.weight_C, pairs.weight_C / true_A[pairs.anchor_C]])
+    margin = None
+    if not config.num_probes:
+        margin = probe_margin(margin_2C.min(axis=0), work.floor, num_sides, weights_WC)
     probed_2C = margin_2C <= (np.inf if margin is None else margin)
     probed_2C &= np.isfinite(margin_2C)
     best_C = np.where(probed_2C, judged.estimate_2C[:num_sides], -np.inf).max(axis=0)
     probed_C = np.isfinite(best_C)
-    cut = candidate_cut(best_C[probed_C], judged.noise, work.floor, weight_C=pairs.weight_C[probed_C])
+    cut = candidate_cut(best_C[probed_C], judged.noise, work.floor, weights_WC[:, probed_C])
     found_C = best_C > cut
-    true_A = np.bincount(pairs.anchor_C, weights=pairs.weight_C, minlength=num_anchors)
     found_A = np.bincount(pairs.anchor_C, weights=pairs.weight_C * found_C, minlength=num_anchors)
     low, high = recall_interval(found_A, true_A)
     return SearchSettings(

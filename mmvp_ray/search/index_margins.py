@@ -7,7 +7,9 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-# Shapes: C sampled pairs.
+from mmvp_ray.intervals import effective_trials
+
+# Shapes: C sampled pairs, W ways to weigh them.
 
 MIN_CALIBRATION_PAIRS = 100
 """With fewer true pairs the sample decides nothing."""
@@ -15,7 +17,8 @@ MIN_CALIBRATION_PAIRS = 100
 MARGIN_TAIL, MARGIN_LOSS = 0.1, 0.002
 """The margins that the last tenth of the sample's pairs need are taken for an exponential tail (theirs falls faster), which says how far to
 go to lose two pairs in a thousand: the largest of 400 margins says that only by chance. Drawn 200 times from 1,000 to 10,000 pairs of three
-synthetic corpora, 414 pairs at a time, this held recalls of 0.9936 to 1; 1.15 times their quantile of 0.995 held 0.985 at the same work."""
+synthetic corpora, 414 pairs at a time, this held recalls of 0.9936 to 1; 1.15 times their quantile of 0.995 held 0.985 at the same work.
+In a group of copies at the border of cells the tail may fall more slowly: so many pairs that one in 500 is no chance speak for themselves."""
 
 UNCALIBRATED_MARGIN = 0.75
 """Of the distance that finds every pair for certain; of 12,000 pairs of three synthetic corpora one needed more than 0.69 of it."""
@@ -28,7 +31,7 @@ CUT_SLACK, UNCALIBRATED_SLACK = 0.005, 0.05
 
 
 def probe_margin(
-    needed_C: NDArray[np.float32], floor: float, num_sides: int, weight_C: NDArray[np.float64] | None = None
+    needed_C: NDArray[np.float32], floor: float, num_sides: int, weights_WC: NDArray[np.float64] | None = None
 ) -> float:
     """The distance to a border up to which cells are looked through, from what the sample's pairs need, (C,); certain ones do not go beyond.
 
@@ -36,8 +39,7 @@ def probe_margin(
         needed_C: The smaller of both images' distances to the border between their cells; inf where it is not among those looked at.
         floor: Pairs above it are looked for.
         num_sides: How many of two images ask.
-        weight_C: Pairs that each stands for, where they are not alike. The margin serves the sample as it is, where no group of copies
-            outvotes the rest, and the pairs that there are.
+        weights_WC: What each pair counts; the margin serves every way to weigh them. None: all alike.
     """
     # Of two vectors one is no further from a border between them than half their distance; if it is not asked, the whole.
     certain = float(np.sqrt(max(0.0, 2.0 - 2.0 * floor))) / num_sides
@@ -47,12 +49,12 @@ def probe_margin(
     near_C = needed_C[is_near_C].astype(np.float64)
     if not len(near_C):
         return round(certain, 6)
-    weights = [np.ones(len(near_C))] + ([] if weight_C is None else [weight_C[is_near_C]])
-    return round(min(max(_reach(near_C, weight_C) for weight_C in weights), certain), 6)
+    weights_WC = np.ones((1, len(needed_C))) if weights_WC is None else weights_WC
+    return round(min(max(_reach(near_C, weight_C) for weight_C in weights_WC[:, is_near_C]), certain), 6)
 
 
 def _reach(near_C: NDArray[np.float64], weight_C: NDArray[np.float64]) -> float:
-    """The margin that loses MARGIN_LOSS of the pairs, by the tail that they are taken for or, where that falls slower, by themselves."""
+    """The margin that loses MARGIN_LOSS of the pairs, by the tail that they are taken for, or by themselves."""
     start, seen = np.quantile(
         near_C, [1.0 - MARGIN_TAIL, 1.0 - MARGIN_LOSS], weights=weight_C, method="inverted_cdf"
     ).tolist()
@@ -60,21 +62,22 @@ def _reach(near_C: NDArray[np.float64], weight_C: NDArray[np.float64]) -> float:
     if not is_beyond_C.any():
         return float(start)
     excess = float(np.average(near_C[is_beyond_C] - start, weights=weight_C[is_beyond_C]))
-    return max(float(start) + excess * math.log(MARGIN_TAIL / MARGIN_LOSS), float(seen))
+    reach = float(start) + excess * math.log(MARGIN_TAIL / MARGIN_LOSS)
+    return max(reach, float(seen)) if effective_trials(weight_C) >= 1.0 / MARGIN_LOSS else reach
 
 
 def candidate_cut(
-    best_C: NDArray[np.float32], noise: float, floor: float, weight_C: NDArray[np.float64] | None = None
+    best_C: NDArray[np.float32], noise: float, floor: float, weights_WC: NDArray[np.float64] | None = None
 ) -> float:
     """The estimate above which a neighbour is a candidate, from the better estimates of the sample's pairs, (C,); weights as in `probe_margin`."""
     if len(best_C) < MIN_CALIBRATION_PAIRS:
         return round(floor - UNCALIBRATED_SLACK, 6)
-    weights = [None] if weight_C is None else [None, weight_C]
+    weights_WC = np.ones((1, len(best_C))) if weights_WC is None else weights_WC
     # Bisection for the cut that, with the scan's noise on top of these estimates, loses the share that may be lost.
     low, high = floor - 0.5, floor - CUT_SLACK
     for _ in range(30):
         cut = (low + high) / 2
         lost_C = [0.5 * math.erfc((best - cut) / (math.sqrt(2.0) * max(noise, 1e-4))) for best in best_C.tolist()]
-        lost = max(float(np.average(lost_C, weights=weight)) for weight in weights)
+        lost = max(float(np.average(lost_C, weights=weight_C)) for weight_C in weights_WC)
         low, high = (low, cut) if lost > CUT_LOSS else (cut, high)
     return round(low, 6)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # Shapes: N, M vectors in the blocks, D numbers in each, L in a shortened one (D where none is), A axes, P pairs; S, T rows and columns of a
 # tile; G groups of its rows, R products in each, H of them with a hit; Q rows of these, K with a hit;
-# B blocks of a tile with a hit.
+# B, C blocks of a tile's rows and columns, F of them with a large product (then S, T are rows and columns of such a block).
 
 ROUNDING_SLACK = 1e-3
 """Bound on the error of a product of unit vectors: fp16 results near 1 are 4.9e-4 apart, fp32 sums err by less."""
@@ -34,7 +34,7 @@ BF16_ROUNDING = 2.0**-8
 """A number that is rounded to bfloat16 moves by at most this share of it: of 1 + 2^-8, half way between two such numbers. fp16 has none too small."""
 
 REPEATED_BLOCKS = 512
-"""Blocks with a large product that are multiplied once more together: 0.3 GB of vectors."""
+"""Blocks with a large product that are multiplied once more together: 0.3 GB of vectors of 768 numbers."""
 
 Hits = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Rows and columns, counted in their tile."""
@@ -260,18 +260,18 @@ def _fused_proposer(
             maxima_BC = largest_products(
                 rows_SD, columns_TD, blocks, ahead=tile.top - tile.left if tile.is_diagonal else None
             )
-            for block_B2 in torch.split(torch.nonzero(maxima_BC > above), REPEATED_BLOCKS):
-                rows_BS = block_B2[:, :1] * blocks.rows + row_S
-                columns_BT = block_B2[:, 1:] * blocks.columns + column_T
+            for block_F2 in torch.split(torch.nonzero(maxima_BC > above), REPEATED_BLOCKS):
+                rows_FS = block_F2[:, :1] * blocks.rows + row_S
+                columns_FT = block_F2[:, 1:] * blocks.columns + column_T
                 # Beyond the last vector the last one stands in.
                 last_row, last_column = len(rows_SD) - 1, len(columns_TD) - 1
-                a_BSD, b_BTD = rows_SD[rows_BS.clamp(max=last_row)], columns_TD[columns_BT.clamp(max=last_column)]
-                hit_BST = (a_BSD @ b_BTD.mT) > above
-                hit_BST &= (rows_BS <= last_row)[:, :, None] & (columns_BT <= last_column)[:, None, :]
+                a_FSD, b_FTD = rows_SD[rows_FS.clamp(max=last_row)], columns_TD[columns_FT.clamp(max=last_column)]
+                hit_FST = (a_FSD @ b_FTD.mT) > above
+                hit_FST &= (rows_FS <= last_row)[:, :, None] & (columns_FT <= last_column)[:, None, :]
                 if tile.is_diagonal:
-                    hit_BST &= rows_BS[:, :, None] + tile.top != columns_BT[:, None, :] + tile.left
-                block_P, row_P, column_P = torch.nonzero(hit_BST, as_tuple=True)
-                found.append((rows_BS[block_P, row_P].cpu().numpy(), columns_BT[block_P, column_P].cpu().numpy()))
+                    hit_FST &= rows_FS[:, :, None] + tile.top != columns_FT[:, None, :] + tile.left
+                block_P, row_P, column_P = torch.nonzero(hit_FST, as_tuple=True)
+                found.append((rows_FS[block_P, row_P].cpu().numpy(), columns_FT[block_P, column_P].cpu().numpy()))
         return np.concatenate([rows for rows, _ in found]), np.concatenate([columns for _, columns in found])
 
     return propose

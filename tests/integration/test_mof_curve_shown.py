@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +18,7 @@ import pytest
 from mmvp_ray import storage
 from mmvp_ray.mof.training.curve import Point, show_events
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 
 def curve(num_steps: int, start: float = 0.0) -> list[Point]:
@@ -48,7 +48,7 @@ def tensorboard(folder: Path, *options: str) -> Iterator[Callable[[], list[float
 
     def ask() -> list[float]:
         assert process.poll() is None, log.read_text()
-        with contextlib.suppress(urllib.error.URLError), urllib.request.urlopen(url, timeout=10) as answer:
+        with contextlib.suppress(OSError, http.client.HTTPException), urllib.request.urlopen(url, timeout=10) as answer:
             return [loss for _, _, loss in json.load(answer)]
         return []
 

@@ -341,6 +341,8 @@ RAW: dict[str, dict[str, Any]] = {
             "sizes": [
                 {
                     "num_vectors": 1_000_000,
+                    "group": 2,
+                    "share_again": 0.016,
                     "plain_seconds": 2.0,
                     "fused_seconds": 1.6,
                     "all_seconds": {"plain": [2.1, 2.0, 2.0], "fused": [1.7, 1.6, 1.6]},
@@ -350,7 +352,7 @@ RAW: dict[str, dict[str, Any]] = {
                     "share_of_peak": 0.68,
                 }
             ],
-            "ratio": 1.25,
+            "least_ratio": 1.25,
         },
         "mof": {
             "num_parameters": 1_900_000_000,

@@ -80,9 +80,9 @@ def from_parquet(data: bytes) -> list[Point]:
 def show_events(points: Sequence[Point], folder: str, *, num_shown: int) -> None:
     """The curve behind its first `num_shown` points as a further file of TensorBoard events in the folder at URL `folder`.
 
-    An attempt shows its first file from the first step on, so that it needs none of another's. Nothing is written over or removed:
-    TensorBoard keeps the file open that it reads, and reads on in the next by name. Each file's purge step has it forget what it read
-    of these steps before.
+    An attempt shows its first file from the first step on, so that it needs none of another's. One attempt at a time writes over and
+    removes nothing: TensorBoard keeps the file open that it reads, and reads on in the next by name. Each file's purge step has it
+    forget what it read of these steps before.
     """
     from torch.utils.tensorboard import SummaryWriter
 
