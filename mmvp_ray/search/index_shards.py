@@ -109,7 +109,7 @@ def write_codes(holder: IndexHolder, task: CodesTask) -> None:
         num_seen += len(rows)
         rotated_NR, usable_N = codec.rotate(vectors_ND[rows])
         rows, rotated_NR = rows[usable_N], rotated_NR[usable_N]
-        cell_N = codec.probe(rotated_NR, 1)[0][:, 0]
+        cell_N = codec.home_cells(rotated_NR)
         part = np.empty(len(rows), dtype=record)
         part["id"], part["piece"] = id_keys(ids_N16)[rows], piece
         part["code"], part["kept"] = codec.encode(rotated_NR, cell_N)

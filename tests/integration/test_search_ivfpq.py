@@ -687,6 +687,7 @@ def test_cells_within_a_margin_are_those_whose_border_is_near() -> None:
     found_NP, score_NP = codec.probe_within(rotated_NR, 0.08, 128)
     ranked_NP, distance_NP = codec.border_distances(rotated_NR, 128)
     all_NP, all_score_NP = codec.probe(rotated_NR, 128)
+    np.testing.assert_array_equal(codec.home_cells(rotated_NR), all_NP[:, 0])
     for row in range(300):
         cells_of_row = found_NP[row][found_NP[row] >= 0]
         assert set(cells_of_row) == set(np.flatnonzero(wanted[row]))
