@@ -60,7 +60,7 @@ def tensorboard(folder: Path, *options: str) -> Iterator[Callable[[], list[float
 
 
 def wait_for(ask: Callable[[], list[float]], wanted: list[float]) -> None:
-    until = time.monotonic() + 60
+    until = time.monotonic() + 90
     while (found := ask()) != wanted:
         assert time.monotonic() < until, f"expected {wanted}, found {found}"
         time.sleep(0.2)
