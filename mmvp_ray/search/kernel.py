@@ -116,8 +116,7 @@ def propose_pairs(
     if axes is not None and not _shortens(axes, a_ND, b_MD, device):
         axes = None
     flop = 2.0 * len(a_ND) * len(other_MD) * a_ND.shape[1]
-    way = _way(flop, flop if axes is None else flop * axes.num_numbers / a_ND.shape[1], device)
-    way = "fused" if fused and device == "cuda" else way
+    way = _way(flop, flop if axes is None else flop * axes.num_numbers / a_ND.shape[1], device, fused=fused)
     propose = PROPOSERS[way](a_ND, other_MD, tau, axes)
     for tile in cut_tiles(len(a_ND), len(other_MD), TILES[way], within=b_MD is None):
         rows_P, columns_P = propose(tile)
@@ -146,9 +145,11 @@ def _joined(parts: list[Hits]) -> Hits:
     return np.concatenate([rows for rows, _ in parts]), np.concatenate([columns for _, columns in parts])
 
 
-def _way(flop: float, short_flop: float, device: str) -> str:
+def _way(flop: float, short_flop: float, device: str, *, fused: bool = False) -> str:
+    if device == "cuda":
+        return "fused" if fused else device
     pays = short_flop >= BF16_FLOP and ("torch" in sys.modules or flop >= IMPORT_FLOP)
-    return "bf16" if pays and device == "cpu" and multiplies_bf16() else device
+    return "bf16" if pays and multiplies_bf16() else device
 
 
 def _shortens(axes: Axes, a_ND: NDArray[np.float16], b_MD: NDArray[np.float16] | None, device: str) -> bool:

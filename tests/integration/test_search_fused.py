@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -32,6 +33,19 @@ def run(module: str, folder: Path, **environment: str) -> list[str]:
 def test_the_interpreted_kernel_finds_the_pairs_of_the_plain_join(tmp_path: Path) -> None:
     num_pairs = [int(line) for line in run("tests.integration.fused_join", tmp_path, TRITON_INTERPRET="1")]
     assert len(num_pairs) == 5 and min(num_pairs) > 0 and max(num_pairs) > 1000
+
+
+def test_what_a_gpu_is_to_measure_runs_and_its_figures_are_shown(tmp_path: Path) -> None:
+    from benchmarks.sections.models import gpu_tables
+
+    *said, last = run("tests.integration.fused_measure", tmp_path, TRITON_INTERPRET="1")
+    found = json.loads(last)
+    assert [one["num_pairs"] for one in found["sizes"]] == [350, 2100]
+    assert [line.split(",")[0] for line in said] == ["fused join 700 x 64"] * 2
+    assert found["least_ratio"] == min(one["plain_seconds"] / one["fused_seconds"] for one in found["sizes"]) > 0
+    assert all(0 < one["share_again"] <= 1 for one in found["sizes"])
+    shown = gpu_tables({"fused": found})
+    assert any(line.startswith("| 700, 7 |") for line in shown)
 
 
 def test_the_kernel_compiles_for_gpus_to_their_matrix_instructions(tmp_path: Path) -> None:
