@@ -32,6 +32,7 @@ LIMIT_BYTES = 4 << 30
 
 def measure_pairs(root: str, num_pairs: int, num_pieces: int, found: Any) -> None:
     """Everything that a run does with its near pairs, in this process."""
+    from mmvp_ray.cluster import Inline
     from mmvp_ray.mine import (
         CopyFinder,
         CopyGroups,
@@ -79,7 +80,9 @@ def measure_pairs(root: str, num_pairs: int, num_pieces: int, found: Any) -> Non
             "largest degree": int(hub_degrees[0]) if len(hub_degrees) else 0,
         }
     with meter.stage("write blind pairs") as notes:
-        written = results.write_blind_pairs(store, out, NEAR, FAR, table.batches(), rule, pieces, CopyGroups.none())
+        written = results.write_blind_pairs(
+            store, out, NEAR, FAR, table.batches(), rule, pieces, CopyGroups.none(), session=Inline()
+        )
         notes |= {"pairs": written.num_pairs, "images tables read": len(pieces)}
     with meter.stage("hygiene") as notes:
         blind = (batch.take(rule.blind(batch.cos_near_P, batch.cos_far_P)) for batch in table.batches())
@@ -105,12 +108,12 @@ def measure_pairs(root: str, num_pairs: int, num_pieces: int, found: Any) -> Non
 
 def measure_pieces(root: str, num_pairs: int, num_pieces: int, found: Any) -> None:
     """Everything that a driver does with a plan of pieces, in this process."""
+    from mmvp_ray.cluster import Inline
     from mmvp_ray.embed import plan_work
     from mmvp_ray.pipeline import results
     from mmvp_ray.pipeline.corpora import Corpus
     from mmvp_ray.pipeline.funnel import count_images, run_pieces
-    from mmvp_ray.search import census as census_module
-    from mmvp_ray.search import take_census
+    from mmvp_ray.search import passes, take_census
     from mmvp_ray.search.blocks import cut_blocks
     from mmvp_ray.store import open_store
 
@@ -124,13 +127,13 @@ def measure_pieces(root: str, num_pairs: int, num_pieces: int, found: Any) -> No
         pieces = run_pieces(store, [Corpus(name="laion", url="/made-up", shards=tuple(shards))])
         notes |= {"pieces": len(pieces)}
     with meter.stage("count_images") as notes:
-        counts = count_images(store, pieces, [NEAR, FAR])
+        counts = count_images(store, pieces, [NEAR, FAR], session=Inline())
         notes |= {"read": counts.num_read, "rejected": counts.num_rejected}
     with meter.stage("write_pieces"):
         results.write_pieces(out, pieces)
     with meter.stage("take_census") as notes:
-        census_module._read_all = made_ids  # type: ignore[assignment]
-        census = take_census(store, NEAR, pieces)
+        passes.read_ids = made_ids
+        census = take_census(store, NEAR, pieces, session=Inline())
         notes |= {"rows": int(census.piece_rows.sum(dtype=np.int64)), "images": census.num_images}
     with meter.stage("cut_blocks") as notes:
         blocks = cut_blocks(census, 1_000_000)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -206,12 +206,13 @@ def make_pieces(root: str, num_pieces: int) -> None:
                 links.link(originals / "rejects.parquet", folder / f"{name}.rejects.parquet")
 
 
-def made_ids(uris: Sequence[str]) -> Iterator[NDArray[np.uint8]]:
-    """For each piece its ids; three in ten occur in an earlier piece too."""
-    rng = np.random.default_rng(3)
-    for number in range(len(uris)):
-        images = np.arange(number * PIECE_IMAGES, (number + 1) * PIECE_IMAGES)
-        again = rng.random(PIECE_IMAGES) < 0.3
-        if number:
-            images[again] = rng.integers(0, number * PIECE_IMAGES, int(again.sum()))
-        yield hashes(images)
+def made_ids(uri: str) -> NDArray[np.uint8]:
+    """The ids of a piece by the name of its table; three in ten occur in an earlier piece too."""
+    stem, _, index = uri.rsplit("/", 1)[1].removesuffix(".parquet").rpartition("-")
+    number = int(stem.split("-", 1)[0]) * PIECES_PER_SHARD + int(index)
+    rng = np.random.default_rng(number)
+    images = np.arange(number * PIECE_IMAGES, (number + 1) * PIECE_IMAGES)
+    again = rng.random(PIECE_IMAGES) < 0.3
+    if number:
+        images[again] = rng.integers(0, number * PIECE_IMAGES, int(again.sum()))
+    return hashes(images)

@@ -18,7 +18,7 @@ from mmvp_ray.config import fingerprint
 from mmvp_ray.errors import DataError
 from mmvp_ray.mine.copies import COPY_FAR_AT_LEAST, COPY_NEAR_AT_LEAST, CopyFinder, CopyGroups
 from mmvp_ray.schema import COPIES, PIECES
-from mmvp_ray.search import Collapse, PieceRef, Space, take_census
+from mmvp_ray.search import Census, Collapse, PieceRef, Space, take_census
 from mmvp_ray.search.census import content_key
 from mmvp_ray.search.copy_edges import find_copy_edges
 from mmvp_ray.store import (
@@ -45,6 +45,7 @@ def collapse_copies(
     *,
     device: str,
     session: Session,
+    census: Census | None = None,
     on_part: Callable[[int], None] = lambda num_images: None,
 ) -> tuple[CopyGroups, Collapse]:
     """The groups of near-copies among the images of `pieces`, and what the join needs to know of them.
@@ -59,6 +60,7 @@ def collapse_copies(
         pieces: Committed pieces.
         device: "cuda" or "cpu".
         session: Where tasks run.
+        census: That of all images of these pieces, if it was taken already; without earlier groups to build upon it is not taken again.
         on_part: Called with the images in groups that each part found.
     """
     name = copy_rule(near, also)
@@ -68,7 +70,7 @@ def collapse_copies(
     if TABLE not in done_names(folder):
         try:
             groups = _find_groups(
-                store, near, also, pieces, name, scratch, device=device, session=session, on_part=on_part
+                store, near, also, pieces, name, scratch, census, device=device, session=session, on_part=on_part
             )
             _write_groups(store, key, groups, pieces, name)
         except DataError:
@@ -88,6 +90,7 @@ def _find_groups(
     pieces: Sequence[PieceRef],
     name: str,
     scratch: str,
+    census: Census | None,
     *,
     device: str,
     session: Session,
@@ -95,7 +98,8 @@ def _find_groups(
 ) -> CopyGroups:
     parent = _largest_part(store, pieces, name)
     earlier = [] if parent is None else _pieces_of(store, parent)
-    census = take_census(store, near.slug, pieces, earlier=earlier)
+    if census is None or earlier:
+        census = take_census(store, near.slug, pieces, session=session, earlier=earlier)
     finder = CopyFinder(floor=-1.0, earlier=None if parent is None else read_groups(store, parent))
     for ids_a, ids_b in find_copy_edges(
         store,

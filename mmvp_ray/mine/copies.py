@@ -34,22 +34,20 @@ class CopyGroups:
 
     keys_M: NDArray[np.bytes_]
     group_M: NDArray[np.bytes_]
-    _indexes: list[IdIndex] = field(default_factory=list, init=False, repr=False, compare=False)
+    _index: IdIndex = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Lay out the index, which travels with the groups: every task that looks up would lay out its own."""
+        object.__setattr__(self, "_index", IdIndex(self.keys_M))
 
     @staticmethod
     def none() -> CopyGroups:
         """No groups at all."""
         return CopyGroups(np.empty(0, dtype="S16"), np.empty(0, dtype="S16"))
 
-    def __reduce__(self) -> tuple[type[CopyGroups], tuple[NDArray[np.bytes_], NDArray[np.bytes_]]]:
-        """Travel without the index."""
-        return CopyGroups, (self.keys_M, self.group_M)
-
     def places(self, ids_P16: NDArray[np.uint8]) -> NDArray[np.int64]:
         """For each id, (P, 16) uint8, its place in `keys_M`; -1 for an image without copies."""
-        if not self._indexes:
-            self._indexes.append(IdIndex(self.keys_M))
-        return self._indexes[0].find(ids_P16)
+        return self._index.find(ids_P16)
 
     def representative(self, keys_P: NDArray[np.bytes_]) -> NDArray[np.bytes_]:
         """The representative of each id; an image without copies represents itself."""

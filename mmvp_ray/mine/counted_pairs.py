@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,22 +25,20 @@ Rows = NDArray[np.uint64]
 
 def sorted_with_places(
     batches: Iterable[PairBatch],
-    places: Iterable[NDArray[np.uint8]],
-    copies: CopyGroups,
+    places: Callable[[IdFilter], Iterable[Rows]],
     *,
     num_places: int,
     bucket_bytes: int = BUCKET_BYTES,
 ) -> Iterator[Rows]:
     """The pairs sorted by ids, (P, 8): the 6 words of a pair and, for its images a and b, in how many places each was seen.
 
-    Memory: some dozen times `bucket_bytes`, 128 MB, and what `copies` takes; an image in more than a million pairs takes 200 bytes for each.
+    Memory: some dozen times `bucket_bytes`, and 128 MB; an image in more than a million pairs takes 200 bytes for each.
     Temporary files: at most 104 bytes a pair and 24 bytes for every place of an image that is in a pair, and 2 for every other place.
 
     Args:
         batches: Pairs, each once, in any order.
-        places: The ids, (N, 16) uint8, of the images at all places, in parts; read once, after `batches` has come to its end, if that
-            held any pairs.
-        copies: Groups whose places count for their representative.
+        places: Gives the images at all places, in parts as from `wanted_places`, of those that a filter may hold; called once, after
+            `batches` has come to its end, if that held any pairs.
         num_places: About how many places there are.
         bucket_bytes: Bytes sorted together.
 
@@ -60,11 +58,7 @@ def sorted_with_places(
             wanted.add(rows_P6[:, :2])
             wanted.add(rows_P6[:, 2:4])
             by_b.add(rows_P6[:, [2, 3, 0, 1, 4, 5]])
-        for ids_N16 in places if num_pairs else ():
-            words_N2 = words_of(ids_N16)
-            at = copies.places(ids_N16)
-            words_N2[at >= 0] = words_of(key_matrix(copies.group_M[at[at >= 0]]))
-            words_N2 = words_N2[wanted.may_hold(words_N2)]
+        for words_N2 in places(wanted) if num_pairs else ():
             by_b.add(np.concatenate([words_N2, np.ones((len(words_N2), 1), dtype=WORD)], axis=1), stream=1)
         for rows_P6, seen_C3 in by_b.buckets():
             by_a.add(np.column_stack([rows_P6[:, [2, 3, 0, 1, 4, 5]], _places_of(rows_P6, seen_C3)]))
@@ -76,6 +70,21 @@ def sorted_with_places(
                 counted_P8[:, :6], counted_P8[:, 7] = rows_P7[:, :6], rows_P7[:, 6]
                 counted_P8[:, 6] = _places_of(rows_P7, seen_C3)
                 yield np.take(counted_P8, order, axis=0)
+
+
+def wanted_places(ids_N16: NDArray[np.uint8], wanted: IdFilter, copies: CopyGroups) -> Rows:
+    """The words, (M, 2), of the images at some places, as often as they are there, that a filter may hold.
+
+    Args:
+        ids_N16: The images.
+        wanted: The filter.
+        copies: Groups whose places count for their representative.
+    """
+    words_N2 = words_of(ids_N16)
+    at = copies.places(ids_N16)
+    words_N2[at >= 0] = words_of(key_matrix(copies.group_M[at[at >= 0]]))
+    found: Rows = words_N2[wanted.may_hold(words_N2)]
+    return found
 
 
 def _places_of(rows_P: Rows, seen_C3: Rows) -> Rows:

@@ -11,9 +11,11 @@ from mmvp_ray.annotate.config import ImportConfig
 from mmvp_ray.annotate.importing import NUM_TOGETHER, FoundPair, LostPair, Picture, import_pairs, is_unsafe
 from mmvp_ray.annotate.workspace import create_workspace
 from mmvp_ray.errors import DataError
-from mmvp_ray.pipeline.places import NUM_READING_THREADS, read_again
+from mmvp_ray.pipeline.places import read_again
 from mmvp_ray.pipeline.run import open_run
 from mmvp_ray.reading_threads import reading_threads
+
+NUM_READING_THREADS = 8
 
 
 def import_run(config: ImportConfig, *, say: Callable[[str], None] = lambda line: None) -> list[str]:

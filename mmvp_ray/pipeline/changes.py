@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from mmvp_ray.cluster import Session
 from mmvp_ray.errors import DataError
-from mmvp_ray.pipeline.places import seen_ids
+from mmvp_ray.pipeline.places import images_uris
 from mmvp_ray.pipeline.results import read_blind_pairs
 from mmvp_ray.report.diff_data import CHANGES, FIXED, GONE, NEW_BLIND, NEW_IMAGES, STILL_BLIND
-from mmvp_ray.search import PairBatch, PieceRef
+from mmvp_ray.search import PairBatch, PieceRef, Window, pass_over, read_ids
 from mmvp_ray.search.id_words import IdIndex
 from mmvp_ray.store import Store, id_keys
 
@@ -71,11 +72,17 @@ class Changes:
         )
 
 
-def find_changes(old: Side, new: Side, *, max_asked: int = MAX_ASKED) -> Iterator[Changes]:
+def find_changes(old: Side, new: Side, *, session: Session, max_asked: int = MAX_ASKED) -> Iterator[Changes]:
     """Every blind pair of either run once, in ascending order, with what became of it.
 
     A pair of one run alone is told apart by whether the other run has both of its images, which is looked up in that run's images
     tables: once for all pairs, or in rounds where these name more than ``max_asked`` images.
+
+    Args:
+        old: The earlier run.
+        new: The later one.
+        session: Where tasks run, if the runs have many pieces.
+        max_asked: Images of one round.
 
     Raises:
         DataError: the pairs of a run are not in ascending order, or one of its tables is missing.
@@ -93,7 +100,8 @@ def find_changes(old: Side, new: Side, *, max_asked: int = MAX_ASKED) -> Iterato
             if len(asked_new) + len(asked_old) >= max_asked:
                 is_over = False
                 break
-        lost, unknown = IdIndex(missing(new, asked_new.sorted())), IdIndex(missing(old, asked_old.sorted()))
+        lost = IdIndex(missing(new, asked_new.sorted(), session=session))
+        unknown = IdIndex(missing(old, asked_old.sorted(), session=session))
         del asked_new, asked_old
         for batch in itertools.islice(behind, num_batches):
             yield _told(batch, lost, unknown)
@@ -135,15 +143,20 @@ def merge(old: Side, new: Side) -> Iterator[Changes]:
         )
 
 
-def missing(side: Side, ids_M: NDArray[np.bytes_]) -> NDArray[np.bytes_]:
+def missing(side: Side, ids_M: NDArray[np.bytes_], *, session: Session) -> NDArray[np.bytes_]:
     """Those of the ids, sorted and distinct, that no images table of a run has; sorted."""
-    index, is_found_M = IdIndex(ids_M), np.zeros(len(ids_M), dtype=bool)
-    for _, parts in seen_ids(side.store, side.pieces) if len(ids_M) else ():
-        at = index.find(np.concatenate(parts))
-        is_found_M[at[at >= 0]] = True
+    is_found_M = np.zeros(len(ids_M), dtype=bool)
+    uris = images_uris(side.store, side.pieces) if len(ids_M) else []
+    for found in pass_over(_found, uris, session=session, shared=[IdIndex(ids_M)]):
+        is_found_M[found] = True
         if is_found_M.all():
             break
     return ids_M[~is_found_M]
+
+
+def _found(window: Window[str], index: IdIndex) -> NDArray[np.int64]:
+    at = index.find(np.concatenate(window.read(read_ids)))
+    return np.unique(at[at >= 0])
 
 
 class _Stream:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmvp_ray import storage
+from mmvp_ray.cluster import Inline, Session
 from mmvp_ray.errors import ResourceError
 from mmvp_ray.pipeline.changes import CODE, Changes, find_changes
 from mmvp_ray.pipeline.reporting import thumbnails
@@ -48,21 +49,24 @@ def diff_runs(old: Run, new: Run) -> RunDiff:
     Raises:
         DataError: a table or report is missing, not sorted, or not of one run.
     """
-    return _Comparison(old, new).result()
+    return _Comparison(old, new, Inline()).result()
 
 
-def write_diff(old_url: str, new: Run, *, confirm: Callable[[], None] = lambda: None) -> RunDiff:
+def write_diff(
+    old_url: str, new: Run, *, session: Session | None = None, confirm: Callable[[], None] = lambda: None
+) -> RunDiff:
     """Compare a finished run with an earlier one, and write diff.parquet, diff.json and diff.html into its folder.
 
     Args:
         old_url: Folder of the earlier run.
         new: The finished run.
+        session: Where tasks run, if the runs have many pieces; here unless given.
         confirm: Called before files are written: raises if the folder is another run's by then.
 
     Raises:
         ConfigError: there is no finished run at ``old_url``. DataError: as for diff_runs. ResourceError: no space for the table.
     """
-    comparison = _Comparison(open_run(old_url), new)
+    comparison = _Comparison(open_run(old_url), new, session or Inline())
     with tempfile.TemporaryDirectory(prefix="mmvp-ray-diff-") as scratch:
         local = Path(scratch) / DIFF_TABLE
         with pq.ParquetWriter(local, DIFF, compression="zstd") as writer:
@@ -76,7 +80,8 @@ def write_diff(old_url: str, new: Run, *, confirm: Callable[[], None] = lambda: 
 
 
 class _Comparison:
-    def __init__(self, old: Run, new: Run) -> None:
+    def __init__(self, old: Run, new: Run, session: Session) -> None:
+        self._session = session
         self.old, self.new = RunSide(old), RunSide(new)
         self._taken_down = IdIndex(read_record(self.new.side.store).keys)
 
@@ -84,7 +89,7 @@ class _Comparison:
         """Go through all pairs once, handing to ``sink`` those that may be listed: none with an image that was taken down."""
         counts, num_hidden = np.zeros(len(CHANGES), dtype=np.int64), 0
         best: dict[str, Changes] = {}
-        for batch in find_changes(self.old.side, self.new.side):
+        for batch in find_changes(self.old.side, self.new.side, session=self._session):
             is_hidden = np.logical_or.reduce([self._taken_down.find(ids) >= 0 for ids in batch.ids()])
             num_hidden += int(is_hidden.sum())
             sink(batch.take(~is_hidden) if is_hidden.any() else batch)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 
 from mmvp_ray import storage
+from mmvp_ray.cluster import Session
 from mmvp_ray.errors import DataError
 from mmvp_ray.images.reasons import WITHOUT_VECTOR, RejectReason
 from mmvp_ray.pipeline.corpora import Corpus
-from mmvp_ray.search import PieceRef
+from mmvp_ray.search import PieceRef, Window, pass_over
 from mmvp_ray.store import DONE, Store, committed_pieces, read_marker, read_table
 
-NUM_READING_THREADS = 16
-WINDOW_PIECES = 1024
 REJECTS_SUFFIX = ".rejects.parquet"
 """Ends the name of the table of vectors that were not finite (store/pieces.py)."""
 
@@ -52,42 +50,64 @@ def run_pieces(store: Store, corpora: Sequence[Corpus]) -> list[PieceRef]:
     return sorted(found, key=lambda piece: (piece.corpus, piece.name))
 
 
-def count_images(store: Store, pieces: Sequence[PieceRef], encoders: Sequence[str]) -> ImageCounts:
+def count_images(store: Store, pieces: Sequence[PieceRef], encoders: Sequence[str], *, session: Session) -> ImageCounts:
     """Add up the markers of the images tables and the rows of the rejects tables.
 
-    Pieces are read in windows, and of each table only counts stay, so that hundreds of thousands of them take little memory.
+    Of each table only counts stay, so that hundreds of thousands of pieces take little memory.
+
+    Args:
+        store: Holds the tables.
+        pieces: The run's pieces.
+        encoders: Slugs; images without a vector of them count among the reasons.
+        session: Where tasks run, if there are many pieces.
     """
     odd = [(slug, corpus) for slug in encoders for corpus in sorted({piece.corpus for piece in pieces})]
     # Few pieces have vectors that are not finite: one listing tells which, in place of a marker of every piece.
     with_rejects = {at: _with_rejects(store.embeddings(*at)) for at in odd}
-
-    def images_of(piece: PieceRef) -> tuple[int, int, list[_Reason]]:
-        files, _ = read_marker(storage.join(store.images(piece.corpus), piece.name + DONE))
-        images, rejects = files
-        lost = _reasons(store, rejects.path) if rejects.num_rows else []
-        for slug in encoders:
-            if piece.name in with_rejects[slug, piece.corpus]:
-                vectors, _ = read_marker(storage.join(store.embeddings(slug, piece.corpus), piece.name + DONE))
-                for entry in vectors[1:]:
-                    lost.extend(_reasons(store, entry.path))
-        return images.num_rows, rejects.num_rows, lost
-
-    num_decoded = num_rejected = 0
+    parts = sorted(pass_over(_count, pieces, session=session, shared=[store, with_rejects]))
     reasons: dict[str, tuple[int, str]] = {}
-    with ThreadPoolExecutor(NUM_READING_THREADS) as pool:
-        for begin in range(0, len(pieces), WINDOW_PIECES):
-            for decoded, rejected, lost in pool.map(images_of, pieces[begin : begin + WINDOW_PIECES]):
-                num_decoded += decoded
-                num_rejected += rejected
-                for reason, num_lost, example in lost:
-                    count, first = reasons.get(reason, (0, example))
-                    reasons[reason] = (count + num_lost, first)
+    num_decoded = num_rejected = 0
+    for _, decoded, rejected, lost in parts:
+        num_decoded += decoded
+        num_rejected += rejected
+        _add(reasons, lost)
     return ImageCounts(
         num_read=num_decoded + num_rejected,
         num_decoded=num_decoded,
         num_rejected=num_rejected,
         reasons=dict(sorted(reasons.items())),
     )
+
+
+def _count(
+    window: Window[PieceRef], store: Store, with_rejects: Mapping[tuple[str, str], frozenset[str]]
+) -> tuple[int, int, int, list[_Reason]]:
+    """Of some pieces: the place of the first one, images, rejects, and the reasons, each with its first example."""
+
+    def look(piece: PieceRef) -> tuple[int, int, list[_Reason]]:
+        files, _ = read_marker(storage.join(store.images(piece.corpus), piece.name + DONE))
+        images, rejects = files
+        lost = _reasons(store, rejects.path) if rejects.num_rows else []
+        for (slug, corpus), names in with_rejects.items():
+            if piece.corpus == corpus and piece.name in names:
+                vectors, _ = read_marker(storage.join(store.embeddings(slug, corpus), piece.name + DONE))
+                for entry in vectors[1:]:
+                    lost.extend(_reasons(store, entry.path))
+        return images.num_rows, rejects.num_rows, lost
+
+    reasons: dict[str, tuple[int, str]] = {}
+    num_decoded = num_rejected = 0
+    for decoded, rejected, lost in window.read(look):
+        num_decoded += decoded
+        num_rejected += rejected
+        _add(reasons, lost)
+    return window.first, num_decoded, num_rejected, [(reason, *found) for reason, found in reasons.items()]
+
+
+def _add(reasons: dict[str, tuple[int, str]], more: Sequence[_Reason]) -> None:
+    for reason, num_lost, example in more:
+        count, first = reasons.get(reason, (0, example))
+        reasons[reason] = (count + num_lost, first)
 
 
 def _with_rejects(folder: str) -> frozenset[str]:

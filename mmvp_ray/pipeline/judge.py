@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mmvp_ray import config as configs
 from mmvp_ray import storage
+from mmvp_ray.cluster import Session
 from mmvp_ray.mine import Candidates, CopyFinder, CopyGroups, Degrees, Tally, clean
 from mmvp_ray.pipeline import results
 from mmvp_ray.pipeline.config import MineConfig
@@ -52,6 +53,7 @@ def judge(
     near: NearSide,
     far: FarSide,
     *,
+    session: Session,
     stage: Any,
     confirm: Callable[[], None],
 ) -> Judgement:
@@ -65,6 +67,7 @@ def judge(
         pieces: The run's pieces.
         near: The near side.
         far: The far side.
+        session: Where tasks run.
         stage: Counts near pairs as they are looked at.
         confirm: As in results.write_blind_pairs.
     """
@@ -94,6 +97,7 @@ def judge(
         rule,
         pieces,
         near.copies,
+        session=session,
         confirm=confirm,
     )
     candidates = clean(blind.batches(), copies, np.sort(hub_keys), config.selection, limit=MAX_CANDIDATES)

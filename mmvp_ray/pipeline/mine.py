@@ -132,7 +132,7 @@ def _mine(config: MineConfig, ready: Preflight, session: Session, progress: Prog
     confirm()
 
     pieces = run_pieces(store, ready.corpora)
-    counts = count_images(store, pieces, [spec.slug for spec in ready.specs])
+    counts = count_images(store, pieces, [spec.slug for spec in ready.specs], session=session)
     check_rejects(counts, config.max_reject_fraction)
     is_small = counts.num_decoded <= INLINE_IMAGES and ready.device == "cpu" and not session.joins_cluster
     workers = Inline() if is_small else session
@@ -154,22 +154,25 @@ def _mine(config: MineConfig, ready: Preflight, session: Session, progress: Prog
                 is_clear = True
             label = _label("mine", near.name, far_side.spec.name, ready)
             with progress.stage(label, total=None, unit="pairs above the floor") as stage:
-                judged.append(judge(config, store, pieces, side, far_side, stage=stage, confirm=confirm))
+                judged.append(
+                    judge(config, store, pieces, side, far_side, session=workers, stage=stage, confirm=confirm)
+                )
 
     # The first near encoder and its first far one are what the run is about; the others are compared with them.
     first = judged[0]
     with progress.stage("select", total=None, unit="pairs") as stage:
         chosen, clusters = _choose(store, first, config, workers)
         near_misses = first.tally.nearest_misses()
-        places = find_places(store, pieces, results.images_of(chosen, near_misses), copies=first.near.copies)
-        selected = results.describe_pairs(store, pieces, chosen, clusters, places=places)
+        wanted = results.images_of(chosen, near_misses)
+        places = find_places(store, pieces, wanted, session=workers, copies=first.near.copies)
+        selected = results.describe_pairs(chosen, places, clusters)
         # Before each write and not long before it: what another run wrote here would be written over.
         confirm()
         results.write_selection(out, selected)
         results.write_pieces(out, pieces)
         stage.advance(len(selected))
 
-    misses = results.describe_pairs(store, pieces, near_misses, places=places)
+    misses = results.describe_pairs(near_misses, places)
     found = Findings(
         config=config,
         corpora=ready.corpora,
@@ -190,7 +193,7 @@ def _mine(config: MineConfig, ready: Preflight, session: Session, progress: Prog
     manifest = describe_run(config, ready, judged, report.created_at, counted, progress)
     if config.compare_with is not None:
         with progress.stage("diff", total=None, unit="pairs") as stage:
-            diff = write_diff(config.compare_with, Run(out, manifest), confirm=confirm)
+            diff = write_diff(config.compare_with, Run(out, manifest), session=workers, confirm=confirm)
             stage.advance(sum(diff.count(change) for change in CHANGES))
     confirm()
     results.write_manifest(out, token, manifest)

@@ -99,7 +99,7 @@ def search_near(
     """
     several = len(config.near) > 1
     label = f" {near.name}" if several else ""
-    census = take_census(store, near.slug, pieces)
+    census = take_census(store, near.slug, pieces, session=session)
     with progress.stage(f"sample{label}", total=None, unit="random pairs") as stage:
         space = settle_space(store, census, near, config.rule, session=session)
         sides = []
@@ -114,7 +114,14 @@ def search_near(
     if config.collapse == "near":
         with progress.stage(f"collapse{label}", total=None, unit="images in groups") as stage:
             copies, collapse = collapse_copies(
-                store, space, sides[0].space, pieces, device=device, session=session, on_part=stage.advance
+                store,
+                space,
+                sides[0].space,
+                pieces,
+                device=device,
+                session=session,
+                census=census,
+                on_part=stage.advance,
             )
             stage.note = f"{len(collapse.without):,} near-copies are represented by another image"
 
@@ -139,6 +146,7 @@ def search_near(
             method=method,
             device=device,
             session=session,
+            census=census,
             collapse=collapse,
             copies_of_parent=lambda key: represented_images(store, key),
             on_part=stage.advance,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,20 +12,17 @@ import pyarrow.compute
 from numpy.typing import NDArray
 
 from mmvp_ray import storage
+from mmvp_ray.cluster import Inline, Session
 from mmvp_ray.errors import DataError
 from mmvp_ray.mine import CopyGroups
-from mmvp_ray.reading_threads import reading_threads
-from mmvp_ray.search import PieceRef, read_ids
+from mmvp_ray.search import PieceRef, Window, pass_over, read_ids
 from mmvp_ray.search.id_words import IdIndex
+from mmvp_ray.search.passes import window_ids
 from mmvp_ray.sources.piece import image_id
 from mmvp_ray.sources.reread import Place, read_image
 from mmvp_ray.store import Store, id_keys, key_bytes, key_matrix, read_table
 
 # Shapes: M wanted images, N rows of images tables.
-
-NUM_READING_THREADS = 8
-WINDOW_PIECES = 64
-"""Tables that are read ahead: with hundreds of thousands of them, what waits to be looked at must not pile up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +43,18 @@ def images_uri(store: Store, piece: PieceRef) -> str:
     return storage.join(store.images(piece.corpus), f"{piece.name}.parquet")
 
 
-def seen_ids(store: Store, pieces: Sequence[PieceRef]) -> Iterator[tuple[int, list[NDArray[np.uint8]]]]:
-    """The ids of the images tables in the order of `pieces`: the index of a piece, and the ids of it and of those that follow it."""
-    with reading_threads(NUM_READING_THREADS) as pool:
-        waiting = None
-        for first in range(0, len(pieces), WINDOW_PIECES):
-            window = pool.map(read_ids, [images_uri(store, piece) for piece in pieces[first : first + WINDOW_PIECES]])
-            if waiting is not None:
-                yield waiting[0], list(waiting[1])
-            waiting = first, window
-        if waiting is not None:
-            yield waiting[0], list(waiting[1])
+def images_uris(store: Store, pieces: Sequence[PieceRef]) -> list[str]:
+    """The images tables of some pieces."""
+    return [images_uri(store, piece) for piece in pieces]
 
 
 def find_places(
-    store: Store, pieces: Sequence[PieceRef], wanted: Iterable[bytes], *, copies: CopyGroups | None = None
+    store: Store,
+    pieces: Sequence[PieceRef],
+    wanted: Iterable[bytes],
+    *,
+    session: Session,
+    copies: CopyGroups | None = None,
 ) -> Places:
     """Where the images of some ids (16 bytes) were seen: one look at the ids of every images table, however many ids there are.
 
@@ -68,6 +62,7 @@ def find_places(
         store: Holds the images tables.
         pieces: Committed pieces.
         wanted: Ids.
+        session: Where tasks run, if there are many pieces.
         copies: Groups whose places count for their representative; none unless the run collapsed near-copies.
 
     Raises:
@@ -76,23 +71,15 @@ def find_places(
     keys = _keys(wanted)
     if not len(keys):
         return Places({}, {})
-    index = IdIndex(keys)
     counts = np.zeros(len(keys), dtype=np.int64)
-    piece_M = np.full(len(keys), -1, dtype=np.int64)
-    for first, parts in seen_ids(store, pieces):
-        ids_N16 = np.concatenate(parts)
-        at = index.find(ids_N16)
-        piece_N = first + np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-        hit = np.flatnonzero(at >= 0)
-        new = hit[piece_M[at[hit]] < 0][::-1]
-        # Backwards, so that of several places the first one stays.
-        piece_M[at[new]] = piece_N[new]
-        if copies is not None:
-            at = index.find(key_matrix(copies.representative(id_keys(ids_N16))))
-        counts += np.bincount(at[at >= 0], minlength=len(keys))
+    piece_M = np.full(len(keys), len(pieces), dtype=np.int64)
+    shared = [IdIndex(keys), copies or CopyGroups.none()]
+    for seen in pass_over(_look_for, images_uris(store, pieces), session=session, shared=shared):
+        piece_M[seen.found] = np.minimum(piece_M[seen.found], seen.pieces)
+        counts[seen.counted] += seen.counts
     names = key_bytes(keys)
-    if (piece_M < 0).any():
-        lost = names[int(np.argmin(piece_M))].hex()
+    if (piece_M == len(pieces)).any():
+        lost = names[int(np.argmax(piece_M))].hex()
         raise DataError(
             f"expected the image {lost} in an images table of the run's {len(pieces):,} pieces in {store.root}, found it in none; run verify on the store"
         )
@@ -100,6 +87,28 @@ def find_places(
     for piece in np.unique(piece_M).tolist():
         rows |= _first_rows(images_uri(store, pieces[piece]), [names[at] for at in np.flatnonzero(piece_M == piece)])
     return Places(rows, dict(zip(names, counts.tolist(), strict=True)))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Seen:
+    """What a window of images tables has of the wanted images: each, with its first piece; and for how many rows each of them counts."""
+
+    found: NDArray[np.int64]
+    pieces: NDArray[np.int64]
+    counted: NDArray[np.int64]
+    counts: NDArray[np.int64]
+
+
+def _look_for(window: Window[str], index: IdIndex, copies: CopyGroups) -> _Seen:
+    parts = window.read(read_ids)
+    ids_N16 = np.concatenate(parts)
+    piece_N = window.first + np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    at = index.find(ids_N16)
+    rows = np.flatnonzero(at >= 0)
+    found, first = np.unique(at[rows], return_index=True)
+    at = index.find(key_matrix(copies.representative(id_keys(ids_N16))))
+    counted, counts = np.unique(at[at >= 0], return_counts=True)
+    return _Seen(found=found, pieces=piece_N[rows[first]], counted=counted, counts=counts)
 
 
 def first_places(
@@ -112,12 +121,13 @@ def first_places(
     left = _keys(wanted)
     index = IdIndex(left)
     found: dict[bytes, tuple[PieceRef, dict[str, Any]]] = {}
-    for first, parts in seen_ids(store, pieces) if len(left) else ():
+    uris = images_uris(store, pieces) if len(left) else []
+    for first, parts in pass_over(window_ids, uris, session=Inline()):
         for number, ids_N16 in enumerate(parts, start=first):
             at = index.find(ids_N16)
             here = np.unique(at[at >= 0])
             if len(here):
-                rows = _first_rows(images_uri(store, pieces[number]), key_bytes(left[here]))
+                rows = _first_rows(uris[number], key_bytes(left[here]))
                 found |= {key: (pieces[number], row) for key, row in rows.items()}
                 left = np.delete(left, here)
                 index = IdIndex(left)

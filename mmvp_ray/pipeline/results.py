@@ -12,13 +12,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mmvp_ray import storage
+from mmvp_ray.cluster import Session
 from mmvp_ray.errors import ConfigError
 from mmvp_ray.mine import CopyGroups, Rule
-from mmvp_ray.mine.counted_pairs import sorted_with_places
+from mmvp_ray.mine.counted_pairs import IdFilter, sorted_with_places, wanted_places
 from mmvp_ray.mine.pair_rows import batch_of
-from mmvp_ray.pipeline.places import Places, find_places, seen_ids
+from mmvp_ray.pipeline.places import Places, images_uris
 from mmvp_ray.schema import BLIND_PAIRS, PAIRS, PIECES
-from mmvp_ray.search import PairBatch, PieceRef
+from mmvp_ray.search import PairBatch, PieceRef, Window, pass_over, read_ids
 from mmvp_ray.search.table import record_batches
 from mmvp_ray.sources.piece import PIECE_MEMBERS
 from mmvp_ray.store import Store, id_array, id_matrix, write_table
@@ -125,6 +126,7 @@ def write_blind_pairs(
     pieces: Sequence[PieceRef],
     copies: CopyGroups,
     *,
+    session: Session,
     confirm: Callable[[], None] = _nothing,
 ) -> BlindPairs:
     """Write every pair that meets the rule, sorted by ids.
@@ -140,6 +142,7 @@ def write_blind_pairs(
         rule: The rule.
         pieces: The run's pieces.
         copies: Groups whose places count for their representative; none unless the run collapsed near-copies.
+        session: Where tasks run, if there are many pieces.
         confirm: Called before each file, which may be long after the first pair was read: raises if OUT is another run's by then.
 
     Raises:
@@ -147,8 +150,11 @@ def write_blind_pairs(
     """
     blind = (batch.take(rule.blind(batch.cos_near_P, batch.cos_far_P)) for batch in batches)
     folder = blind_folder(out, near, far)
-    places = (np.concatenate(parts) for _, parts in seen_ids(store, pieces))
-    found = sorted_with_places(blind, places, copies, num_places=len(pieces) * PIECE_MEMBERS)
+
+    def places(wanted: IdFilter) -> Iterator[NDArray[np.uint64]]:
+        return pass_over(_wanted_places, images_uris(store, pieces), session=session, shared=[wanted, copies])
+
+    found = sorted_with_places(blind, places, num_places=len(pieces) * PIECE_MEMBERS)
     num_pairs = 0
     for number, rows_P8 in enumerate(_in_files(found)):
         pairs = batch_of(rows_P8)
@@ -165,6 +171,10 @@ def write_blind_pairs(
         write_table(Store(out), storage.join(folder, f"part-{number:06d}.parquet"), table)
         num_pairs += len(pairs)
     return BlindPairs(folder=folder, num_pairs=num_pairs)
+
+
+def _wanted_places(window: Window[str], wanted: IdFilter, copies: CopyGroups) -> NDArray[np.uint64]:
+    return wanted_places(np.concatenate(window.read(read_ids)), wanted, copies)
 
 
 def _in_files(parts: Iterable[NDArray[np.uint64]]) -> Iterator[NDArray[np.uint64]]:
@@ -198,23 +208,15 @@ def write_pieces(out: str, pieces: Sequence[PieceRef]) -> None:
 
 
 def describe_pairs(
-    store: Store,
-    pieces: Sequence[PieceRef],
-    pairs: PairBatch,
-    cluster_P: NDArray[np.int64] | None = None,
-    *,
-    places: Places | None = None,
+    pairs: PairBatch, places: Places, cluster_P: NDArray[np.int64] | None = None
 ) -> list[dict[str, Any]]:
     """The rows of schema.PAIRS for some pairs in the order of their rank, with what the images tables say of both images.
 
     Args:
-        store: Holds the images tables.
-        pieces: The run's pieces.
         pairs: Few pairs, best first.
+        places: Where their images were seen (see images_of).
         cluster_P: For each the cluster that it was selected from.
-        places: Where their images were seen, if that was looked up already, for several such lists at once (see images_of).
     """
-    places = places or find_places(store, pieces, images_of(pairs))
     keys_a, keys_b = ([row.tobytes() for row in ids_P16] for ids_P16 in (pairs.ids_a_P16, pairs.ids_b_P16))
     rows: list[dict[str, Any]] = []
     for rank, (key_a, key_b) in enumerate(zip(keys_a, keys_b, strict=True), start=1):

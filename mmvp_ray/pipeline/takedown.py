@@ -184,7 +184,7 @@ def _tables(folder: str) -> Iterator[str]:
 def _holds_any(uri: str, keys_M: NDArray[np.bytes_]) -> bool:
     def look() -> bool:
         system, path = storage.file_system(uri)
-        with system.open(path, "rb") as file, pq.ParquetFile(file) as parquet:
+        with system.open(path, "rb", **storage.IN_PARTS) as file, pq.ParquetFile(file) as parquet:
             # What others put there is theirs.
             is_ours = TABLE_KEY in (parquet.schema_arrow.metadata or {})
             return is_ours and count_rows_with(parquet, keys_M) > 0

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from mmvp_ray.search.blocks import load_vectors
-from mmvp_ray.search.census import Census, Draw, read_ids, take_census
+from mmvp_ray.search.census import Census, Draw, take_census
 from mmvp_ray.search.config import SearchConfig
 from mmvp_ray.search.engines import Method, choose_method
 from mmvp_ray.search.join import Collapse, find_near_pairs, keep_method
 from mmvp_ray.search.kernel import JoinedPairs, join_block
+from mmvp_ray.search.passes import Window, pass_over, read_ids
 from mmvp_ray.search.score import score_pairs
 from mmvp_ray.search.space import Space
 from mmvp_ray.search.table import NearTable, PairBatch, PairTable
@@ -25,11 +26,13 @@ __all__ = [
     "PieceRef",
     "SearchConfig",
     "Space",
+    "Window",
     "choose_method",
     "find_near_pairs",
     "join_block",
     "keep_method",
     "load_vectors",
+    "pass_over",
     "read_ids",
     "score_pairs",
     "take_census",

@@ -6,25 +6,22 @@ hold the ids of all images: it knows the rows that do not count, and a random dr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mmvp_ray import retries, storage
+from mmvp_ray.cluster import Session
 from mmvp_ray.config import fingerprint
-from mmvp_ray.reading_threads import reading_threads
-from mmvp_ray.schema import check_version
 from mmvp_ray.search.id_words import WORD, IdIndex, ids_of, run_starts, sort_order, words_of
+from mmvp_ray.search.passes import pass_over, window_ids
 from mmvp_ray.search.space import embeddings_uri
 from mmvp_ray.search.spill import Spill, Stream
-from mmvp_ray.store import PieceRef, Store, id_matrix
+from mmvp_ray.store import PieceRef, Store
 
 # Shapes: N rows of all pieces, S drawn images.
 
-NUM_READING_THREADS = 8
 BUCKET_BYTES = 128 << 20
 """Rows looked at together for equal ids, 24 bytes each; four times as much while they are sorted."""
 COUNTED_BYTES = 1 << 20
@@ -144,6 +141,7 @@ def take_census(
     encoder: str,
     pieces: Sequence[PieceRef],
     *,
+    session: Session,
     earlier: Sequence[PieceRef] = (),
     without: NDArray[np.bytes_] | None = None,
     late: NDArray[np.bytes_] | None = None,
@@ -157,6 +155,7 @@ def take_census(
         store: Holds the embeddings.
         encoder: Slug of the encoder.
         pieces: All pieces of the run.
+        session: Where tasks run, if there are many pieces.
         earlier: Those of them that were joined earlier.
         without: Ids that do not take part, sorted (as store.id_keys gives).
         late: Ids that lie in earlier pieces, yet did not take part in the earlier join, sorted.
@@ -167,12 +166,13 @@ def take_census(
     uris = [embeddings_uri(store, encoder, piece) for piece in ordered]
     sizes = np.zeros(len(ordered), dtype=np.int32)
     with Spill(Stream(3), num_key_words=2, bucket_bytes=bucket_bytes) as spill:
-        for piece, ids_N16 in enumerate(_read_all(uris)):
-            sizes[piece] = len(ids_N16)
-            rows_N3 = np.empty((len(ids_N16), 3), dtype=WORD)
-            rows_N3[:, :2] = words_of(ids_N16)
-            rows_N3[:, 2] = np.arange(len(ids_N16)) + (piece << 32)
-            spill.add(rows_N3)
+        for first, parts in pass_over(window_ids, uris, session=session):
+            for piece, ids_N16 in enumerate(parts, start=first):
+                sizes[piece] = len(ids_N16)
+                rows_N3 = np.empty((len(ids_N16), 3), dtype=WORD)
+                rows_N3[:, :2] = words_of(ids_N16)
+                rows_N3[:, 2] = np.arange(len(ids_N16)) + (piece << 32)
+                spill.add(rows_N3)
         finder = _Finder(sizes, without=_keys(without), late=_keys(late), num_earlier=len(old))
         for (rows_N3,) in spill.buckets():
             finder.look(rows_N3)
@@ -249,24 +249,3 @@ def _drawing(rows_N3: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 def _keys(keys: NDArray[np.bytes_] | None) -> NDArray[np.bytes_]:
     return np.empty(0, dtype="S16") if keys is None else keys
-
-
-def _read_all(uris: Sequence[str]) -> Iterator[NDArray[np.uint8]]:
-    with reading_threads(NUM_READING_THREADS) as pool:
-        window = NUM_READING_THREADS * 8
-        for first in range(0, len(uris), window):
-            yield from pool.map(read_ids, uris[first : first + window])
-
-
-def read_ids(uri: str) -> NDArray[np.uint8]:
-    """The ids, (N, 16) uint8, of any table of the store with a column image_id; the other columns are not read."""
-
-    def read() -> NDArray[np.uint8]:
-        system, path = storage.file_system(uri)
-        with system.open(path, "rb") as file:
-            # Reading ahead is for many columns: of one it costs as much time again.
-            parquet = pq.ParquetFile(file, pre_buffer=False)
-            check_version(parquet.schema_arrow, where=uri)
-            return id_matrix(parquet.read(columns=["image_id"], use_threads=False).column("image_id"))
-
-    return retries.with_retries("reading", uri, read)

@@ -81,12 +81,12 @@ class IdIndex:
         Args:
             keys_M: Ids as store.id_keys gives them, sorted and distinct.
         """
+        # Their words are not held beside them: pickled, a view becomes a copy.
         self._keys_M = np.ascontiguousarray(keys_M, dtype="S16")
-        self._raw_M2 = self._keys_M.view(WORD).reshape(-1, 2)
         # At least 2^12 places, so that a miss among few ids, such as hubs, is known from one look.
         bits = max(12, len(keys_M).bit_length())
         self._shift = WORD.type(64 - bits)
-        counts = np.bincount(self._place(self._raw_M2), minlength=1 << bits)
+        counts = np.bincount(self._place(self._keys_M.view(WORD).reshape(-1, 2)), minlength=1 << bits)
         self._crowd = int(counts.max())
         self._starts = np.zeros((1 << bits) + 1, dtype=np.uint32 if len(keys_M) < 1 << 32 else np.int64)
         np.cumsum(counts, out=self._starts[1:])
@@ -104,10 +104,10 @@ class IdIndex:
         raw_P2 = ids_P16.view(WORD)
         place_P = self._place(raw_P2)
         at, end = self._starts[place_P].astype(np.int64), self._starts[place_P + 1].astype(np.int64)
-        rows = np.flatnonzero(at < end)
+        rows, raw_M2 = np.flatnonzero(at < end), self._keys_M.view(WORD).reshape(-1, 2)
         at, end = at[rows], end[rows]
         while len(rows):
-            hit = (self._raw_M2[at] == raw_P2[rows]).all(axis=1)
+            hit = (raw_M2[at] == raw_P2[rows]).all(axis=1)
             found_P[rows[hit]] = at[hit]
             at += 1
             left = ~hit & (at < end)

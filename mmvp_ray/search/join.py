@@ -160,6 +160,7 @@ def find_near_pairs(
     method: Method,
     device: str,
     session: Session,
+    census: Census | None = None,
     collapse: Collapse | None = None,
     copies_of_parent: Callable[[str], NDArray[np.bytes_]] = lambda key: _nobody(),
     on_start: Callable[[int], None] = lambda num_pairs: None,
@@ -178,6 +179,8 @@ def find_near_pairs(
         method: The engine and how it is set.
         device: "cuda" or "cpu".
         session: Where tasks run.
+        census: That of all images of these pieces, if it was taken already; where neither copies nor an earlier join change who takes part
+            it is not taken again.
         collapse: Who does not take part because another image represents it.
         copies_of_parent: For the key of a copies table, the ids that did not take part in the join that used it.
         on_start: Called with the number of pairs that an exact join would compare, before the join.
@@ -192,7 +195,16 @@ def find_near_pairs(
     late = _nobody()
     if lineage.parent is not None and lineage.parent.copies_key is not None:
         late = np.setdiff1d(copies_of_parent(lineage.parent.copies_key), collapse.without)
-    census = take_census(store, space.slug, pieces, earlier=lineage.parent_pieces, without=collapse.without, late=late)
+    if census is None or lineage.parent_pieces or len(collapse.without) or len(late):
+        census = take_census(
+            store,
+            space.slug,
+            pieces,
+            session=session,
+            earlier=lineage.parent_pieces,
+            without=collapse.without,
+            late=late,
+        )
     if lineage.table is not None:
         found = lineage.table
         return _table(store, space, found.key, found.parts, floor, collapse, found.facts), census

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,7 @@ from mmvp_ray.cluster import Inline, Session
 from mmvp_ray.errors import ConfigError
 from mmvp_ray.schema import IMAGE_ID_BYTES
 from mmvp_ray.search.blocks import load_vectors
-from mmvp_ray.search.census import NUM_READING_THREADS, content_key, read_ids, take_census
+from mmvp_ray.search.census import content_key, take_census
 from mmvp_ray.search.config import SearchConfig
 from mmvp_ray.search.decide import exact_cosines
 from mmvp_ray.search.index_build import build_index, restore_shards, train_on_draw
@@ -23,6 +22,7 @@ from mmvp_ray.search.index_holders import Holders, IndexHolder
 from mmvp_ray.search.index_plan import plan_index
 from mmvp_ray.search.index_shards import INDEX_JSON, INDEXES, IndexPlace, has_shards
 from mmvp_ray.search.ivfpq import MIN_IMAGES
+from mmvp_ray.search.passes import Window, pass_over, read_ids
 from mmvp_ray.search.space import Space, embeddings_uri, read_vectors
 from mmvp_ray.search.table import PIECES_FILE
 from mmvp_ray.store import PieceRef, Store, id_keys, key_bytes, key_matrix, read_table
@@ -70,15 +70,16 @@ def neighbours(
         image: An image of the corpus as 16 bytes or 32 hex digits; or a vector as the encoder gives it, (D,), of any length but 0.
         num: Neighbours asked for, at least 1.
         num_probes: Cells that are looked through.
-        session: Where an index is built; here unless given.
+        session: Where an index is built, and an image looked for; here unless given.
 
     Raises:
         ConfigError: no such image in these pieces, no usable vector, or fewer than one neighbour asked for.
     """
     if num < 1 or num_probes < 1:
         raise ConfigError(f"expected at least 1 neighbour and 1 cell, found {num} and {num_probes}; ask for more")
-    index = _index(store, space, pieces, session or Inline())
-    key, vector_D = _query(store, space, pieces, image)
+    session = session or Inline()
+    index = _index(store, space, pieces, session)
+    key, vector_D = _query(store, space, pieces, image, session)
     if index is None:
         keys_C, cos_C = _compare_all(store, space, pieces, vector_D)
     else:
@@ -99,7 +100,7 @@ def _index(store: Store, space: Space, pieces: Sequence[PieceRef], session: Sess
         with Holders(session, "cpu") as holders:
             if restore_shards(found.place, found.facts, holders):
                 return found
-    census = take_census(store, space.slug, pieces)
+    census = take_census(store, space.slug, pieces, session=session)
     if census.num_images < MIN_IMAGES:
         return None
     plan = plan_index(store, space, census, bytes_per_vector=SearchConfig().bytes_per_vector, device="cpu")
@@ -126,7 +127,7 @@ def _kept_indexes(store: Store, space: Space, pieces: Sequence[PieceRef]) -> lis
 
 
 def _query(
-    store: Store, space: Space, pieces: Sequence[PieceRef], image: str | bytes | NDArray[np.floating]
+    store: Store, space: Space, pieces: Sequence[PieceRef], image: str | bytes | NDArray[np.floating], session: Session
 ) -> tuple[np.bytes_ | None, NDArray[np.float16]]:
     if not isinstance(image, str | bytes):
         vector_D = np.asarray(image, dtype=np.float64)
@@ -143,17 +144,21 @@ def _query(
     if len(id_16) != IMAGE_ID_BYTES:
         raise ConfigError(f"expected an image id of {IMAGE_ID_BYTES} bytes, found {len(id_16)}; ids are in pairs()")
     key = id_keys(id_16[None])[0]
-    uris = [embeddings_uri(store, space.slug, piece) for piece in pieces]
-    with ThreadPoolExecutor(NUM_READING_THREADS) as pool:
-        held = [
-            piece for piece, ids in zip(pieces, pool.map(read_ids, uris), strict=True) if (id_keys(ids) == key).any()
-        ]
+    held = [
+        piece for found in pass_over(_holding, pieces, session=session, shared=[store, space, key]) for piece in found
+    ]
     if not held:
         raise ConfigError(
             f"expected an image with a vector of {space.slug} in the given {len(pieces):,} pieces, found none with id {id_16.tobytes().hex()}; "
             f"ids are in pairs() and blind_pairs()"
         )
     return key, load_vectors(store, space, sorted(held)[:1], id_16[None])[0]
+
+
+def _holding(window: Window[PieceRef], store: Store, space: Space, key: np.bytes_) -> list[PieceRef]:
+    """The pieces that hold a vector of an image."""
+    ids = window.read(lambda piece: read_ids(embeddings_uri(store, space.slug, piece)))
+    return [piece for piece, ids_N16 in zip(window.items, ids, strict=True) if (id_keys(ids_N16) == key).any()]
 
 
 def _compare_all(

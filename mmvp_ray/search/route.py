@@ -22,13 +22,13 @@ from mmvp_ray import storage
 from mmvp_ray.errors import DataError
 from mmvp_ray.search.blocks import Block, load_block, load_vectors
 from mmvp_ray.search.cells import Cells
-from mmvp_ray.search.census import NUM_READING_THREADS
 from mmvp_ray.search.space import Space
 from mmvp_ray.store import DONE, Store, read_marker, write_marker, write_whole
 
 # Shapes: N images of a block, D numbers in a vector, K cells, G groups, F files, R routed rows, V visits.
 
 BIN = ".bin"
+NUM_READING_THREADS = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -61,7 +61,7 @@ def _from_parquet(place: Place) -> bytes:
             raise _changed(place, error) from error
 
     def find() -> bytes:
-        with storage.open_file(place.uri) as file:
+        with storage.open_file(place.uri, **storage.IN_PARTS) as file:
             parquet = pq.ParquetFile(file)
             column = image_column(parquet.schema_arrow, where=place.uri)
             first = 0

@@ -21,10 +21,11 @@ from mmvp_ray.errors import ConfigError, DataError, TransientError
 from mmvp_ray.retries import with_retries
 from mmvp_ray.storage.braces import expand_braces
 from mmvp_ray.storage.listing import FileInfo, find_files, list_folders, list_names, look_at
-from mmvp_ray.storage.opened import open_file
+from mmvp_ray.storage.opened import IN_PARTS, open_file
 from mmvp_ray.storage.paths import file_system, in_object_store, is_local, join, local_path, normalise
 
 __all__ = [
+    "IN_PARTS",
     "FileInfo",
     "create_bytes",
     "exists",

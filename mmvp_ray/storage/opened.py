@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,9 @@ from mmvp_ray.errors import DataError, TransientError
 from mmvp_ray.retries import with_retries
 from mmvp_ray.storage.listing import etag_of
 from mmvp_ray.storage.paths import file_system, in_object_store
+
+IN_PARTS: Mapping[str, Any] = {"cache_type": "none"}
+"""Options of `open` for who takes few bytes of a large file, such as one column: s3fs, asked for a byte, fetches 50 MB behind it."""
 
 
 @contextmanager
@@ -20,7 +23,7 @@ def open_file(uri: str, *, etag: str | None = None, **options: Any) -> Iterator[
         uri: Path or URL.
         etag: What the listing said of it (FileInfo.etag): in an object store another one is an error, so that two contents are never
             read as one.
-        options: Of the file system's `open`, such as block_size and cache_type.
+        options: Of the file system's `open`, such as block_size and cache_type, or IN_PARTS.
 
     Raises:
         DataError: there is no such file, or it changed. ConfigError: no permission. TransientError: the store stayed unwell.

@@ -113,7 +113,7 @@ def look_at(store: Store, table: TableFile, keys_M: NDArray[np.bytes_], *, unfin
 
     def look() -> tuple[int, int]:
         system, path = storage.file_system(table.uri)
-        with system.open(path, "rb") as file, pq.ParquetFile(file) as parquet:
+        with system.open(path, "rb", **storage.IN_PARTS) as file, pq.ParquetFile(file) as parquet:
             check_version(parquet.schema_arrow, where=table.uri)
             return parquet.metadata.num_rows, count_rows_with(parquet, keys_M)
 

@@ -19,10 +19,27 @@ import psutil
 import pytest
 
 from mmvp_ray.cluster import Inline, Session
-from mmvp_ray.search import SearchConfig, Space, choose_method, exact, find_near_pairs, routing, score_pairs
+from mmvp_ray.mine import CopyGroups
+from mmvp_ray.mine.counted_pairs import IdFilter
+from mmvp_ray.pipeline import changes, results
+from mmvp_ray.search import (
+    SearchConfig,
+    Space,
+    choose_method,
+    exact,
+    find_near_pairs,
+    pass_over,
+    passes,
+    read_ids,
+    routing,
+    score_pairs,
+    take_census,
+)
+from mmvp_ray.search.id_words import IdIndex, words_of
+from mmvp_ray.search.space import embeddings_uri
 from mmvp_ray.search.table import PairTable
 from mmvp_ray.sources.piece import Piece, Shard
-from mmvp_ray.store import DONE, PieceRef, commit_embeddings, open_store
+from mmvp_ray.store import DONE, PieceRef, commit_embeddings, id_keys, key_matrix, open_store
 from tests.processes import descendants
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -131,6 +148,47 @@ def test_several_workers(
 ) -> None:
     root, pieces = corpus
     assert join(fresh(root, tmp_path / "s"), pieces, CONFIGS[name], Session()) == expected[name]
+
+
+def test_passes_over_pieces_by_workers(
+    corpus: tuple[Path, list[PieceRef]], monkeypatch: pytest.MonkeyPatch, ray_session: None
+) -> None:
+    """What is shared with tasks arrives whole: an index of ids, a filter, and groups of copies with theirs."""
+    store, pieces = open_store(str(corpus[0])), corpus[1]
+    uris = [embeddings_uri(store, NEAR.slug, piece) for piece in pieces]
+    keys = np.sort(np.concatenate([id_keys(read_ids(uri)[::7]) for uri in uris]))
+    copies = CopyGroups(keys[::3], keys[::3][np.arange(len(keys[::3])) // 4 * 4])
+    wanted = IdFilter(len(keys))
+    wanted.add(words_of(key_matrix(keys[::2])))
+
+    def passed(session: Session) -> list[Any]:
+        census = take_census(store, NEAR.slug, pieces, session=session)
+        found = np.zeros(len(keys), dtype=bool)
+        for at in pass_over(changes._found, uris, session=session, shared=[IdIndex(keys)]):
+            found[at] = True
+        places = np.concatenate(list(pass_over(results._wanted_places, uris, session=session, shared=[wanted, copies])))
+        return [
+            census.piece_rows,
+            census.draw.ids_S16,
+            census.draw.piece_S,
+            found,
+            np.sort(places.view("u8,u8"), axis=0),
+        ]
+
+    here = passed(Inline())
+    assert here[3].all() and NUM_PIECES * PIECE_ROWS // 20 < len(here[4]) < NUM_PIECES * PIECE_ROWS // 5
+    monkeypatch.setattr(passes, "FEW_ITEMS", 0)
+    monkeypatch.setattr(passes, "WINDOW_ITEMS", 5)
+    tasks: list[object] = []
+    run_tasks = Session.run_tasks
+    monkeypatch.setattr(
+        Session,
+        "run_tasks",
+        lambda self, work, items, **more: tasks.extend(items) or run_tasks(self, work, items, **more),
+    )
+    there = passed(Session())
+    assert len(tasks) == 3 * -(-NUM_PIECES // 5)
+    assert all(np.array_equal(one, other) for one, other in zip(here, there, strict=True))
 
 
 def parts(store: Path) -> set[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -14,13 +15,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from mmvp_ray import retries, storage
 from mmvp_ray.errors import DataError, MmvpError, TransientError
+from mmvp_ray.search import read_ids
 from mmvp_ray.sources import list_shards, read_pieces
+from mmvp_ray.sources.piece import Piece, Shard
+from mmvp_ray.sources.reread import Place, read_image
+from mmvp_ray.store import Store, commit_embeddings, id_keys, open_store
+from mmvp_ray.store.takedown_tables import TableFile, look_at
 from tests.conftest import S3_PORT, jpeg
 from tests.s3_faults import Fault, FaultyProxy
 
@@ -457,3 +464,51 @@ class TestSettings:
         with pytest.raises(MmvpError) as caught:
             storage.read_bytes("s3://no-such-bucket-at-all/x")
         assert "no-such-bucket-at-all" in str(caught.value) and "\n" not in str(caught.value)
+
+
+class TestPartsOfFiles:
+    """A reader of few bytes of a large file gets these and no others: s3fs, asked for a byte, fetches 50 MB behind it."""
+
+    FEW = 3 * (64 << 10)
+    """Bytes that suffice: the footer, for which Arrow takes 64 KiB, the pages of a column, and as much again."""
+
+    @pytest.fixture
+    def vectors(self, root: str) -> str:
+        """A piece's table of vectors, 3.2 MB of which 32 KiB are ids."""
+        store, rng = open_store(f"{root}/store"), np.random.default_rng(0)
+        shard = Shard(corpus="c", kind="tar", uri="/0.tar", num_bytes=1, etag="")
+        piece = Piece(shard=shard, index=0, last=True, samples=(), rejects=())
+        ids_N16 = rng.integers(0, 256, (2048, 16), dtype=np.uint8)
+        commit_embeddings(store, piece, "enc", ids_N16, rng.standard_normal((2048, 768)).astype(np.float16), [])
+        (name,) = (name for name in storage.list_names(store.embeddings("enc", "c")) if name.endswith(".parquet"))
+        return f"{store.embeddings('enc', 'c')}/{name}"
+
+    def fetched_bytes(self, proxy: FaultyProxy) -> int:
+        """Bytes that the GETs since the last look asked for."""
+        ranges = [one.headers["range"] for one in proxy.seen if one.method == "GET"]
+        bounds = [re.fullmatch(r"bytes=(\d+)-(\d+)", one) for one in ranges]
+        return sum(int(found[2]) - int(found[1]) + 1 for found in bounds if found)
+
+    def test_ids_come_without_their_vectors(self, vectors: str, proxy: FaultyProxy) -> None:
+        proxy.seen.clear()
+        assert len(read_ids(vectors)) == 2048
+        assert 2048 * 16 < self.fetched_bytes(proxy) < self.FEW
+
+    def test_a_takedown_looks_at_ids_alone(self, root: str, vectors: str, proxy: FaultyProxy) -> None:
+        taken = id_keys(read_ids(vectors)[5:6])
+        folder, _, name = vectors.removesuffix(".parquet").rpartition("/")
+        table = TableFile(folder=folder, name=name)
+        proxy.seen.clear()
+        assert look_at(Store(f"{root}/store"), table, taken).num_hits == 1
+        assert 2048 * 16 < self.fetched_bytes(proxy) < self.FEW
+
+    def test_one_image_of_a_parquet_shard_takes_its_row_group(self, root: str, proxy: FaultyProxy) -> None:
+        rng = np.random.default_rng(1)
+        images = [rng.bytes(20_000) for _ in range(200)]
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table({"image": images}), sink, row_group_size=10, compression="none")
+        storage.write_bytes(f"{root}/images.parquet", sink.getvalue().to_pybytes())
+        proxy.seen.clear()
+        place = Place(uri=f"{root}/images.parquet", member="57:x.jpg", offset=None, num_bytes=20_000)
+        assert read_image(place) == images[57]
+        assert 10 * 20_000 < self.fetched_bytes(proxy) < 10 * 20_000 + self.FEW

@@ -95,7 +95,7 @@ def asked(
     """The pairs that the engine finds, and its facts."""
     work = JoinWork(
         store=store,
-        census=take_census(store, SPACE.slug, pieces, earlier=earlier or []),
+        census=take_census(store, SPACE.slug, pieces, session=Inline(), earlier=earlier or []),
         space=SPACE,
         folder=store.near_pairs(SPACE.name, folder),
         floor=floor,
@@ -575,7 +575,7 @@ def test_a_shard_answers_what_its_codes_say(tmp_path: Path, dim: int) -> None:
     commit_embeddings(
         store, Piece(shard=shard, index=0, last=True, samples=(), rejects=()), space.slug, ids, vectors, []
     )
-    census = take_census(store, space.slug, [PieceRef("c", f"{shard.key}-000000")])
+    census = take_census(store, space.slug, [PieceRef("c", f"{shard.key}-000000")], session=Inline())
     plan = index_plan.plan_index(store, space, census, bytes_per_vector=64, device="cpu")
     with Holders(Inline(), "cpu") as holders:
         assert index_build.train_on_draw(plan, census, holders, Inline())

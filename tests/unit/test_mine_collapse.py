@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mmvp_ray import storage
 from mmvp_ray.cluster import Inline
 from mmvp_ray.mine.collapse import collapse_copies, represented_images
-from mmvp_ray.search import SearchConfig, choose_method, copy_edges, find_near_pairs, routing
+from mmvp_ray.search import SearchConfig, choose_method, copy_edges, find_near_pairs, routing, take_census
 from mmvp_ray.search.table import record_batches
 from mmvp_ray.store import Store, id_matrix, key_bytes, open_store
 from tests.unit.search_worlds import FAR, NEAR, Found, brute_force, clustered, fill, unit
@@ -240,7 +240,8 @@ def test_a_killed_search_and_one_that_builds_on_other_groups_do_not_share_files(
 
 
 def representatives(store: Store, pieces: list, config: SearchConfig) -> Found:
-    _, collapse = collapse_copies(store, NEAR, FAR, pieces, device="cpu", session=Inline())
+    census = take_census(store, NEAR.slug, pieces, session=Inline())
+    _, collapse = collapse_copies(store, NEAR, FAR, pieces, device="cpu", session=Inline(), census=census)
     table, _ = find_near_pairs(
         store,
         NEAR,
@@ -249,6 +250,7 @@ def representatives(store: Store, pieces: list, config: SearchConfig) -> Found:
         method=choose_method(config, num_images=0, device="cpu"),
         device="cpu",
         session=Inline(),
+        census=census,
         collapse=collapse,
         copies_of_parent=lambda key: represented_images(store, key),
     )

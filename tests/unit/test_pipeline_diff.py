@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmvp_ray import storage
+from mmvp_ray.cluster import Inline
 from mmvp_ray.errors import ConfigError, DataError, ResourceError
 from mmvp_ray.pipeline import changes, diff
 from mmvp_ray.pipeline.changes import find_changes, merge
@@ -28,10 +29,11 @@ from mmvp_ray.pipeline.run_side import RunSide
 from mmvp_ray.report.data import Blindness
 from mmvp_ray.report.diff_data import CHANGES, RunDiff
 from mmvp_ray.schema import BLIND_PAIRS, DIFF, IMAGES, PIECES
-from mmvp_ray.search import PairBatch
+from mmvp_ray.search import PairBatch, passes
 from mmvp_ray.search.decide import exact_cosines
 from mmvp_ray.sources.piece import image_id
 from mmvp_ray.store import Store, embeddings_table, id_keys, open_store, read_table, write_table
+from tests.shuffled import Shuffled
 
 _example = runpy.run_path(str(Path(__file__).with_name("test_report_example.py")))
 NEAR_ABOVE, FAR_BELOW = 0.9, 0.3
@@ -400,14 +402,14 @@ def test_the_merge_meets_every_pair_once_whatever_the_batches(old, new, rows_old
     assert {(a, b) for a, b, cos, _ in found if cos == 0.25} == old
     assert {(a, b) for a, b, _, cos in found if cos == -0.5} == new
 
-    def missing(side, ids_M):
+    def missing(side, ids_M, *, session):
         return ids_M[[key.ljust(16, b"\0") not in side.images for key in ids_M.tolist()]]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(changes, "missing", missing)
         told = {
             (a.tobytes(), b.tobytes()): CHANGES[code]
-            for batch in find_changes(before, after, max_asked=max_asked)
+            for batch in find_changes(before, after, session=Inline(), max_asked=max_asked)
             for a, b, code in zip(*batch.ids(), batch.code_P, strict=True)
         }
     expected = dict.fromkeys(old & new, "still_blind")
@@ -416,10 +418,13 @@ def test_the_merge_meets_every_pair_once_whatever_the_batches(old, new, rows_old
     assert told == expected
 
 
-def test_ids_are_looked_up_in_all_pieces(world):
+def test_ids_are_looked_up_in_all_pieces(world, monkeypatch):
+    monkeypatch.setattr(passes, "FEW_TO_START_RAY", 0)
+    monkeypatch.setattr(passes, "WINDOW_ITEMS", 2)
     run = world.run("old", OLD_IMAGES)
     side = RunSide(run).side
     wanted = np.unique(id_keys(np.frombuffer(b"".join(world.ids), np.uint8).reshape(-1, 16)))
-    lost = {key.ljust(16, b"\0") for key in changes.missing(side, wanted).tolist()}
-    assert lost == set(world.ids[30:])
+    session = Shuffled()
+    lost = {key.ljust(16, b"\0") for key in changes.missing(side, wanted, session=session).tolist()}
+    assert lost == set(world.ids[30:]) and session.num_tasks == -(-len(side.pieces) // 2)
     assert json.loads(Path(run.url, MANIFEST).read_text())["store"] == side.store.root

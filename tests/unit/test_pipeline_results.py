@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from mmvp_ray.cluster import Inline
 from mmvp_ray.errors import ConfigError, DataError
 from mmvp_ray.mine import CopyGroups, RuleConfig, SelectConfig, find_copies, settle_rule
 from mmvp_ray.mine.pair_rows import rows_of
@@ -18,10 +19,11 @@ from mmvp_ray.mine.random_pairs import RandomSample
 from mmvp_ray.pipeline import MineConfig, funnel, judge, places, results
 from mmvp_ray.pipeline.corpora import Corpus
 from mmvp_ray.schema import BLIND_PAIRS
-from mmvp_ray.search import PairBatch, PieceRef
+from mmvp_ray.search import PairBatch, PieceRef, passes
 from mmvp_ray.sources.piece import Piece, Reject, Shard
 from mmvp_ray.storage import read_json
 from mmvp_ray.store import Store, commit_embeddings, commit_images, id_keys, open_store, read_table
+from tests.shuffled import Shuffled
 
 RULE = settle_rule(RuleConfig(), RandomSample(cos_near_P=np.empty(0), cos_far_P=np.empty(0)))
 IDS = np.random.default_rng(0).integers(0, 256, (60, 16), dtype=np.uint8)
@@ -76,8 +78,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, list[PieceRef
 
 @pytest.fixture(autouse=True)
 def _small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places, "WINDOW_PIECES", 4)
-    monkeypatch.setattr(funnel, "WINDOW_PIECES", 3)
+    """Passes over pieces as over very many: by tasks that end in any order."""
+    monkeypatch.setattr(passes, "WINDOW_ITEMS", 3)
+    monkeypatch.setattr(passes, "FEW_TO_START_RAY", 0)
 
 
 Made = tuple[Store, list[PieceRef], list[list[int]]]
@@ -86,7 +89,7 @@ Made = tuple[Store, list[PieceRef], list[list[int]]]
 def test_places_are_the_first_ones_and_all_are_counted(made: Made) -> None:
     store, pieces, rows = made
     wanted = [0, 3, 7, 20, 49]
-    found = places.find_places(store, pieces, [IDS[row].tobytes() for row in wanted])
+    found = places.find_places(store, pieces, [IDS[row].tobytes() for row in wanted], session=Shuffled())
     counts = Counter(itertools.chain(*rows))
     first = {}
     for piece, here in zip(pieces, rows, strict=True):
@@ -110,18 +113,18 @@ def test_the_places_of_near_copies_count_for_the_image_that_stands_for_them(made
     left = pairs.take(np.flatnonzero(np.isin(id_keys(pairs.ids_a_P16), copies.represented(), invert=True)))
     left = left.take(np.flatnonzero(np.isin(id_keys(left.ids_b_P16), copies.represented(), invert=True)))
     blind = left.take(RULE.blind(left.cos_near_P, left.cos_far_P))
-    results.write_blind_pairs(store, str(tmp_path), "n", "f", [blind], RULE, pieces, copies)
+    results.write_blind_pairs(store, str(tmp_path), "n", "f", [blind], RULE, pieces, copies, session=Shuffled())
     (file,) = Path(results.blind_folder(str(tmp_path), "n", "f")).iterdir()
     expected = {
         (row["image_id_a"], row["image_id_b"]): (row["num_copies_a"], row["num_copies_b"])
         for row in read_table(str(file)).to_pylist()
     }
-    found = places.find_places(store, pieces, results.images_of(blind), copies=copies)
-    told = results.describe_pairs(store, pieces, blind, places=found)
+    found = places.find_places(store, pieces, results.images_of(blind), session=Shuffled(), copies=copies)
+    told = results.describe_pairs(blind, found)
     assert {
         (row["image_id_a"], row["image_id_b"]): (row["num_copies_a"], row["num_copies_b"]) for row in told
     } == expected
-    alone = places.find_places(store, pieces, results.images_of(blind))
+    alone = places.find_places(store, pieces, results.images_of(blind), session=Shuffled())
     assert dict(alone.counts) != dict(found.counts) and dict(alone.rows) == dict(found.rows)
 
 
@@ -129,9 +132,9 @@ def test_an_image_in_no_table(made: Made) -> None:
     store, pieces, _ = made
     gone, here = IDS[55].tobytes(), IDS[3].tobytes()
     with pytest.raises(DataError, match=gone.hex()):
-        places.find_places(store, pieces, [here, gone])
+        places.find_places(store, pieces, [here, gone], session=Shuffled())
     assert set(places.first_places(store, pieces, [here, gone])) == {here}
-    assert places.find_places(store, pieces, []).rows == {}
+    assert places.find_places(store, pieces, [], session=Shuffled()).rows == {}
 
 
 def pairs_of(seed: int, num_pairs: int) -> PairBatch:
@@ -156,9 +159,11 @@ def test_blind_pairs_are_sorted_over_all_files(
     pairs = pairs_of(2, num_pairs)
     copies = find_copies([pairs], floor=0.93) if collapsed else CopyGroups.none()
     parts = [pairs.take(np.arange(start, num_pairs, 5)) for start in range(5)]
-    results.write_blind_pairs(store, str(tmp_path), "n", "f", parts, RULE, pieces, copies)
+    results.write_blind_pairs(store, str(tmp_path), "n", "f", parts, RULE, pieces, copies, session=Shuffled())
     results.clear(str(tmp_path))
-    found = results.write_blind_pairs(store, str(tmp_path), "n", "f", parts[::-1], RULE, pieces, copies)
+    found = results.write_blind_pairs(
+        store, str(tmp_path), "n", "f", parts[::-1], RULE, pieces, copies, session=Shuffled(1)
+    )
 
     group = dict(zip(copies.keys_M.tolist(), copies.group_M.tolist(), strict=True))
     keys = id_keys(IDS).tolist()
@@ -196,7 +201,6 @@ def test_of_two_runs_in_one_folder_the_one_begun_last_keeps_its_pairs(
     """The second writes some while the first looks at what it will write."""
     store, pieces, _ = made
     monkeypatch.setattr(results, "PAIRS_PER_FILE", 64)
-    monkeypatch.setattr(results, "seen_ids", lambda *_: iter([(pieces[0], [IDS])]))
 
     def write(
         out: str, token: str, pairs: PairBatch, *, meanwhile: Callable[[], None] = lambda: None
@@ -209,7 +213,7 @@ def test_of_two_runs_in_one_folder_the_one_begun_last_keeps_its_pairs(
             results.check_alone(out, token)
 
         blind = results.write_blind_pairs(
-            store, out, "n", "f", batches(), RULE, pieces, CopyGroups.none(), confirm=confirm
+            store, out, "n", "f", batches(), RULE, pieces, CopyGroups.none(), session=Inline(), confirm=confirm
         )
         return list(blind.batches())
 
@@ -288,6 +292,7 @@ def test_runs_with_other_limits_keep_their_own_hubs(
             pieces,
             near,
             SimpleNamespace(rule=RULE, space=name, spec=name),
+            session=Inline(),
             stage=stage,
             confirm=lambda: None,
         )
@@ -300,19 +305,18 @@ def test_described_pairs_say_what_the_tables_say(made: Made) -> None:
     store, pieces, rows = made
     pairs = pairs_of(3, 4)
     counts = Counter(IDS[row].tobytes() for row in itertools.chain(*rows))
-    told = results.describe_pairs(store, pieces, pairs, np.array([3, 1, 1, 0]))
+    looked_up = places.find_places(store, pieces, results.images_of(pairs, pairs_of(4, 9)), session=Shuffled())
+    told = results.describe_pairs(pairs, looked_up, np.array([3, 1, 1, 0]))
     assert [row["rank"] for row in told] == [1, 2, 3, 4] and [row["cluster"] for row in told] == [3, 1, 1, 0]
     assert [row["num_copies_b"] for row in told] == [counts[row["image_id_b"]] for row in told]
-    looked_up = places.find_places(store, pieces, results.images_of(pairs, pairs_of(4, 9)))
-    assert told == results.describe_pairs(store, pieces, pairs, np.array([3, 1, 1, 0]), places=looked_up)
-    assert results.describe_pairs(store, pieces, pairs.take(np.arange(0))) == []
+    assert results.describe_pairs(pairs.take(np.arange(0)), looked_up) == []
 
 
 def test_images_are_counted_over_pieces(made: Made) -> None:
     store, pieces, rows = made
     corpus = Corpus(name="c", url="/", shards=tuple(shard(n) for n in range(len(pieces))))
     assert funnel.run_pieces(store, [corpus]) == pieces
-    counts = funnel.count_images(store, pieces, ["e"])
+    counts = funnel.count_images(store, pieces, ["e"], session=Shuffled())
     lost = [sum(n % 4 for n in range(10)), sum(len(here) for here in rows)]
     assert (counts.num_rejected, counts.num_decoded, counts.num_read) == (*lost, sum(lost))
     # Piece n lost n % 4 members, the even ones too large; pieces 8 and 9 have one vector each that is not finite.

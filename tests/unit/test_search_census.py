@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmvp_ray.search import census as census_module
+from mmvp_ray.search import passes
 from mmvp_ray.search.blocks import cut_blocks, kept_rows
 from mmvp_ray.search.census import take_census
 from mmvp_ray.store import PieceRef, Store, id_keys, key_bytes
+from tests.shuffled import Shuffled
 
 NAMES = np.random.default_rng(0).integers(0, 256, (300, 16), dtype=np.uint8)
 
@@ -34,14 +34,23 @@ def test_the_first_row_of_each_id_counts(
     without, late = (np.unique(id_keys(NAMES[rng.integers(0, 300, 30)])) for _ in range(2))
     earlier = pieces[:num_earlier]
 
-    def read_all(uris: Sequence[str]) -> Iterator[np.ndarray]:
-        return (rows[PieceRef("c", uri.rsplit("/", 1)[1].removesuffix(".parquet"))] for uri in uris)
+    def read_ids(uri: str) -> np.ndarray:
+        return rows[PieceRef("c", uri.rsplit("/", 1)[1].removesuffix(".parquet"))]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(census_module, "_read_all", read_all)
+        patch.setattr(passes, "read_ids", read_ids)
+        patch.setattr(passes, "WINDOW_ITEMS", 3)
+        patch.setattr(passes, "FEW_TO_START_RAY", 4)
         patch.setattr(census_module, "DRAW_IMAGES", 20)
         found = take_census(
-            Store("/none"), "e", pieces[::-1], earlier=earlier, without=without, late=late, bucket_bytes=bucket_bytes
+            Store("/none"),
+            "e",
+            pieces[::-1],
+            session=Shuffled(seed),
+            earlier=earlier,
+            without=without,
+            late=late,
+            bucket_bytes=bucket_bytes,
         )
     seen, out = set(key_bytes(without)), {"all": [], "old": [], "new": []}
     for number, piece in enumerate(pieces):

@@ -57,7 +57,7 @@ def joined(
     folder = store.near_pairs(NEAR.name, "k")
     parts = exact_join(
         store,
-        take_census(store, NEAR.slug, pieces),
+        take_census(store, NEAR.slug, pieces, session=Inline()),
         NEAR,
         folder,
         floor=floor,
@@ -139,7 +139,7 @@ def test_exact_copies_are_joined_once(tmp_path: Path) -> None:
     pieces = fill(
         store, [np.arange(0, 40), np.arange(20, 60), np.array([5, 25, 59]), np.array([], dtype=int)], ids, near, far
     )
-    census = take_census(store, NEAR.slug, pieces)
+    census = take_census(store, NEAR.slug, pieces, session=Inline())
     assert census.num_images == 60
     loaded = np.concatenate([load_block(store, NEAR, block)[0] for block in cut_blocks(census, 30)])
     assert set(id_keys(loaded)) == set(id_keys(ids)) and len(loaded) == 60
