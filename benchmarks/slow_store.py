@@ -1,4 +1,4 @@
-"""An object store that answers slowly: every key is the same file, of which HEAD and ranged GET are answered after a fixed time."""
+"""An object store that answers slowly: all keys of a folder are the same file, of which HEAD and ranged GET are answered after a fixed time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import json
 import multiprocessing
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -41,10 +41,11 @@ class SlowStore:
 
 
 class _Answers:
-    """The file, and what was answered."""
+    """The files, and what was answered."""
 
-    def __init__(self, data: bytes) -> None:
-        self.data, self.num_requests, self.num_bytes = data, 0, 0
+    def __init__(self, files: Mapping[str, bytes]) -> None:
+        self.files = {f"/{folder}/".encode(): data for folder, data in files.items()}
+        self.num_requests = self.num_bytes = 0
 
     def to(self, head: bytes) -> bytes:
         """The answer to a request of which this is the head."""
@@ -54,11 +55,12 @@ class _Answers:
             self.num_requests = self.num_bytes = 0
             return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(body) + body
         self.num_requests += 1
+        data = next(data for folder, data in self.files.items() if folder in path)
         if method == b"HEAD":
-            return b"HTTP/1.1 200 OK\r\n" + _HEADERS % len(self.data) + b"\r\n"
-        asked, size = _RANGE.search(head), len(self.data)
+            return b"HTTP/1.1 200 OK\r\n" + _HEADERS % len(data) + b"\r\n"
+        asked, size = _RANGE.search(head), len(data)
         first, last = (int(asked[1]), min(int(asked[2]), size - 1)) if asked else (0, size - 1)
-        body = self.data[first : last + 1]
+        body = data[first : last + 1]
         self.num_bytes += len(body)
         status = b"206 Partial Content\r\nContent-Range: bytes %d-%d/%d" % (first, last, size) if asked else b"200 OK"
         return b"HTTP/1.1 " + status + b"\r\n" + _HEADERS % len(body) + b"\r\n" + body
@@ -89,9 +91,9 @@ class _Connection(asyncio.Protocol):
             self._transport.close()
 
 
-def _serve(there: Connection, data: bytes, latency_seconds: float) -> None:
+def _serve(there: Connection, files: dict[str, bytes], latency_seconds: float) -> None:
     async def run() -> None:
-        answers = _Answers(data)
+        answers = _Answers(files)
         loop = asyncio.get_running_loop()
         server = await loop.create_server(lambda: _Connection(answers, latency_seconds), "127.0.0.1", 0, backlog=1024)
         there.send(server.sockets[0].getsockname()[1])
@@ -101,16 +103,16 @@ def _serve(there: Connection, data: bytes, latency_seconds: float) -> None:
 
 
 @contextlib.contextmanager
-def slow_store(data: bytes, *, latency_seconds: float) -> Iterator[SlowStore]:
+def slow_store(files: Mapping[str, bytes], *, latency_seconds: float) -> Iterator[SlowStore]:
     """Such a store in a process of its own, on a free port of the loopback interface.
 
     Args:
-        data: What every key holds.
+        files: By the name of a folder, what every key holds that lies below such a one.
         latency_seconds: From a request to its answer.
     """
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_serve, args=(there, data, latency_seconds), daemon=True)
+    process = context.Process(target=_serve, args=(there, dict(files), latency_seconds), daemon=True)
     process.start()
     try:
         yield SlowStore(f"http://127.0.0.1:{here.recv()}")

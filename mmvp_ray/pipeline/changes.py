@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from mmvp_ray.cluster import Session
 from mmvp_ray.errors import DataError
-from mmvp_ray.pipeline.places import images_uris
+from mmvp_ray.pipeline.places import images_uris, read_image_ids
 from mmvp_ray.pipeline.results import read_blind_pairs
 from mmvp_ray.report.diff_data import CHANGES, FIXED, GONE, NEW_BLIND, NEW_IMAGES, STILL_BLIND
-from mmvp_ray.search import PairBatch, PieceRef, Window, pass_over, read_ids
+from mmvp_ray.search import PairBatch, PieceRef, Window, pass_over
 from mmvp_ray.search.id_words import IdIndex
 from mmvp_ray.store import Store, id_keys
 
@@ -155,7 +155,7 @@ def missing(side: Side, ids_M: NDArray[np.bytes_], *, session: Session) -> NDArr
 
 
 def _found(window: Window[str], index: IdIndex) -> NDArray[np.int64]:
-    at = index.find(np.concatenate(window.read(read_ids)))
+    at = index.find(np.concatenate(window.read(read_image_ids)))
     return np.unique(at[at >= 0])
 
 

@@ -15,12 +15,11 @@ from mmvp_ray import storage
 from mmvp_ray.cluster import Inline, Session
 from mmvp_ray.errors import DataError
 from mmvp_ray.mine import CopyGroups
-from mmvp_ray.search import PieceRef, Window, pass_over, read_ids
+from mmvp_ray.search import PieceRef, Window, pass_over
 from mmvp_ray.search.id_words import IdIndex
-from mmvp_ray.search.passes import window_ids
 from mmvp_ray.sources.piece import image_id
 from mmvp_ray.sources.reread import Place, read_image
-from mmvp_ray.store import Store, id_keys, key_bytes, key_matrix, read_table
+from mmvp_ray.store import Store, id_keys, id_matrix, key_bytes, key_matrix, read_table
 
 # Shapes: M wanted images, N rows of images tables.
 
@@ -46,6 +45,11 @@ def images_uri(store: Store, piece: PieceRef) -> str:
 def images_uris(store: Store, pieces: Sequence[PieceRef]) -> list[str]:
     """The images tables of some pieces."""
     return [images_uri(store, piece) for piece in pieces]
+
+
+def read_image_ids(uri: str) -> NDArray[np.uint8]:
+    """The ids, (N, 16) uint8, of an images table, which is read whole: its column of ids would take three requests of an object store."""
+    return id_matrix(read_table(uri, columns=["image_id"]).column("image_id"))
 
 
 def find_places(
@@ -100,7 +104,7 @@ class _Seen:
 
 
 def _look_for(window: Window[str], index: IdIndex, copies: CopyGroups) -> _Seen:
-    parts = window.read(read_ids)
+    parts = window.read(read_image_ids)
     ids_N16 = np.concatenate(parts)
     piece_N = window.first + np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     at = index.find(ids_N16)
@@ -122,7 +126,7 @@ def first_places(
     index = IdIndex(left)
     found: dict[bytes, tuple[PieceRef, dict[str, Any]]] = {}
     uris = images_uris(store, pieces) if len(left) else []
-    for first, parts in pass_over(window_ids, uris, session=Inline()):
+    for first, parts in pass_over(_image_ids, uris, session=Inline()):
         for number, ids_N16 in enumerate(parts, start=first):
             at = index.find(ids_N16)
             here = np.unique(at[at >= 0])
@@ -134,6 +138,10 @@ def first_places(
         if not len(left):
             break
     return found
+
+
+def _image_ids(window: Window[str]) -> tuple[int, list[NDArray[np.uint8]]]:
+    return window.first, window.read(read_image_ids)
 
 
 def _keys(wanted: Iterable[bytes]) -> NDArray[np.bytes_]:

@@ -17,9 +17,9 @@ from mmvp_ray.errors import ConfigError
 from mmvp_ray.mine import CopyGroups, Rule
 from mmvp_ray.mine.counted_pairs import IdFilter, sorted_with_places, wanted_places
 from mmvp_ray.mine.pair_rows import batch_of
-from mmvp_ray.pipeline.places import Places, images_uris
+from mmvp_ray.pipeline.places import Places, images_uris, read_image_ids
 from mmvp_ray.schema import BLIND_PAIRS, PAIRS, PIECES
-from mmvp_ray.search import PairBatch, PieceRef, Window, pass_over, read_ids
+from mmvp_ray.search import PairBatch, PieceRef, Window, pass_over
 from mmvp_ray.search.table import record_batches
 from mmvp_ray.sources.piece import PIECE_MEMBERS
 from mmvp_ray.store import Store, id_array, id_matrix, write_table
@@ -174,7 +174,7 @@ def write_blind_pairs(
 
 
 def _wanted_places(window: Window[str], wanted: IdFilter, copies: CopyGroups) -> NDArray[np.uint64]:
-    return wanted_places(np.concatenate(window.read(read_ids)), wanted, copies)
+    return wanted_places(np.concatenate(window.read(read_image_ids)), wanted, copies)
 
 
 def _in_files(parts: Iterable[NDArray[np.uint64]]) -> Iterator[NDArray[np.uint64]]:

@@ -75,7 +75,7 @@ class IndexHolder:
         if self._shard is None or self._shard[0] != uri:
             self._shard = None
             _, facts = read_marker(uri + DONE)
-            data, rows = storage.read_bytes(uri + ".faiss"), storage.read_bytes(uri + ".rows")
+            data, rows = (storage.read_bytes(uri + end, is_large=True) for end in (".faiss", ".rows"))
             for what, found, expected in ((".faiss", data, "sha256"), (".rows", rows, "sha256_rows")):
                 if hashlib.sha256(found).hexdigest() != facts.get(expected):
                     raise DataError(

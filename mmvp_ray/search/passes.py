@@ -1,7 +1,7 @@
 """A pass over a table of every piece, for little of each: by tasks of the cluster where pieces are many, by this process where they are few.
 
-What it costs is requests, not bytes: of a table in an object store, its column of ids takes three, which are 9 ms of a processor and 100 ms
-of waiting. One process passes over the 500,000 pieces of a thousand million images in more than an hour, and the cluster waits for it.
+What it costs is requests, not bytes: the column of ids of a table in an object store takes three, which are 9 ms of a processor and 100 ms
+of waiting (benchmarks.passes). One process passes over the 500,000 pieces of a thousand million images in more than an hour, and all GPUs wait.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _few(session: Session) -> int:
 
 
 def read_ids(uri: str) -> NDArray[np.uint8]:
-    """The ids, (N, 16) uint8, of any table of the store with a column image_id; the other columns are not read."""
+    """The ids, (N, 16) uint8, of a table of vectors or another with a column image_id; the other columns are not read."""
 
     def read() -> NDArray[np.uint8]:
         system, path = storage.file_system(uri)

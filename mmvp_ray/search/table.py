@@ -155,7 +155,7 @@ def record_batches(uri: str, *, columns: list[str] | None = None) -> Iterator[pa
     Raises:
         DataError: no such file, no Parquet, or another schema version.
     """
-    data = storage.read_bytes(uri)
+    data = storage.read_bytes(uri, is_large=True)
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
     except (pa.ArrowInvalid, OSError) as error:

@@ -22,7 +22,7 @@ from mmvp_ray.retries import with_retries
 from mmvp_ray.storage.braces import expand_braces
 from mmvp_ray.storage.listing import FileInfo, find_files, list_folders, list_names, look_at
 from mmvp_ray.storage.opened import IN_PARTS, open_file
-from mmvp_ray.storage.paths import file_system, in_object_store, is_local, join, local_path, normalise
+from mmvp_ray.storage.paths import file_system, in_object_store, is_local, is_s3fs, join, local_path, normalise
 
 __all__ = [
     "IN_PARTS",
@@ -197,8 +197,14 @@ def _create_local(path: Path, data: bytes) -> bool:
     return True
 
 
-def read_bytes(uri: str, *, start: int | None = None, end: int | None = None) -> bytes:
+def read_bytes(uri: str, *, start: int | None = None, end: int | None = None, is_large: bool = False) -> bytes:
     """The bytes of the file at `uri`, or of the half-open range [start, end) of it.
+
+    Args:
+        uri: Path or URL.
+        start: The first byte; that of the file unless given.
+        end: Behind the last byte; the file's end unless given.
+        is_large: Where it is worth a request to know the size first: s3fs then fetches what has more than 50 MB in several parts at once.
 
     Raises:
         DataError: there is no such file. ConfigError: no permission. TransientError: the store stayed unwell.
@@ -206,7 +212,8 @@ def read_bytes(uri: str, *, start: int | None = None, end: int | None = None) ->
 
     def get() -> bytes:
         system, path = file_system(uri)
-        return bytes(system.cat_file(path, start=start, end=end))
+        options = {"max_concurrency": 1} if is_s3fs(system) and not is_large else {}
+        return bytes(system.cat_file(path, start=start, end=end, **options))
 
     return with_retries("reading", uri, get)
 

@@ -57,7 +57,12 @@ def file_system(uri: str) -> tuple[Any, str]:
             f"expected a path or an fsspec URL such as s3://bucket/folder, found {uri!r}: {error}; known protocols: "
             f"{', '.join(sorted(fsspec.available_protocols()))}"
         ) from error
-    if type(found).__module__.startswith("s3fs"):
+    if is_s3fs(found):
         # s3fs would repeat in two nested loops of 5 what botocore has repeated already: an hour before anybody hears of a dead endpoint.
         found.retries = 1
     return found, path
+
+
+def is_s3fs(system: Any) -> bool:
+    """True for a file system of s3fs, some of whose habits cost requests."""
+    return type(system).__module__.startswith("s3fs")

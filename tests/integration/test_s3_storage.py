@@ -489,6 +489,13 @@ class TestPartsOfFiles:
         bounds = [re.fullmatch(r"bytes=(\d+)-(\d+)", one) for one in ranges]
         return sum(int(found[2]) - int(found[1]) + 1 for found in bounds if found)
 
+    def test_a_file_is_one_request_unless_it_is_large(self, root: str, proxy: FaultyProxy) -> None:
+        proxy.seen.clear()
+        assert storage.read_bytes(f"{root}/a/file.bin") == DATA
+        assert [one.method for one in proxy.seen] == ["GET"]
+        assert storage.read_bytes(f"{root}/a/file.bin", is_large=True) == DATA
+        assert [one.method for one in proxy.seen[1:]] == ["HEAD", "GET"]
+
     def test_ids_come_without_their_vectors(self, vectors: str, proxy: FaultyProxy) -> None:
         proxy.seen.clear()
         assert len(read_ids(vectors)) == 2048
