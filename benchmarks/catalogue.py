@@ -190,6 +190,15 @@ BENCHMARKS = (
         section=searching.COPIES,
     ),
     Benchmark(
+        name="passes",
+        module="benchmarks.passes",
+        title="Passes over many pieces in an object store",
+        about="Reading ids of every piece from a server on loopback that answers late, as one process does it and as "
+        "tasks on all cores do, in turns; the server takes its share of the same cores.",
+        quick="--num-pieces 300 --rounds 1",
+        section=searching.PASSES,
+    ),
+    Benchmark(
         name="hygiene",
         module="benchmarks.hygiene",
         title="Hygiene and bookkeeping out of core",

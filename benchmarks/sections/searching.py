@@ -214,6 +214,51 @@ COPIES = Section(
 )
 
 
+def passes_tables(figures: Figures) -> list[str]:
+    """Both kinds of tables, one process beside tasks."""
+    rounds, workers = figures["rounds"], figures["workers"]
+    kinds = {
+        "embeddings": "ids of vectors, of which nothing else is read",
+        "images": "ids of images tables, read whole",
+    }
+    head = (
+        f"{figures['num_pieces']:,} pieces, answers after {figures['latency_seconds'] * 1e3:.0f} ms, medians of {rounds_of(rounds)}",
+        "table, kB",
+        "read of it, kB",
+        "requests",
+        "one process, pieces/s",
+        f"tasks on {workers} cores, pieces/s",
+        "tasks / one process",
+    )
+    rows = []
+    for kind, said in kinds.items():
+        alone, tasks = ([one[side][kind] for one in rounds] for side in ("alone", "tasks"))
+        rows.append(
+            (
+                said,
+                f"{figures['table_bytes'][kind] / 1e3:,.0f}",
+                f"{alone[0]['bytes'] / 1e3:,.0f}",
+                f"{alone[0]['requests']:.0f}",
+                median_of([one["pieces_per_second"] for one in alone], 0),
+                median_of([one["pieces_per_second"] for one in tasks], 0),
+                f"{figures['ratios'][kind]:.2f}",
+            )
+        )
+    return table(head, rows)
+
+
+PASSES = Section(
+    claims=(
+        Claim(
+            what="a pass over the ids of vectors in an object store, tasks on two cores over one process",
+            of=at("ratios", "embeddings"),
+            unit=" times as fast",
+        ),
+    ),
+    tables=passes_tables,
+)
+
+
 def hygiene_tables(figures: Figures) -> list[str]:
     """A row for each stage."""
     head = f"{figures['num_pairs']:,} pairs, {figures['num_pieces']:,} pieces"
