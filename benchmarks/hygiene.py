@@ -28,6 +28,8 @@ from benchmarks.contest import machine
 from benchmarks.hygiene_tables import FAR, KEY, NEAR, made_ids, make_pairs, make_pieces, piece_names, shards_of
 
 LIMIT_BYTES = 4 << 30
+READING = "seconds of that"
+"""What was waited for images tables."""
 
 
 def measure_pairs(root: str, num_pairs: int, num_pieces: int, found: Any) -> None:
@@ -79,11 +81,13 @@ def measure_pairs(root: str, num_pairs: int, num_pieces: int, found: Any) -> Non
             "hubs": len(hub_keys),
             "largest degree": int(hub_degrees[0]) if len(hub_degrees) else 0,
         }
+    reading = Stopwatch()
+    results.pass_over = reading.of(results.pass_over)
     with meter.stage("write blind pairs") as notes:
         written = results.write_blind_pairs(
             store, out, NEAR, FAR, table.batches(), rule, pieces, CopyGroups.none(), session=Inline()
         )
-        notes |= {"pairs": written.num_pairs, "images tables read": len(pieces)}
+        notes |= {"pairs": written.num_pairs, "images tables read": len(pieces), READING: round(reading.seconds)}
     with meter.stage("hygiene") as notes:
         blind = (batch.take(rule.blind(batch.cos_near_P, batch.cos_far_P)) for batch in table.batches())
         candidates = clean(blind, copies, np.sort(hub_keys), config, limit=1_000_000)
@@ -144,6 +148,28 @@ def measure_pieces(root: str, num_pairs: int, num_pieces: int, found: Any) -> No
             "peak_bytes": max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, meter.peak_bytes),
         }
     )
+
+
+class Stopwatch:
+    """Seconds spent in waiting for what a generator gives."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def of(self, work: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+        """The same generator function, its seconds counted."""
+
+        def counted(*args: Any, **options: Any) -> Iterator[Any]:
+            found, end = work(*args, **options), object()
+            while True:
+                started = time.perf_counter()
+                one = next(found, end)
+                self.seconds += time.perf_counter() - started
+                if one is end:
+                    return
+                yield one
+
+        return counted
 
 
 class Meter:

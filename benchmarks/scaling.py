@@ -1,7 +1,7 @@
 """How the work grows with cores here, what a unit of it costs, and what that says of 8, 64 and 512 GPUs: `python -m benchmarks.scaling [--json FILE]`.
 
 Measured with one and with two cores, each time with all of Ray, the driver and the workers on so many (by affinity, and as many logical CPUs):
-the embedding pass with an encoder that costs nothing and with the miniature CLIP, without what a run costs once, and the exact join. Then unit costs:
+the embedding pass with an encoder that costs nothing and with the miniature CLIP, in the middle of a run, and the exact join. Then unit costs:
 decoding, bytes, commits, and the driver's processor for a piece, from the difference between many pieces of one image and few. What follows for
 clusters is arithmetic (scaling_model.py) and is called so on the page.
 """
@@ -36,8 +36,8 @@ ENCODERS = {"noop": "python:benchmarks.noop_encoder:factory", "miniature": "mini
 PARTS = (*ENCODERS, "join", "units")
 IMAGES_PER_SHARD = {"noop": 256, "miniature": 128}
 """Each shard is one piece: a second or two of work."""
-NUM_SHARDS = (4, 20)
-"""Of a small run and a larger one: what both cost, starting Ray and actors among it, is not counted, and all work is, decoding ahead too."""
+NUM_SHARDS, FIRST_COUNTED, LAST_COUNTED = 40, 12, 32
+"""Pieces are counted in the middle of a run: at its beginning actors start, and in its end nothing is decoded ahead any more."""
 NUM_MADE = 2
 """Shards that differ; the others are copies."""
 FEW, MANY = 50, 350
@@ -71,33 +71,34 @@ def embed_pass(folder: str, out: str, encoder: str, workers: int) -> dict[str, A
     def on_piece(summary: dict[str, Any]) -> None:
         for name in totals:
             totals[name] += 1 if name == "pieces" else int(summary[name])
+        finished.append((time.perf_counter() - started, int(summary["num_read"])))
 
-    config = EmbedConfig(batch_size=32, num_threads=1, num_actors=workers)
+    # One is enough for an encoder that costs nothing; a second one would start in the middle.
+    config = EmbedConfig(batch_size=32, num_threads=1, num_actors=1 if encoder == ENCODERS["noop"] else workers)
     started, cpu_started = time.perf_counter(), time.process_time()
+    finished: list[tuple[float, int]] = []
     embed_corpora(store, plan, {spec.slug: spec}, config, device="cpu", session=session, on_piece=on_piece)
     seconds, driver_seconds = time.perf_counter() - started, time.process_time() - cpu_started
-    return {"seconds": seconds, "driver_seconds": driver_seconds, **totals}
+    return {"seconds": seconds, "driver_seconds": driver_seconds, "finished": finished, **totals}
 
 
 def measure_embed(root: Path, rounds: int, name: str) -> dict[str, Any]:
-    """Images a second with one and with two workers and one of ENCODERS: further images over further seconds of a larger run."""
+    """Images a second with one and with two workers and one of ENCODERS, in the middle of a run."""
     from benchmarks.embed import copy_shards, make_shards
 
     made = root / "made"
     made.mkdir()
     make_shards(made, NUM_MADE, IMAGES_PER_SHARD[name])
-    for count in NUM_SHARDS:
-        (root / str(count)).mkdir()
-        copy_shards(root / str(count), made, count)
+    shards = root / "shards"
+    shards.mkdir()
+    copy_shards(shards, made, NUM_SHARDS)
     rates: dict[str, list[float]] = {str(workers): [] for workers in WORKERS}
     for number, workers in itertools.product(range(rounds), WORKERS):
-        found = [
-            run_pass(root / str(count), root / f"out-{count}-{workers}-{number}", ENCODERS[name], workers)
-            for count in NUM_SHARDS
-        ]
-        images, seconds = (found[1][fact] - found[0][fact] for fact in ("num_read", "seconds"))
-        rates[str(workers)].append(images / seconds)
-        print(f"{name}, {workers} worker(s): {images / seconds:.1f} images/s", flush=True)
+        finished = run_pass(shards, root / f"out-{workers}-{number}", ENCODERS[name], workers)["finished"]
+        seconds = finished[LAST_COUNTED - 1][0] - finished[FIRST_COUNTED - 1][0]
+        rate = sum(count for _, count in finished[FIRST_COUNTED:LAST_COUNTED]) / seconds
+        rates[str(workers)].append(rate)
+        print(f"{name}, {workers} worker(s): {rate:.1f} images/s", flush=True)
     return {"images_per_second": rates, "speed_up": _speed_up(rates["1"], rates["2"])}
 
 
@@ -172,6 +173,7 @@ def measure_units(root: Path, rounds: int) -> dict[str, Any]:
         for number in range(count):
             (folder / f"{number:05d}.tar").write_bytes(single)
         passes[count] = run_pass(folder, root / f"out-{count}", ENCODERS["noop"], max(WORKERS))
+        del passes[count]["finished"]
     more = MANY - FEW
     found = {
         "decode_images_per_second": statistics.median(decode),

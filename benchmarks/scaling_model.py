@@ -33,9 +33,12 @@ PAIRS_PER_IMAGE = 1.0
 CENSUS_SECONDS = 876 / 1e9
 """An image; 1e9 ids on one process (docs/performance_notes.md, measured by benchmarks.hygiene)."""
 HYGIENE_SECONDS = (52 + 535 + 94) / 1e8
-"""A near pair: counts, copies, hubs, sorting and hygiene of 1e8 on one process (likewise)."""
+"""A near pair: counts, copies, hubs, sorting and hygiene of 1e8 on one process (likewise); the images tables were read in it as well."""
+PASS_SECONDS = 0.0090 + 3 * 0.0038
+"""Of a core for a piece on S3: a census reads ids of its vectors, blind pairs and what is shown those of its images table, the counts its
+marker (measured by benchmarks.passes)."""
 
-EMBED, ALONE, JOIN = "embedding pass", "one process", "join"
+EMBED, PASSES, ALONE, JOIN = "embedding pass", "all cores", "one process", "join"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +53,7 @@ class Costs:
         driver_seconds: Of the driver's processor for a piece.
         census_seconds: Of one process for an image.
         hygiene_seconds: Of one process for a near pair.
+        pass_seconds: Of a core for a piece, all passes over the pieces together.
     """
 
     rates: UnitCosts
@@ -59,6 +63,7 @@ class Costs:
     driver_seconds: float
     census_seconds: float = CENSUS_SECONDS
     hygiene_seconds: float = HYGIENE_SECONDS
+    pass_seconds: float = PASS_SECONDS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,6 +165,7 @@ def model(
             Stage(name="encode and commit", phase=EMBED, hours=encode + commit),
             Stage(name="write tables", phase=EMBED, hours=amounts.store_bytes / network),
             Stage(name="driver", phase=EMBED, hours=pieces * costs.driver_seconds / 3600),
+            Stage(name="read ids", phase=PASSES, hours=pieces * costs.pass_seconds / hardware.num_cores / 3600),
             Stage(name="census", phase=ALONE, hours=num_images * costs.census_seconds / 3600),
             Stage(name="read blocks", phase=JOIN, hours=block_bytes / network),
             Stage(name="multiply", phase=JOIN, hours=amounts.join_hours),
@@ -214,6 +220,7 @@ def costs_from(results: dict[str, dict[str, Any]], *, gpu: str = "H100") -> Cost
         commit_seconds=float(units["commit_seconds"]),
         driver_seconds=float(units["driver_seconds"]),
         **_alone(results.get("hygiene") or {}),
+        **_passes(results.get("passes") or {}),
     )
 
 
@@ -227,8 +234,22 @@ def _alone(hygiene: dict[str, Any]) -> dict[str, float]:
         found["census_seconds"] = census["seconds"] / census["rows"]
     if hygiene.get("num_pairs") and {"write blind pairs", "hygiene"} <= set(stages["pairs"]):
         names = ("count, copies, hubs", "write blind pairs", "hygiene")
-        found["hygiene_seconds"] = sum(stages["pairs"][name]["seconds"] for name in names) / hygiene["num_pairs"]
+        seconds = sum(stages["pairs"][name]["seconds"] for name in names)
+        # Images tables are many for 1e8 pairs there, and on a cluster they are read by tasks.
+        seconds -= stages["pairs"]["write blind pairs"].get("seconds of that", 0)
+        found["hygiene_seconds"] = seconds / hygiene["num_pairs"]
     return found
+
+
+def _passes(passes: dict[str, Any]) -> dict[str, float]:
+    """Seconds of a core for a piece, from benchmarks.passes where it was run: one pass over vectors and three over what is one request."""
+    if not passes:
+        return {}
+    vectors, images = (
+        statistics.median(one["alone"][kind]["driver_cpu_seconds"] for one in passes["rounds"])
+        for kind in ("embeddings", "images")
+    )
+    return {"pass_seconds": vectors + 3 * images}
 
 
 def published_specs() -> tuple[EncoderSpec, EncoderSpec]:

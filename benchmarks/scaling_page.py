@@ -33,7 +33,7 @@ def page(results: dict[str, dict[str, Any]]) -> str:
     """The section in Markdown.
 
     Args:
-        results: By benchmark the JSON that it wrote: "scaling", and where there are any "gpu" and "hygiene".
+        results: By benchmark the JSON that it wrote: "scaling", and where there are any "gpu", "hygiene" and "passes".
     """
     found = results.get("scaling") or {}
     lines = ["## Scaling", ""]
@@ -117,6 +117,7 @@ def _clusters(results: dict[str, dict[str, Any]]) -> list[str]:
     cores = model(costs, CLUSTERS[0]).cores_per_gpu
     lines += [
         f"The largest stage is bold. **{cores:.1f} cores a GPU** decode as fast as it encodes and commits, at images of this size.",
+        f"Ids are read by tasks on all cores: one process would take {hours(model(costs, CLUSTERS[0], 10**9).num_pieces * costs.pass_seconds / 3600)} for 1e9 images. "
         f"What the driver does for a piece, and census and hygiene in one process, do not become faster with GPUs. The exact join cuts the vectors into blocks "
         f"of at most {BLOCK_ROWS['cuda']:,}, and reads every block once for each other one, so that the network bounds it sooner than the products do; routing compares a hundredth of the pairs or less, and reads each vector 4 to 12 times.",
         "",

@@ -34,6 +34,7 @@ COSTS = Costs(
     driver_seconds=0.02,
     census_seconds=1e-6,
     hygiene_seconds=7e-6,
+    pass_seconds=0.03,
 )
 SCALING: dict[str, Any] = {
     "machine": {"cpu": "Some CPU", "date": "2026-11-22"},
@@ -81,6 +82,7 @@ def test_one_gpu_equals_sums_by_hand() -> None:
         "encode and commit": images * flop / 3e14 + pieces * (0.05 + REQUESTS_IN_A_ROW * REQUEST_SECONDS),
         "write tables": written / NODE_BYTES_PER_SECOND,
         "driver": pieces * 0.02,
+        "read ids": pieces * 0.03 / CORES_PER_GPU,
         "census": images * 1e-6,
         "read blocks": 2 * images * (2 * 768 + 16) / NODE_BYTES_PER_SECOND,
         "multiply": images * (images - 1) * 768 / 4e14,
@@ -91,7 +93,7 @@ def test_one_gpu_equals_sums_by_hand() -> None:
     assert {stage.name: stage.hours * 3600 for stage in found.stages} == pytest.approx(seconds)
     embed = max(seconds[name] for name in ("read images", "decode", "encode and commit", "write tables", "driver"))
     assert found.embed_hours * 3600 == pytest.approx(embed + START_SECONDS)
-    rest = sum(seconds[name] for name in ("census", "read blocks", "multiply", "hygiene"))
+    rest = sum(seconds[name] for name in ("read ids", "census", "read blocks", "multiply", "hygiene"))
     assert found.hours * 3600 == pytest.approx(embed + START_SECONDS + rest)
 
 
@@ -197,7 +199,7 @@ def test_hygiene_comes_from_its_own_benchmark() -> None:
         "pairs": {
             "stages": [
                 {"stage": "count, copies, hubs", "seconds": 1.0},
-                {"stage": "write blind pairs", "seconds": 2.0},
+                {"stage": "write blind pairs", "seconds": 4.0, "seconds of that": 2},
                 {"stage": "hygiene", "seconds": 3.0},
                 {"stage": "select", "seconds": 100.0},
             ]
@@ -206,6 +208,14 @@ def test_hygiene_comes_from_its_own_benchmark() -> None:
     costs = costs_from({"scaling": SCALING, "hygiene": hygiene})
     assert costs.census_seconds == 0.5
     assert costs.hygiene_seconds == 6.0 / 1000
+
+
+def test_passes_over_pieces_come_from_their_own_benchmark() -> None:
+    def one(vectors: float, images: float) -> dict[str, Any]:
+        return {"alone": {kind: {"driver_cpu_seconds": s} for kind, s in (("embeddings", vectors), ("images", images))}}
+
+    costs = costs_from({"scaling": SCALING, "passes": {"rounds": [one(1.0, 5.0), one(2.0, 0.5), one(9.0, 0.25)]}})
+    assert costs.pass_seconds == 2.0 + 3 * 0.5
 
 
 def test_the_page_says_what_is_arithmetic_and_what_was_assumed() -> None:
