@@ -77,13 +77,19 @@ def pass_here(num_pieces: int, workers: int) -> dict[str, dict[str, float]]:
 
 def look_at(kind: str, num_pieces: int, session: Any) -> int:
     """Rows of all tables of a kind."""
-    from mmvp_ray.pipeline.places import _image_ids
     from mmvp_ray.search import pass_over
     from mmvp_ray.search.passes import window_ids
 
     uris = [f"s3://bucket/store/{kind}/{number:06d}.parquet" for number in range(num_pieces)]
-    look = window_ids if kind == "embeddings" else _image_ids
+    look = window_ids if kind == "embeddings" else image_ids
     return sum(len(part) for _, parts in pass_over(look, uris, session=session) for part in parts)
+
+
+def image_ids(window: Any) -> tuple[int, list[Any]]:
+    """The ids of each of some images tables, as window_ids gives those of vectors."""
+    from mmvp_ray.pipeline.places import read_image_ids
+
+    return window.first, window.read(read_image_ids)
 
 
 def measure(num_pieces: int, workers: int) -> dict[str, dict[str, float]]:

@@ -19,6 +19,7 @@ from mmvp_ray.images.geometry import Geometry
 from mmvp_ray.pipeline.cost import START_SECONDS, VECTOR_ID_BYTES, forecast
 from mmvp_ray.pipeline.unit_costs import CORES_PER_GPU, Hardware, UnitCosts, table_costs
 from mmvp_ray.search.exact import BLOCK_ROWS, num_blocks
+from mmvp_ray.search.passes import MAX_TASKS
 from mmvp_ray.sources.piece import PIECE_MEMBERS
 
 GPUS_PER_NODE = 8
@@ -38,7 +39,7 @@ PASS_SECONDS = 0.0090 + 3 * 0.0038
 """Of a core for a piece on S3: a census reads ids of its vectors, blind pairs and what is shown those of its images table, the counts its
 marker (measured by benchmarks.passes)."""
 
-EMBED, PASSES, ALONE, JOIN = "embedding pass", "all cores", "one process", "join"
+EMBED, PASSES, ALONE, JOIN = "embedding pass", "some tasks", "one process", "join"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,7 +166,11 @@ def model(
             Stage(name="encode and commit", phase=EMBED, hours=encode + commit),
             Stage(name="write tables", phase=EMBED, hours=amounts.store_bytes / network),
             Stage(name="driver", phase=EMBED, hours=pieces * costs.driver_seconds / 3600),
-            Stage(name="read ids", phase=PASSES, hours=pieces * costs.pass_seconds / hardware.num_cores / 3600),
+            Stage(
+                name="read ids",
+                phase=PASSES,
+                hours=pieces * costs.pass_seconds / min(hardware.num_cores, MAX_TASKS) / 3600,
+            ),
             Stage(name="census", phase=ALONE, hours=num_images * costs.census_seconds / 3600),
             Stage(name="read blocks", phase=JOIN, hours=block_bytes / network),
             Stage(name="multiply", phase=JOIN, hours=amounts.join_hours),

@@ -18,6 +18,7 @@ from benchmarks.scaling_model import (
 from mmvp_ray.pipeline.unit_costs import CORES_PER_GPU
 from mmvp_ray.search import SearchConfig, choose_method
 from mmvp_ray.search.exact import BLOCK_ROWS
+from mmvp_ray.search.passes import MAX_TASKS
 
 CLUSTERS = (8, 64, 512)
 CORPORA = {"5e7 images, as many as LAION-Aesthetics": 50_000_000, "1e9 images": 1_000_000_000}
@@ -117,7 +118,7 @@ def _clusters(results: dict[str, dict[str, Any]]) -> list[str]:
     cores = model(costs, CLUSTERS[0]).cores_per_gpu
     lines += [
         f"The largest stage is bold. **{cores:.1f} cores a GPU** decode as fast as it encodes and commits, at images of this size.",
-        f"Ids are read by tasks on all cores: one process would take {hours(model(costs, CLUSTERS[0], 10**9).num_pieces * costs.pass_seconds / 3600)} for 1e9 images. "
+        f"Ids are read by {MAX_TASKS} tasks, as fast as S3 promises to answer for a prefix: one process would take {hours(model(costs, CLUSTERS[0], 10**9).num_pieces * costs.pass_seconds / 3600)} for 1e9 images. "
         f"What the driver does for a piece, and census and hygiene in one process, do not become faster with GPUs. The exact join cuts the vectors into blocks "
         f"of at most {BLOCK_ROWS['cuda']:,}, and reads every block once for each other one, so that the network bounds it sooner than the products do; routing compares a hundredth of the pairs or less, and reads each vector 4 to 12 times.",
         "",

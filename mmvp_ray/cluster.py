@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import time
@@ -152,6 +153,7 @@ class Session:
         num_cpus: float = 1.0,
         num_gpus: float = 0.0,
         num_retries: int = 3,
+        max_tasks: int | None = None,
         shared: Sequence[Any] = (),
     ) -> Iterator[R]:
         """Yield `work(item, *shared)` for every item, as they come to an end; at most two tasks for each slot are with Ray at a time.
@@ -162,13 +164,20 @@ class Session:
             num_cpus: Logical CPUs of one task.
             num_gpus: Logical GPUs of one task.
             num_retries: How often a task whose process died is begun again.
+            max_tasks: Slots that are used at most; all unless given.
             shared: What `share` or `keep` gave: further arguments, the same for all tasks.
 
         Raises:
             MmvpError: What the task raised, as it raised it.
         """
         for ref in self._submit(
-            work, items, num_cpus=num_cpus, num_gpus=num_gpus, num_retries=num_retries, shared=shared
+            work,
+            items,
+            num_cpus=num_cpus,
+            num_gpus=num_gpus,
+            num_retries=num_retries,
+            max_tasks=max_tasks,
+            shared=shared,
         ):
             yield from _results([ref])
 
@@ -205,6 +214,7 @@ class Session:
         num_gpus: float,
         shared: Sequence[Any],
         num_retries: int = 3,
+        max_tasks: int | None = None,
         in_order: bool = False,
     ) -> Iterator[Any]:
         if not items:
@@ -216,7 +226,7 @@ class Session:
         yield from run_queue(
             lambda item: task.remote(item, *shared),
             items,
-            num_slots=lambda: self._slots(num_cpus, num_gpus),
+            num_slots=lambda: min(self._slots(num_cpus, num_gpus), max_tasks or math.inf),
             in_order=in_order,
         )
 
@@ -241,6 +251,7 @@ class Inline(Session):
         num_cpus: float = 1.0,
         num_gpus: float = 0.0,
         num_retries: int = 3,
+        max_tasks: int | None = None,
         shared: Sequence[Any] = (),
     ) -> Iterator[R]:
         """Yield `work(item, *shared)` for every item, in order."""

@@ -7,7 +7,17 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import pytest
+
 from mmvp_ray.cluster import Inline
+from mmvp_ray.search import passes
+
+
+def pass_by_tasks(patch: pytest.MonkeyPatch, window: int, *, few: int = 0) -> None:
+    """Pass over pieces as over very many, so many in a task; whether a Ray runs beside the test or not."""
+    patch.setattr(passes, "WINDOW_ITEMS", window)
+    patch.setattr(passes, "FEW_ITEMS", few)
+    patch.setattr(passes, "FEW_TO_START_RAY", few)
 
 
 class Shuffled(Inline):

@@ -98,8 +98,7 @@ def _find_groups(
 ) -> CopyGroups:
     parent = _largest_part(store, pieces, name)
     earlier = [] if parent is None else _pieces_of(store, parent)
-    if census is None or earlier:
-        census = take_census(store, near.slug, pieces, session=session, earlier=earlier)
+    census = take_census(store, near.slug, pieces, session=session, known=census, earlier=earlier)
     finder = CopyFinder(floor=-1.0, earlier=None if parent is None else read_groups(store, parent))
     for ids_a, ids_b in find_copy_edges(
         store,
@@ -125,7 +124,7 @@ def copy_rule(near: Space, also: Space) -> str:
 
 def read_groups(store: Store, key: str) -> CopyGroups:
     """The groups of a copies table."""
-    table = read_table(storage.join(store.copies(key), f"{TABLE}.parquet"))
+    table = read_table(storage.join(store.copies(key), f"{TABLE}.parquet"), is_large=True)
     keys, groups = (id_keys(id_matrix(table.column(name))) for name in ("image_id", "group_id"))
     order = np.argsort(keys, kind="stable")
     return CopyGroups(keys[order], groups[order])

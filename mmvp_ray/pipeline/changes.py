@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from mmvp_ray.cluster import Session
+from mmvp_ray import storage
+from mmvp_ray.cluster import Inline, Session
 from mmvp_ray.errors import DataError
 from mmvp_ray.pipeline.places import images_uris, read_image_ids
 from mmvp_ray.pipeline.results import read_blind_pairs
@@ -147,7 +148,9 @@ def missing(side: Side, ids_M: NDArray[np.bytes_], *, session: Session) -> NDArr
     """Those of the ids, sorted and distinct, that no images table of a run has; sorted."""
     is_found_M = np.zeros(len(ids_M), dtype=bool)
     uris = images_uris(side.store, side.pieces) if len(ids_M) else []
-    for found in pass_over(_found, uris, session=session, shared=[IdIndex(ids_M)]):
+    # The earlier run may have its store on this machine's own disk, which other nodes do not see.
+    where = Inline() if storage.is_local(side.store.root) else session
+    for found in pass_over(_found, uris, session=where, shared=[IdIndex(ids_M)]):
         is_found_M[found] = True
         if is_found_M.all():
             break

@@ -100,8 +100,8 @@ class _Comparison:
                     best[change] = _best(change, [*filter(None, [best.get(change)]), batch.take(rows)])
         shown = {change: _without_repeats(pairs) for change, pairs in best.items()}
         # Of a pair that is blind in one run alone, the other run's own cosines say why it is not blind there.
-        self.old.look_up(_images_of(shown, (FIXED, NEW_BLIND)))
-        self.new.look_up(_images_of(shown, tuple(shown)))
+        self.old.look_up(_images_of(shown, (FIXED, NEW_BLIND)), session=self._session)
+        self.new.look_up(_images_of(shown, tuple(shown)), session=self._session)
         examples = {change: self._describe(change, pairs) for change, pairs in shown.items()}
         return RunDiff(
             old=RunCard.of(self.old.run.url, self.old.report),

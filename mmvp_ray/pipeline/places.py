@@ -87,9 +87,7 @@ def find_places(
         raise DataError(
             f"expected the image {lost} in an images table of the run's {len(pieces):,} pieces in {store.root}, found it in none; run verify on the store"
         )
-    rows: dict[bytes, dict[str, Any]] = {}
-    for piece in np.unique(piece_M).tolist():
-        rows |= _first_rows(images_uri(store, pieces[piece]), [names[at] for at in np.flatnonzero(piece_M == piece)])
+    rows = {key: row for key, (_, row) in _rows(store, pieces, names, piece_M).items()}
     return Places(rows, dict(zip(names, counts.tolist(), strict=True)))
 
 
@@ -116,32 +114,36 @@ def _look_for(window: Window[str], index: IdIndex, copies: CopyGroups) -> _Seen:
 
 
 def first_places(
-    store: Store, pieces: Sequence[PieceRef], wanted: Iterable[bytes]
+    store: Store, pieces: Sequence[PieceRef], wanted: Iterable[bytes], *, session: Session | None = None
 ) -> dict[bytes, tuple[PieceRef, dict[str, Any]]]:
     """For each image id (16 bytes) that occurs, the first row of the images tables in the order of `pieces`, and its piece.
 
-    Tables are looked through, in order, until every image is found.
+    Args:
+        store: Holds the images tables.
+        pieces: Committed pieces.
+        wanted: Ids.
+        session: Where tasks look through all tables; unless given this process does, in order, until every image is found.
     """
-    left = _keys(wanted)
-    index = IdIndex(left)
-    found: dict[bytes, tuple[PieceRef, dict[str, Any]]] = {}
-    uris = images_uris(store, pieces) if len(left) else []
-    for first, parts in pass_over(_image_ids, uris, session=Inline()):
-        for number, ids_N16 in enumerate(parts, start=first):
-            at = index.find(ids_N16)
-            here = np.unique(at[at >= 0])
-            if len(here):
-                rows = _first_rows(uris[number], key_bytes(left[here]))
-                found |= {key: (pieces[number], row) for key, row in rows.items()}
-                left = np.delete(left, here)
-                index = IdIndex(left)
-        if not len(left):
+    keys = _keys(wanted)
+    piece_M = np.full(len(keys), len(pieces), dtype=np.int64)
+    uris = images_uris(store, pieces) if len(keys) else []
+    for seen in pass_over(_look_for, uris, session=session or Inline(), shared=[IdIndex(keys), CopyGroups.none()]):
+        piece_M[seen.found] = np.minimum(piece_M[seen.found], seen.pieces)
+        if session is None and (piece_M < len(pieces)).all():
             break
+    return _rows(store, pieces, key_bytes(keys), piece_M)
+
+
+def _rows(
+    store: Store, pieces: Sequence[PieceRef], names: Sequence[bytes], piece_M: NDArray[np.int64]
+) -> dict[bytes, tuple[PieceRef, dict[str, Any]]]:
+    """The first row of each image in the piece that it was found in, and the piece; those in none are left out."""
+    found: dict[bytes, tuple[PieceRef, dict[str, Any]]] = {}
+    for number in np.unique(piece_M[piece_M < len(pieces)]).tolist():
+        here = [names[at] for at in np.flatnonzero(piece_M == number).tolist()]
+        rows = _first_rows(images_uri(store, pieces[number]), here)
+        found |= {key: (pieces[number], row) for key, row in rows.items()}
     return found
-
-
-def _image_ids(window: Window[str]) -> tuple[int, list[NDArray[np.uint8]]]:
-    return window.first, window.read(read_image_ids)
 
 
 def _keys(wanted: Iterable[bytes]) -> NDArray[np.bytes_]:

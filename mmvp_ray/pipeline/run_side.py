@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmvp_ray import storage
+from mmvp_ray.cluster import Session
 from mmvp_ray.errors import DataError
 from mmvp_ray.pipeline.changes import Changes, Side
 from mmvp_ray.pipeline.places import first_places
@@ -70,13 +71,19 @@ class RunSide:
         found: str | None = self.run.manifest.get("centres", {}).get(card.slug)
         return found
 
-    def look_up(self, wanted: set[bytes]) -> None:
+    def look_up(self, wanted: set[bytes], *, session: Session) -> None:
         """Find the first row of the images tables, and its piece, of each image (16 bytes) that the run has; others are passed over.
+
+        Args:
+            wanted: Ids.
+            session: Where tasks run, if the run has many pieces and all nodes see them.
 
         Raises:
             DataError: an images table is missing or broken.
         """
-        for key, (piece, row) in first_places(self.side.store, self.side.pieces, wanted - self.places.keys()).items():
+        new = wanted - self.places.keys()
+        where = None if storage.is_local(self.side.store.root) else session
+        for key, (piece, row) in first_places(self.side.store, self.side.pieces, new, session=where).items():
             self.places[key], self.piece_of[key] = row, piece
 
     def cosines(self, card: EncoderCard, pairs: Changes) -> NDArray[np.float64]:

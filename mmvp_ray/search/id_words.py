@@ -81,8 +81,8 @@ class IdIndex:
         Args:
             keys_M: Ids as store.id_keys gives them, sorted and distinct.
         """
-        # Their words are not held beside them: pickled, a view becomes a copy.
-        self._keys_M = np.ascontiguousarray(keys_M, dtype="S16")
+        # The very array that was given, and no words of it beside: pickled, a view becomes a copy.
+        self._keys_M = keys_M.astype("S16", order="C", copy=False)
         # At least 2^12 places, so that a miss among few ids, such as hubs, is known from one look.
         bits = max(12, len(keys_M).bit_length())
         self._shift = WORD.type(64 - bits)

@@ -195,16 +195,16 @@ def find_near_pairs(
     late = _nobody()
     if lineage.parent is not None and lineage.parent.copies_key is not None:
         late = np.setdiff1d(copies_of_parent(lineage.parent.copies_key), collapse.without)
-    if census is None or lineage.parent_pieces or len(collapse.without) or len(late):
-        census = take_census(
-            store,
-            space.slug,
-            pieces,
-            session=session,
-            earlier=lineage.parent_pieces,
-            without=collapse.without,
-            late=late,
-        )
+    census = take_census(
+        store,
+        space.slug,
+        pieces,
+        session=session,
+        known=census,
+        earlier=lineage.parent_pieces,
+        without=collapse.without,
+        late=late,
+    )
     if lineage.table is not None:
         found = lineage.table
         return _table(store, space, found.key, found.parts, floor, collapse, found.facts), census

@@ -29,6 +29,8 @@ NUM_READING_THREADS = 16
 """Of each process that reads: as many requests as a core can handle while they wait for their answers."""
 WINDOW_ITEMS = 64
 """What one task looks at: half a second of work, and 2 MB where it is ids."""
+MAX_TASKS = 16
+"""At a time, on however many cores: they send some 5,000 requests a second, and S3 promises 5,500 for a prefix."""
 FEW_ITEMS = 256
 """As many are looked at here before a task has begun."""
 FEW_TO_START_RAY = 4096
@@ -70,7 +72,7 @@ def pass_over(
     firsts = range(0, len(items), WINDOW_ITEMS)
     windows = [Window(first, tuple(items[first : first + WINDOW_ITEMS])) for first in firsts]
     where = session if len(items) > _few(session) else Inline()
-    yield from where.run_tasks(look, windows, shared=[where.share(value) for value in shared])
+    yield from where.run_tasks(look, windows, max_tasks=MAX_TASKS, shared=[where.share(value) for value in shared])
 
 
 def _few(session: Session) -> int:

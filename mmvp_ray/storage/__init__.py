@@ -26,6 +26,7 @@ from mmvp_ray.storage.paths import file_system, in_object_store, is_local, is_s3
 
 __all__ = [
     "IN_PARTS",
+    "LARGE_BYTES",
     "FileInfo",
     "create_bytes",
     "exists",
@@ -52,6 +53,9 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+LARGE_BYTES = 50 << 20
+"""What s3fs fetches in several parts at once, if it knows the size."""
 
 _LOST_RACE = re.compile(r"PreconditionFailed|ConditionalRequestConflict|\b412\b|\b409\b")
 
@@ -204,7 +208,7 @@ def read_bytes(uri: str, *, start: int | None = None, end: int | None = None, is
         uri: Path or URL.
         start: The first byte; that of the file unless given.
         end: Behind the last byte; the file's end unless given.
-        is_large: Where it is worth a request to know the size first: s3fs then fetches what has more than 50 MB in several parts at once.
+        is_large: Where it is worth a request to know the size first: s3fs then fetches more than LARGE_BYTES in several parts at once.
 
     Raises:
         DataError: there is no such file. ConfigError: no permission. TransientError: the store stayed unwell.

@@ -39,12 +39,14 @@ def open_file(uri: str, *, etag: str | None = None, **options: Any) -> Iterator[
             )
         cache = getattr(file, "cache", None)
         if cache is not None and hasattr(cache, "fetcher"):
-            cache.fetcher = _patient(uri, cache.fetcher)
+            cache.fetcher = _patient(uri, cache.fetcher, size=cache.size)
         yield file
 
 
-def _patient(uri: str, fetch: Callable[[int, int], bytes]) -> Callable[[int, int], bytes]:
+def _patient(uri: str, fetch: Callable[[int, int], bytes], *, size: int | None) -> Callable[[int, int], bytes]:
     def fetched(start: int, end: int) -> bytes:
+        # Without a cache, who reads a block at the end asks for more than there is.
+        end = end if size is None else min(end, size)
         data = fetch(start, end)
         if len(data) != max(0, end - start):
             # Taken for the end of the file, it would make a whole shard look cut.

@@ -47,13 +47,18 @@ def write_whole(store: Store, uri: str, data: bytes, num_rows: int) -> FileEntry
     )
 
 
-def read_table(uri: str, *, columns: list[str] | None = None) -> pa.Table:
+def read_table(uri: str, *, columns: list[str] | None = None, is_large: bool = False) -> pa.Table:
     """Read the Parquet file at `uri`.
+
+    Args:
+        uri: Path or URL.
+        columns: Their names; all unless given.
+        is_large: As in storage.read_bytes.
 
     Raises:
         DataError: no such file, no Parquet, or another schema version.
     """
-    data = storage.read_bytes(uri)
+    data = storage.read_bytes(uri, is_large=is_large)
     try:
         # pq.read_table would leave the bytes with Arrow's threads, which abort the process when they let go of them after Python's end.
         with pq.ParquetFile(pa.BufferReader(data)) as file:

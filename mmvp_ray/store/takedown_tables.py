@@ -218,7 +218,7 @@ def _entries_as_they_lie(store: Store, table: TableFile) -> list[FileEntry]:
 
 
 def _entry_as_it_lies(store: Store, entry: FileEntry) -> FileEntry:
-    data = storage.read_bytes(storage.join(store.root, entry.path))
+    data = storage.read_bytes(storage.join(store.root, entry.path), is_large=entry.num_bytes > storage.LARGE_BYTES)
     try:
         num_rows = pq.read_metadata(pa.BufferReader(data)).num_rows
     except pa.ArrowException:

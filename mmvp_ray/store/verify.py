@@ -96,7 +96,7 @@ def _taken_down(store: Store, verdict: Verdict) -> NDArray[np.bytes_]:
 def _problems(store: Store, entry: FileEntry, taken_M: NDArray[np.bytes_]) -> Iterator[str]:
     uri = storage.join(store.root, entry.path)
     try:
-        data = storage.read_bytes(uri)
+        data = storage.read_bytes(uri, is_large=entry.num_bytes > storage.LARGE_BYTES)
         if hashlib.sha256(data).hexdigest() != entry.sha256:
             yield f"expected SHA-256 {entry.sha256[:12]} and {entry.num_bytes} bytes, found other content ({len(data)} bytes) in {uri}"
             return

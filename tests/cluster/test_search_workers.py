@@ -29,7 +29,6 @@ from mmvp_ray.search import (
     exact,
     find_near_pairs,
     pass_over,
-    passes,
     read_ids,
     routing,
     score_pairs,
@@ -41,6 +40,7 @@ from mmvp_ray.search.table import PairTable
 from mmvp_ray.sources.piece import Piece, Shard
 from mmvp_ray.store import DONE, PieceRef, commit_embeddings, id_keys, key_matrix, open_store
 from tests.processes import descendants
+from tests.shuffled import pass_by_tasks
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -177,8 +177,7 @@ def test_passes_over_pieces_by_workers(
 
     here = passed(Inline())
     assert here[3].all() and NUM_PIECES * PIECE_ROWS // 20 < len(here[4]) < NUM_PIECES * PIECE_ROWS // 5
-    monkeypatch.setattr(passes, "FEW_ITEMS", 0)
-    monkeypatch.setattr(passes, "WINDOW_ITEMS", 5)
+    pass_by_tasks(monkeypatch, 5)
     tasks: list[object] = []
     run_tasks = Session.run_tasks
     monkeypatch.setattr(

@@ -22,6 +22,7 @@ import pytest
 
 from mmvp_ray import retries, storage
 from mmvp_ray.errors import DataError, MmvpError, TransientError
+from mmvp_ray.pipeline.takedown import _holds_any
 from mmvp_ray.search import read_ids
 from mmvp_ray.sources import list_shards, read_pieces
 from mmvp_ray.sources.piece import Piece, Shard
@@ -487,6 +488,7 @@ class TestPartsOfFiles:
         """Bytes that the GETs since the last look asked for."""
         ranges = [one.headers["range"] for one in proxy.seen if one.method == "GET"]
         bounds = [re.fullmatch(r"bytes=(\d+)-(\d+)", one) for one in ranges]
+        assert all(bounds), ranges
         return sum(int(found[2]) - int(found[1]) + 1 for found in bounds if found)
 
     def test_a_file_is_one_request_unless_it_is_large(self, root: str, proxy: FaultyProxy) -> None:
@@ -508,6 +510,16 @@ class TestPartsOfFiles:
         proxy.seen.clear()
         assert look_at(Store(f"{root}/store"), table, taken).num_hits == 1
         assert 2048 * 16 < self.fetched_bytes(proxy) < self.FEW
+
+    def test_a_takedown_looks_at_the_ids_of_a_run_alone(self, root: str, vectors: str, proxy: FaultyProxy) -> None:
+        ids_N16 = read_ids(vectors)
+        proxy.seen.clear()
+        assert _holds_any(vectors, id_keys(ids_N16[7:8])) and not _holds_any(vectors, id_keys(ids_N16[:1] ^ 255))
+        assert 2 * 2048 * 16 < self.fetched_bytes(proxy) < 2 * self.FEW
+
+    def test_who_reads_blocks_may_ask_for_more_than_there_is(self, root: str) -> None:
+        with storage.open_file(f"{root}/a/file.bin", **storage.IN_PARTS) as file:
+            assert b"".join(iter(lambda: file.read(4096), b"")) == DATA
 
     def test_one_image_of_a_parquet_shard_takes_its_row_group(self, root: str, proxy: FaultyProxy) -> None:
         rng = np.random.default_rng(1)

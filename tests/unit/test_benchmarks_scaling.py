@@ -26,6 +26,7 @@ from mmvp_ray.pipeline.cost import FILE_BYTES, ROW_BYTES, START_SECONDS
 from mmvp_ray.pipeline.encoder_flop import flop_per_image
 from mmvp_ray.pipeline.unit_costs import CORES_PER_GPU, Hardware, UnitCosts, table_costs
 from mmvp_ray.search.exact import num_blocks
+from mmvp_ray.search.passes import MAX_TASKS
 
 COSTS = Costs(
     rates=UnitCosts(decode_images_per_second=100.0, encode_flop_per_second=3e14, join_flop_per_second=4e14),
@@ -82,7 +83,7 @@ def test_one_gpu_equals_sums_by_hand() -> None:
         "encode and commit": images * flop / 3e14 + pieces * (0.05 + REQUESTS_IN_A_ROW * REQUEST_SECONDS),
         "write tables": written / NODE_BYTES_PER_SECOND,
         "driver": pieces * 0.02,
-        "read ids": pieces * 0.03 / CORES_PER_GPU,
+        "read ids": pieces * 0.03 / min(MAX_TASKS, CORES_PER_GPU),
         "census": images * 1e-6,
         "read blocks": 2 * images * (2 * 768 + 16) / NODE_BYTES_PER_SECOND,
         "multiply": images * (images - 1) * 768 / 4e14,

@@ -130,7 +130,11 @@ def test_a_large_group_is_held_as_its_images() -> None:
 
 
 def test_groups_travel_with_their_index() -> None:
-    groups = find_copies([batch([(b"a" * 16, b"b" * 16, 0.99, 0.99)])], floor=0.9)
+    rng = np.random.default_rng(0)
+    ids = [row.tobytes() for row in rng.integers(0, 256, (4000, 16), dtype=np.uint8)]
+    groups = find_copies([batch([(a, b, 0.99, 0.99) for a, b in itertools.pairwise(ids)])], floor=0.9)
+    assert len(groups.keys_M) == 4000
+    assert len(pickle.dumps(groups)) < 4000 * 40 + 2000, "each id once, and the one that represents it"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(IdIndex, "__init__", lambda self, keys_M: pytest.fail("laid out again"))
         there = pickle.loads(pickle.dumps(groups))

@@ -19,11 +19,11 @@ from mmvp_ray.mine.random_pairs import RandomSample
 from mmvp_ray.pipeline import MineConfig, funnel, judge, places, results
 from mmvp_ray.pipeline.corpora import Corpus
 from mmvp_ray.schema import BLIND_PAIRS
-from mmvp_ray.search import PairBatch, PieceRef, passes
+from mmvp_ray.search import PairBatch, PieceRef
 from mmvp_ray.sources.piece import Piece, Reject, Shard
 from mmvp_ray.storage import read_json
 from mmvp_ray.store import Store, commit_embeddings, commit_images, id_keys, open_store, read_table
-from tests.shuffled import Shuffled
+from tests.shuffled import Shuffled, pass_by_tasks
 
 RULE = settle_rule(RuleConfig(), RandomSample(cos_near_P=np.empty(0), cos_far_P=np.empty(0)))
 IDS = np.random.default_rng(0).integers(0, 256, (60, 16), dtype=np.uint8)
@@ -79,8 +79,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, list[PieceRef
 @pytest.fixture(autouse=True)
 def _small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Passes over pieces as over very many: by tasks that end in any order."""
-    monkeypatch.setattr(passes, "WINDOW_ITEMS", 3)
-    monkeypatch.setattr(passes, "FEW_TO_START_RAY", 0)
+    pass_by_tasks(monkeypatch, 3)
 
 
 Made = tuple[Store, list[PieceRef], list[list[int]]]
@@ -89,7 +88,9 @@ Made = tuple[Store, list[PieceRef], list[list[int]]]
 def test_places_are_the_first_ones_and_all_are_counted(made: Made) -> None:
     store, pieces, rows = made
     wanted = [0, 3, 7, 20, 49]
-    found = places.find_places(store, pieces, [IDS[row].tobytes() for row in wanted], session=Shuffled())
+    session = Shuffled()
+    found = places.find_places(store, pieces, [IDS[row].tobytes() for row in wanted], session=session)
+    assert session.num_tasks == -(-len(pieces) // 3)
     counts = Counter(itertools.chain(*rows))
     first = {}
     for piece, here in zip(pieces, rows, strict=True):
@@ -102,8 +103,9 @@ def test_places_are_the_first_ones_and_all_are_counted(made: Made) -> None:
         assert (told["member"], told["image_id"]) == (f"{place}.jpg", IDS[row].tobytes())
         number = next(n for n in range(len(pieces)) if shard(n).piece_name(0) == piece.name)
         assert told["caption"] == f"{number}/{place}"
-    firsts = places.first_places(store, pieces, [IDS[row].tobytes() for row in wanted])
-    assert firsts == {IDS[row].tobytes(): (first[row][0], found.rows[IDS[row].tobytes()]) for row in wanted}
+    for where in (None, session):
+        firsts = places.first_places(store, pieces, [IDS[row].tobytes() for row in wanted], session=where)
+        assert firsts == {IDS[row].tobytes(): (first[row][0], found.rows[IDS[row].tobytes()]) for row in wanted}
 
 
 def test_the_places_of_near_copies_count_for_the_image_that_stands_for_them(made: Made, tmp_path: Path) -> None:
@@ -316,7 +318,9 @@ def test_images_are_counted_over_pieces(made: Made) -> None:
     store, pieces, rows = made
     corpus = Corpus(name="c", url="/", shards=tuple(shard(n) for n in range(len(pieces))))
     assert funnel.run_pieces(store, [corpus]) == pieces
-    counts = funnel.count_images(store, pieces, ["e"], session=Shuffled())
+    session = Shuffled()
+    counts = funnel.count_images(store, pieces, ["e"], session=session)
+    assert session.num_tasks == -(-len(pieces) // 3)
     lost = [sum(n % 4 for n in range(10)), sum(len(here) for here in rows)]
     assert (counts.num_rejected, counts.num_decoded, counts.num_read) == (*lost, sum(lost))
     # Piece n lost n % 4 members, the even ones too large; pieces 8 and 9 have one vector each that is not finite.

@@ -12,7 +12,7 @@ from mmvp_ray.search import passes
 from mmvp_ray.search.blocks import cut_blocks, kept_rows
 from mmvp_ray.search.census import take_census
 from mmvp_ray.store import PieceRef, Store, id_keys, key_bytes
-from tests.shuffled import Shuffled
+from tests.shuffled import Shuffled, pass_by_tasks
 
 NAMES = np.random.default_rng(0).integers(0, 256, (300, 16), dtype=np.uint8)
 
@@ -39,19 +39,20 @@ def test_the_first_row_of_each_id_counts(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(passes, "read_ids", read_ids)
-        patch.setattr(passes, "WINDOW_ITEMS", 3)
-        patch.setattr(passes, "FEW_TO_START_RAY", 4)
+        pass_by_tasks(patch, 3, few=4)
+        session = Shuffled(seed)
         patch.setattr(census_module, "DRAW_IMAGES", 20)
         found = take_census(
             Store("/none"),
             "e",
             pieces[::-1],
-            session=Shuffled(seed),
+            session=session,
             earlier=earlier,
             without=without,
             late=late,
             bucket_bytes=bucket_bytes,
         )
+    assert session.num_tasks == (-(-len(pieces) // 3) if len(pieces) > 4 else 0)
     seen, out = set(key_bytes(without)), {"all": [], "old": [], "new": []}
     for number, piece in enumerate(pieces):
         for row, name in enumerate(key_bytes(id_keys(rows[piece]))):

@@ -35,6 +35,7 @@ def census() -> Census:
         late=late,
         num_images=NUM_ROWS - len(DROPPED),
         draw=Draw(np.empty((0, 16), dtype=np.uint8), np.empty(0, dtype=np.int32)),
+        has_all=True,
     )
 
 

@@ -23,9 +23,10 @@ from mmvp_ray.search import (
     passes,
     take_census,
 )
+from mmvp_ray.search.census import content_key
 from mmvp_ray.search.space import embeddings_uri
 from mmvp_ray.store import Store, open_store
-from tests.shuffled import Shuffled
+from tests.shuffled import Shuffled, pass_by_tasks
 from tests.unit.search_worlds import FAR, NEAR, clustered, fill
 
 
@@ -38,8 +39,7 @@ def numbered(window: Window[str], suffix: str) -> list[tuple[int, str]]:
 def test_every_item_is_looked_at_once_and_knows_its_place(num: int, window: int, few: int, seed: int) -> None:
     items, session = [f"i{number}" for number in range(num)], Shuffled(seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(passes, "WINDOW_ITEMS", window)
-        patch.setattr(passes, "FEW_TO_START_RAY", few)
+        pass_by_tasks(patch, window, few=few)
         found = [one for part in pass_over(numbered, items, session=session, shared=["!"]) for one in part]
     assert sorted(found) == [(number, f"i{number}!") for number in range(num)]
     assert session.num_tasks == (-(-num // window) if num > few else 0)
@@ -66,8 +66,7 @@ def test_ray_is_not_started_for_few(
 
 
 def test_a_broken_table_is_named_whichever_window_it_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passes, "WINDOW_ITEMS", 2)
-    monkeypatch.setattr(passes, "FEW_TO_START_RAY", 0)
+    pass_by_tasks(monkeypatch, 2)
     store, pieces = world(tmp_path)
     lost = Path(embeddings_uri(store, NEAR.slug, pieces[4]))
     lost.unlink()
@@ -117,6 +116,14 @@ def test_a_census_is_taken_again_only_where_others_take_part(tmp_path: Path, cou
             collapse=groups, copies_of_parent=lambda key: represented_images(store, key),
         )  # fmt: skip
         return count_reads()
+
+    _, other = world(tmp_path / "other")
+    census = take_census(store, NEAR.slug, pieces[:4], session=Inline())
+    for wrong in (pieces[:5], pieces[1:5], other[:3]):
+        assert take_census(store, NEAR.slug, wrong, session=Inline(), known=census).content_key == content_key(wrong)
+    assert take_census(store, FAR.slug, pieces[:4], session=Inline(), known=census).encoder == FAR.slug
+    assert take_census(store, NEAR.slug, pieces[3::-1], session=Inline(), known=census) is census
+    count_reads()
 
     assert join(4) == 0
     assert join(4) == 0, "a whole table serves as it is"
