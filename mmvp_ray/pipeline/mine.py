@@ -236,10 +236,10 @@ def _choose(
 ) -> tuple[PairBatch, NDArray[np.int64]]:
     candidates = judged.candidates.pairs
     head = candidates.take(np.arange(min(MAX_CLUSTERED, len(candidates))))
-    near_a, near_b = (
-        gather_vectors(store, judged.near.space, judged.near.census.pieces, ids, session=session)
-        for ids in (head.ids_a_P16, head.ids_b_P16)
-    )
+    # Both sides at once: it takes a pass over all vectors.
+    both = np.concatenate([head.ids_a_P16, head.ids_b_P16])
+    vectors_MD = gather_vectors(store, judged.near.space, judged.near.census.pieces, both, session=session)
+    near_a, near_b = vectors_MD[: len(head)], vectors_MD[len(head) :]
     clusters = cluster_pairs(near_a, near_b, config.selection.num_clusters or max(1, config.select // 2))
     rows = select(
         head,
