@@ -207,6 +207,23 @@ RAW: dict[str, dict[str, Any]] = {
         ],
         "growth": {"routed": {"comparisons": 0.6, "seconds": 1.04, "worker_memory_factor": 1.16}},
     },
+    "passes": {
+        "machine": MACHINE,
+        "num_pieces": 3000,
+        "latency_seconds": 0.03,
+        "table_bytes": {"embeddings": 3_189_713, "images": 119_108},
+        "workers": 2,
+        "rounds": [
+            {
+                side: {
+                    kind: {"pieces_per_second": rate, "driver_cpu_seconds": 0.009, "requests": 3.0, "bytes": 98_000.0}
+                    for kind, rate in (("embeddings", 90.0 * times), ("images", 240.0 * times))
+                }
+                for side, times in (("alone", 1.0), ("tasks", 1.5))
+            }
+        ],
+        "ratios": {"embeddings": 1.5, "images": 1.5},
+    },
     "copies": {
         "machine": MACHINE,
         "rows": [
