@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 
 from mmvp_ray.ray_start import start_ray
 from mmvp_ray.task_errors import task_error
-from mmvp_ray.task_queue import run_queue
+from mmvp_ray.task_queue import TASKS_PER_SLOT, run_queue
 from mmvp_ray.worker_memory import frugal
 
 T = TypeVar("T")
@@ -164,7 +164,7 @@ class Session:
             num_cpus: Logical CPUs of one task.
             num_gpus: Logical GPUs of one task.
             num_retries: How often a task whose process died is begun again.
-            max_tasks: Slots that are used at most; all unless given.
+            max_tasks: Tasks that are with Ray at a time, however many slots there are.
             shared: What `share` or `keep` gave: further arguments, the same for all tasks.
 
         Raises:
@@ -226,7 +226,7 @@ class Session:
         yield from run_queue(
             lambda item: task.remote(item, *shared),
             items,
-            num_slots=lambda: min(self._slots(num_cpus, num_gpus), max_tasks or math.inf),
+            num_slots=lambda: min(self._slots(num_cpus, num_gpus), (max_tasks or math.inf) / TASKS_PER_SLOT),
             in_order=in_order,
         )
 

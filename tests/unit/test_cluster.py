@@ -10,6 +10,7 @@ import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -322,3 +323,18 @@ def test_packages_that_every_process_compiles_are_noticed(tmp_path: Path, monkey
     assert ray_start.compiles_in_every_process()
     py_compile.compile(str(source))
     assert not ray_start.compiles_in_every_process()
+
+
+def test_a_bound_of_tasks_holds_on_any_cluster(ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster.Session, "start", lambda self: None)
+    monkeypatch.setattr(cluster.Session, "_slots", lambda self, num_cpus, num_gpus: 7168.0)
+    monkeypatch.setattr(cluster, "_results", lambda refs: iter(refs))
+
+    def sizes(max_tasks: int | None) -> int:
+        task = SimpleNamespace(remote=lambda item: ("ref", item))
+        monkeypatch.setattr(ray, "remote", lambda **_: lambda work: task, raising=False)
+        ray.sizes.clear()
+        assert len(list(cluster.Session().run_tasks(len, range(100), max_tasks=max_tasks))) == 100
+        return max(ray.sizes)
+
+    assert (sizes(16), sizes(None)) == (16, 100)
