@@ -22,6 +22,8 @@ class EmbedConfig:
     """How float32 encoders multiply on a CPU: auto takes the hardware's bfloat16 products with float32 sums (AMX) for encoders whose vectors stay (a cosine of 0.99995 on probe images); float32 never does."""
     num_actors: int | None = None
     """Encoder actors; as many as the GPUs (or the CPU threads) allow unless given."""
+    num_drivers: int | None = None
+    """Processes that drive Ray Data, each with its part of the shards and the actors; one for every 64 actors unless given."""
     gpus_per_actor: float = 1.0
     """GPUs of an encoder actor; a fraction lets several share one."""
 
@@ -30,7 +32,7 @@ class EmbedConfig:
 
     def check(self) -> None:
         """Raise ConfigError for a value out of range."""
-        for name in ("batch_size", "num_threads", "num_actors"):
+        for name in ("batch_size", "num_threads", "num_actors", "num_drivers"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(

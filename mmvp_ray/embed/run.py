@@ -1,38 +1,30 @@
-"""The embedding pass on Ray Data: shards are read, pieces decoded by tasks and embedded by a pool of actors that hold the models."""
+"""The embedding pass on Ray Data: how many actors, readers and drivers it takes, and what is noted of a run before and after."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mmvp_ray.cluster import Resources, Session
 from mmvp_ray.embed.attempts import forget_loads, forget_tries, open_loads
 from mmvp_ray.embed.config import DEFAULT_BATCH_SIZE, EmbedConfig
-from mmvp_ray.embed.plan import Plan
-from mmvp_ray.embed.stages import EmbedActor, EmbedJob, decode_row, read_shard
-from mmvp_ray.embed.wire import work_to_json
+from mmvp_ray.embed.drivers import run_drivers, split_work
+from mmvp_ray.embed.execution import ACTORS_SHARE, Share, run_execution
+from mmvp_ray.embed.plan import Plan, ShardWork, plan_work
+from mmvp_ray.embed.stages import EmbedJob
 from mmvp_ray.encoders import EncoderSpec
 from mmvp_ray.errors import ResourceError
 from mmvp_ray.store import Store
 from mmvp_ray.task_errors import task_error
 
-log = logging.getLogger(__name__)
-
-READ_SHARE = 0.1
-DECODE_SHARE = 0.8
-ACTORS_SHARE = 0.1
-"""Logical CPUs on a node of two or more: as many decodes as cores, beside reads and actors that mostly wait. All actors together never hold
-more than a part of the smallest node: after the loss of a node they may all come up on one that is left, and must leave room for the tasks
-that rebuild lost blocks, or the run hangs (research/ray.md, seen)."""
-
 CORES_PER_READ = 4
 """A core decodes some 150 images a second; one read brings several times that, and holds a whole piece in memory."""
 
-BLOCK_BYTES = 1 << 20
-"""Ray Data's target size of a block. Every row is a piece and far larger, so each is a block of its own and moves on at once."""
+OBJECTS_SHARE = 0.5
+"""Of Ray's memory for shared objects, for all executions together; Ray Data lets one alone have as much."""
 
 
 def embed_corpora(
@@ -77,52 +69,27 @@ def embed_corpora(
         stuck_seconds=config.stuck_seconds,
         run=uuid.uuid4().hex,
     )
-    import ray.data
-
-    context = ray.data.DataContext.get_current()
-    context.target_max_block_size = BLOCK_BYTES
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    # Else an exception of a stage comes wrapped in one of Ray Data's, and loses itself when that travels to the driver.
-    context.raise_original_map_exception = True
-    # What goes wrong comes as an exception; Ray Data would print its stack as well, before the one line that the user needs.
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-
-    cpus = min(2.0, have.smallest_node_cpus) / 2.0
-    # A cluster may begin with one node and grow to the actors that were asked for; each GPU embeds faster than one reader reads.
-    num_reads = min(len(plan.work), max(2, int(have.num_cpus // CORES_PER_READ), size if num_gpus else 0))
-    items = [{"work": work_to_json(work)} for work in plan.work]
-    decode = functools.partial(decode_row, job=job)
-    rows = (
-        ray.data.from_items(items, override_num_blocks=len(items))
-        .map_batches(
-            read_shard,
-            batch_size=1,
-            batch_format="pyarrow",
-            num_cpus=READ_SHARE * cpus,
-            compute=ray.data.TaskPoolStrategy(size=num_reads),
-        )
-        .map_batches(decode, batch_size=1, batch_format="pyarrow", num_cpus=DECODE_SHARE * cpus)
-        .map_batches(
-            EmbedActor,
-            batch_size=1,
-            batch_format="pyarrow",
-            fn_constructor_args=(job,),
-            num_cpus=ACTORS_SHARE * cpus / size,
-            num_gpus=num_gpus,
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=size, max_tasks_in_flight_per_actor=2),
-        )
-    )
+    parts = split_work(plan.work, size, config.num_drivers)
+    shares = share_out(have, [len(part) for part in parts], num_actors=size, num_gpus=num_gpus)
     open_loads(store, job.run)
     try:
-        for summary in rows.iter_rows():
-            on_piece(summary)
+        if len(parts) == 1:
+            summaries = run_execution(job, plan.work, shares[0])
+        else:
+            summaries = run_drivers(job, parts, shares, left=functools.partial(_left, store, list(specs)))
+        with contextlib.closing(summaries):
+            for summary in summaries:
+                on_piece(summary)
     except Exception as error:
         raise task_error(error) from error
     finally:
         # Both after errors and interrupts too: Ray ends the actors then, and the pieces in them did not kill anything.
         forget_loads(store, job.run)
         forget_tries(store, {work.shard.corpus for work in plan.work})
+
+
+def _left(store: Store, encoders: Sequence[str], part: Sequence[ShardWork]) -> Sequence[ShardWork]:
+    return plan_work(store, [work.shard for work in part], encoders).work
 
 
 def start_early(session: Session) -> None:
@@ -144,3 +111,36 @@ def num_actors(have: Resources, *, num_gpus: float, num_threads: int) -> int:
             )
         return max(1, int(have.num_gpus / num_gpus))
     return max(1, int(have.num_cpus // num_threads))
+
+
+def share_out(have: Resources, num_shards: Sequence[int], *, num_actors: int, num_gpus: float) -> list[Share]:
+    """What each of the executions that run at one time takes of a cluster.
+
+    Args:
+        have: The cluster. It may begin with one node and grow to the actors that were asked for.
+        num_shards: Shards of each execution.
+        num_actors: Encoder actors of all, at least one for each.
+        num_gpus: Logical GPUs of each actor; 0 where it needs none.
+    """
+    count = len(num_shards)
+    core_cpus = min(2.0, have.smallest_node_cpus) / 2.0
+    growth = max(1.0, num_actors * num_gpus / have.num_gpus) if num_gpus and have.num_gpus else 1.0
+    shares = []
+    for number, shards in enumerate(num_shards):
+        actors = num_actors // count + (number < num_actors % count)
+        part = actors / num_actors
+        # Each GPU embeds faster than one reader reads.
+        num_reads = max(2, int(have.num_cpus * part // CORES_PER_READ), actors if num_gpus else 0)
+        shares.append(
+            Share(
+                num_actors=actors,
+                gpus_per_actor=num_gpus,
+                cpus_per_actor=ACTORS_SHARE * core_cpus / num_actors,
+                num_reads=min(shards, num_reads),
+                core_cpus=core_cpus,
+                limits=None
+                if count == 1
+                else (have.num_cpus * growth * part, have.object_store_bytes * OBJECTS_SHARE * growth * part),
+            )
+        )
+    return shares

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import sys
@@ -15,20 +16,29 @@ from typing import Any, TypeVar
 
 from mmvp_ray.cluster import Session
 from mmvp_ray.embed import EmbedConfig, embed_corpora, plan_work
+from mmvp_ray.embed.drivers import MAX_DRIVERS_LOST
 from mmvp_ray.encoders import resolve_encoder
 from mmvp_ray.sources import list_shards
 from mmvp_ray.store import DONE, open_store, shard_states
+from tests.integration.held_encoder import HELD, NUM_TABLES
 from tests.integration.poison_encoder import LOADS
 
 T = TypeVar("T")
 POISON = "python:tests.integration.poison_encoder:factory"
+HELD_ENCODER = "python:tests.integration.held_encoder:factory"
 CONFIG = EmbedConfig(num_threads=1, batch_size=4)
 NUM_GPUS = 1
 """Of the first node, where Ray is told so: nothing here needs one."""
 
 
 def embed(
-    world: str, out: str, on_piece: Any, *, encoders: Sequence[str] = ("miniature:clip", "miniature:dino"), **more: Any
+    world: str,
+    out: str,
+    on_piece: Any,
+    *,
+    encoders: Sequence[str] = ("miniature:clip", "miniature:dino"),
+    config: EmbedConfig = CONFIG,
+    **more: Any,
 ) -> dict[str, Any]:
     store = open_store(out)
     specs = {spec.slug: spec for spec in (resolve_encoder(name, device="cpu") for name in encoders)}
@@ -44,7 +54,7 @@ def embed(
             store,
             plan_work(store, shards, list(specs)),
             specs,
-            CONFIG,
+            config,
             device="cpu",
             session=session,
             on_piece=count,
@@ -254,7 +264,65 @@ def bad_loads(world: str, out: str) -> dict[str, Any]:
     return found
 
 
+def drivers(world: str, out: str) -> dict[str, Any]:
+    """Two drivers of Ray Data: one is killed and replaced, one is killed too often, and one meets an encoder that raises."""
+    from unittest.mock import patch
+
+    import psutil
+
+    from mmvp_ray.errors import MmvpError
+
+    config = dataclasses.replace(CONFIG, num_actors=2, num_drivers=2)
+    held = Path(os.environ[HELD])
+
+    def running() -> list[Any]:
+        found = []
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                found += [process] if "ray::_drive" in " ".join(process.cmdline()) else []
+        return found
+
+    def kill_one(store: str, seen: list[int]) -> None:
+        deadline = time.monotonic() + 240
+        while len(list(Path(store).rglob(f"embeddings/**/*{DONE}"))) < NUM_TABLES and time.monotonic() < deadline:
+            time.sleep(0.02)
+        seen.append(len(found := running()))
+        found[0].kill()
+        # The others may go on.
+        held.unlink()
+
+    found: dict[str, Any] = {}
+    with Session() as session:
+        session.start()
+        for name, max_lost in (("replaced", MAX_DRIVERS_LOST), ("too_often", 0)):
+            held.symlink_to(f"{out}/{name}")
+            seen: list[int] = []
+            thread = threading.Thread(target=kill_one, args=(f"{out}/{name}", seen))
+            thread.start()
+            with patch("mmvp_ray.embed.drivers.MAX_DRIVERS_LOST", max_lost):
+                try:
+                    found[name] = embed(world, f"{out}/{name}", lambda: None, encoders=[HELD_ENCODER], config=config)
+                except MmvpError as error:
+                    found[name] = {"error": f"{type(error).__name__}: {error}"}
+            thread.join()
+            found[name]["num_drivers"] = seen[0]
+        try:
+            embed(f"{world}/raises", f"{out}/raises", lambda: None, encoders=[POISON], config=config)
+        except MmvpError as error:
+            found["raises"] = f"{type(error).__name__}: {error}"
+        deadline = time.monotonic() + 60
+        while left := running():
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
+        found["num_left"] = len(left)
+        with patch("mmvp_ray.embed.execution.MAX_READS", 3):
+            found["one"] = embed(world, f"{out}/one", lambda: None, encoders=[HELD_ENCODER])
+    return found
+
+
 SCENARIOS = {
+    "drivers": drivers,
     "two_nodes_one_lost": two_nodes_one_lost,
     "bad_loads": bad_loads,
     "late_then_lost": late_then_lost,
