@@ -133,6 +133,15 @@ BENCHMARKS = (
         section=embedding.EMBED,
     ),
     Benchmark(
+        name="drivers",
+        module="benchmarks.drivers",
+        title="Driving many actors",
+        about="What a piece costs the process that drives Ray Data, by the actors that it looks after: tars of one "
+        "small image, actors that wait as a GPU has them wait, the same number of pieces a second in all cases.",
+        quick="--num-pieces 60 --actors 4",
+        section=embedding.DRIVERS,
+    ),
+    Benchmark(
         name="decode",
         module="benchmarks.decode",
         title="Decoding",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from typing import TYPE_CHECKING
 
 from mmvp_ray.images.geometry import Geometry
@@ -27,3 +29,17 @@ class Noop:
 def factory(*, device: str, dtype: str) -> Noop:
     """The encoder, for `python:benchmarks.noop_encoder:factory`."""
     return Noop()
+
+
+class Waiting(Noop):
+    """Takes as long as benchmarks.drivers says, and no processor: as a GPU does."""
+
+    def embed(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        """As Noop's, later."""
+        time.sleep(float(os.environ["MMVP_RAY_BENCHMARK_WAIT"]))
+        return super().embed(pixels_BCHW)
+
+
+def waiting(*, device: str, dtype: str) -> Waiting:
+    """The encoder, for `python:benchmarks.noop_encoder:waiting`."""
+    return Waiting()

@@ -2,8 +2,8 @@
 
 Measured with one and with two cores, each time with all of Ray, the driver and the workers on so many (by affinity, and as many logical CPUs):
 the embedding pass with an encoder that costs nothing and with the miniature CLIP, in the middle of a run, and the exact join. Then unit costs:
-decoding, bytes, commits, and the driver's processor for a piece, from the difference between many pieces of one image and few. What follows for
-clusters is arithmetic (scaling_model.py) and is called so on the page.
+decoding, bytes and commits. What follows for clusters is arithmetic (scaling_model.py), takes what drivers, passes and hygiene cost from their own
+benchmarks, and is called so on the page.
 """
 
 from __future__ import annotations
@@ -40,8 +40,6 @@ NUM_SHARDS, FIRST_COUNTED, LAST_COUNTED = 40, 12, 32
 """Pieces are counted in the middle of a run: at its beginning actors start, and in its end nothing is decoded ahead any more."""
 NUM_MADE = 2
 """Shards that differ; the others are copies."""
-FEW, MANY = 50, 350
-"""Pieces of one image: the difference is the cost of a piece without what a run costs once."""
 
 
 @contextlib.contextmanager
@@ -153,7 +151,7 @@ def measure_join(root: Path, rounds: int, num_images: int) -> dict[str, Any]:
 
 
 def measure_units(root: Path, rounds: int) -> dict[str, Any]:
-    """What an image costs to read, decode and write, and a piece to commit and to drive."""
+    """What an image costs to read, decode and write, and a piece to commit."""
     from benchmarks.embed import decode_tar, make_shards
 
     made = root / "made"
@@ -164,26 +162,12 @@ def measure_units(root: Path, rounds: int) -> dict[str, Any]:
     for _ in range(max(3, rounds)):
         started = time.process_time()
         decode.append(decode_tar(str(tar)) / (time.process_time() - started))
-    passes = {}
-    (root / "one").mkdir()
-    single = make_shards(root / "one", 1, 1)[0].read_bytes()
-    for count in (FEW, MANY):
-        folder = root / f"pieces-{count}"
-        folder.mkdir()
-        for number in range(count):
-            (folder / f"{number:05d}.tar").write_bytes(single)
-        passes[count] = run_pass(folder, root / f"out-{count}", ENCODERS["noop"], max(WORKERS))
-        del passes[count]["finished"]
-    more = MANY - FEW
     found = {
         "decode_images_per_second": statistics.median(decode),
         "read_bytes": tar.stat().st_size / 256,
         **_commit(root, max(5, rounds)),
-        "driver_seconds": (passes[MANY]["driver_seconds"] - passes[FEW]["driver_seconds"]) / more,
-        "piece_seconds": (passes[MANY]["seconds"] - passes[FEW]["seconds"]) / more,
-        "pieces": {str(count): result for count, result in passes.items()},
     }
-    print(json.dumps({name: value for name, value in found.items() if name != "pieces"}, indent=1), flush=True)
+    print(json.dumps(found, indent=1), flush=True)
     return found
 
 

@@ -1,7 +1,7 @@
 """What a large corpus costs on many GPUs: hours of every stage from unit costs, and which stage bounds the run. Arithmetic, no measurement.
 
 Amounts (pieces, operations, bytes) and the hours of decoding, encoding and joining are those of the project's own plan (pipeline/cost.py); here is
-what a plan leaves out: the network, commits, and the one process that drives it all.
+what a plan leaves out: the network, commits, and the processes that drive it all.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmvp_ray.embed import Plan
+from mmvp_ray.embed.drivers import ACTORS_PER_DRIVER
 from mmvp_ray.encoders import EncoderSpec
 from mmvp_ray.images.geometry import Geometry
 from mmvp_ray.pipeline.cost import START_SECONDS, VECTOR_ID_BYTES, forecast
@@ -35,6 +36,9 @@ CENSUS_SECONDS = 876 / 1e9
 """An image; 1e9 ids on one process (docs/performance_notes.md, measured by benchmarks.hygiene)."""
 HYGIENE_SECONDS = (52 + 535 + 94) / 1e8
 """A near pair: counts, copies, hubs, sorting and hygiene of 1e8 on one process (likewise); the images tables were read in it as well."""
+DRIVER_SECONDS, JOB_SECONDS = 0.028, 0.0011
+"""Of a core for a piece: of the process that drives Ray Data for 48 actors, and of the job's own where several processes do (likewise,
+benchmarks.drivers)."""
 PASS_SECONDS = 0.0090 + 3 * 0.0038
 """Of a core for a piece on S3: a census reads ids of its vectors, blind pairs and what is shown those of its images table, the counts its
 marker (measured by benchmarks.passes)."""
@@ -51,7 +55,8 @@ class Costs:
         gpu: The GPU that they are for.
         read_bytes: Of an encoded image.
         commit_seconds: Of an encoder actor for a piece of 2,048 images and two encoders, on a disk of its own.
-        driver_seconds: Of the driver's processor for a piece.
+        driver_seconds: Of a driver's processor for a piece, with about as many actors as a driver looks after.
+        job_seconds: Of the job's own processor for a piece that a driver tells it of.
         census_seconds: Of one process for an image.
         hygiene_seconds: Of one process for a near pair.
         pass_seconds: Of a core for a piece, all passes over the pieces together.
@@ -61,7 +66,8 @@ class Costs:
     gpu: str = "H100"
     read_bytes: float
     commit_seconds: float
-    driver_seconds: float
+    driver_seconds: float = DRIVER_SECONDS
+    job_seconds: float = JOB_SECONDS
     census_seconds: float = CENSUS_SECONDS
     hygiene_seconds: float = HYGIENE_SECONDS
     pass_seconds: float = PASS_SECONDS
@@ -155,6 +161,7 @@ def model(
     network = NODE_BYTES_PER_SECOND * math.ceil(num_gpus / GPUS_PER_NODE) * 3600
     # Every pair of blocks is a task, which reads both, so that vectors are read as often as there are blocks.
     blocks = max(num_blocks(num_gpus), math.ceil(num_images / BLOCK_ROWS["cuda"]))
+    num_drivers = math.ceil(num_gpus / ACTORS_PER_DRIVER)
     block_bytes = blocks * num_images * (2 * near.dim + VECTOR_ID_BYTES)
     return Estimate(
         num_gpus=num_gpus,
@@ -165,7 +172,8 @@ def model(
             Stage(name="decode", phase=EMBED, hours=decode),
             Stage(name="encode and commit", phase=EMBED, hours=encode + commit),
             Stage(name="write tables", phase=EMBED, hours=amounts.store_bytes / network),
-            Stage(name="driver", phase=EMBED, hours=pieces * costs.driver_seconds / 3600),
+            Stage(name="drivers", phase=EMBED, hours=pieces * costs.driver_seconds / num_drivers / 3600),
+            Stage(name="count pieces", phase=EMBED, hours=pieces * costs.job_seconds / 3600),
             Stage(
                 name="read ids",
                 phase=PASSES,
@@ -223,7 +231,7 @@ def costs_from(results: dict[str, dict[str, Any]], *, gpu: str = "H100") -> Cost
         gpu=gpu,
         read_bytes=float(units["read_bytes"]),
         commit_seconds=float(units["commit_seconds"]),
-        driver_seconds=float(units["driver_seconds"]),
+        **_drivers(results.get("drivers") or {}),
         **_alone(results.get("hygiene") or {}),
         **_passes(results.get("passes") or {}),
     )
@@ -243,6 +251,17 @@ def _alone(hygiene: dict[str, Any]) -> dict[str, float]:
         # Images tables are many for 1e8 pairs there, and on a cluster they are read by tasks.
         seconds -= stages["pairs"]["write blind pairs"].get("seconds of that", 0)
         found["hygiene_seconds"] = seconds / hygiene["num_pairs"]
+    return found
+
+
+def _drivers(drivers: dict[str, Any]) -> dict[str, float]:
+    """Seconds of a driver and of the job for a piece, from benchmarks.drivers where it was run: one driver with the most actors, and several."""
+    found = {}
+    for case in sorted(drivers.get("cases") or [], key=lambda case: case["num_actors"]):
+        if case["num_drivers"] == 1:
+            found["driver_seconds"] = float(case["driver_seconds"])
+        else:
+            found["job_seconds"] = float(case["job_seconds"])
     return found
 
 

@@ -15,6 +15,7 @@ from benchmarks.scaling_model import (
     costs_from,
     model,
 )
+from mmvp_ray.embed.drivers import ACTORS_PER_DRIVER
 from mmvp_ray.pipeline.unit_costs import CORES_PER_GPU
 from mmvp_ray.search import SearchConfig, choose_method
 from mmvp_ray.search.exact import BLOCK_ROWS
@@ -34,7 +35,7 @@ def page(results: dict[str, dict[str, Any]]) -> str:
     """The section in Markdown.
 
     Args:
-        results: By benchmark the JSON that it wrote: "scaling", and where there are any "gpu", "hygiene" and "passes".
+        results: By benchmark the JSON that it wrote: "scaling", and where there are any "gpu", "drivers", "hygiene" and "passes".
     """
     found = results.get("scaling") or {}
     lines = ["## Scaling", ""]
@@ -78,7 +79,6 @@ def _here(found: dict[str, Any]) -> list[str]:
             f"| read, an image of 500 x 375 px | {units['read_bytes'] / 1e3:.0f} kB |",
             f"| written, an image: vectors of CLIP-L/14 and DINOv2-L/14, and its row | {units['written_bytes'] / 1e3:.1f} kB |",
             f"| committing both vectors of a piece of 2,048, local disk | {units['commit_seconds'] * 1e3:.0f} ms |",
-            f"| the driver's processor, a piece | {units['driver_seconds'] * 1e3:.1f} ms |",
         ]
     return [*lines, ""]
 
@@ -119,7 +119,8 @@ def _clusters(results: dict[str, dict[str, Any]]) -> list[str]:
     lines += [
         f"The largest stage is bold. **{cores:.1f} cores a GPU** decode as fast as it encodes and commits, at images of this size.",
         f"Ids are read by {MAX_TASKS} tasks, as fast as S3 promises to answer for a prefix: one process would take {hours(model(costs, CLUSTERS[0], 10**9).num_pieces * costs.pass_seconds / 3600)} for 1e9 images. "
-        f"What the driver does for a piece, and census and hygiene in one process, do not become faster with GPUs. The exact join cuts the vectors into blocks "
+        f"A driver looks after {ACTORS_PER_DRIVER} GPUs, at {costs.driver_seconds * 1e3:.0f} ms of a core for a piece; the job's own process counts what they did. "
+        f"That, and census and hygiene in one process, do not become faster with GPUs. The exact join cuts the vectors into blocks "
         f"of at most {BLOCK_ROWS['cuda']:,}, and reads every block once for each other one, so that the network bounds it sooner than the products do; routing compares a hundredth of the pairs or less, and reads each vector 4 to 12 times.",
         "",
     ]

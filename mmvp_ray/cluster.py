@@ -35,6 +35,7 @@ class Resources:
         gpu: Ray's name of their kind, such as H100; empty if there is none or it is not known, "A100, T4" for several.
         num_nodes: Nodes that are alive.
         smallest_node_cpus: CPUs of the smallest node that has any.
+        node_cpus: CPUs of each node that has any.
         memory_bytes: Memory for tasks.
         object_store_bytes: Memory for shared objects.
     """
@@ -46,6 +47,7 @@ class Resources:
     memory_bytes: int
     object_store_bytes: int
     gpu: str = ""
+    node_cpus: tuple[float, ...] = ()
 
 
 class Session:
@@ -110,12 +112,13 @@ class Session:
 
         total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         nodes: list[dict[str, Any]] = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-        node_cpus = [float(node["Resources"].get("CPU", 0.0)) for node in nodes]
+        node_cpus = [cpus for node in nodes if (cpus := float(node["Resources"].get("CPU", 0.0))) > 0]
         return Resources(
             num_cpus=total.get("CPU", 0.0),
             num_gpus=total.get("GPU", 0.0),
             num_nodes=len(nodes),
-            smallest_node_cpus=min((cpus for cpus in node_cpus if cpus > 0), default=1.0),
+            smallest_node_cpus=min(node_cpus, default=1.0),
+            node_cpus=tuple(node_cpus),
             memory_bytes=int(total.get("memory", 0)),
             object_store_bytes=int(total.get("object_store_memory", 0)),
             gpu=", ".join(sorted(name.partition(":")[2] for name in total if name.startswith("accelerator_type:"))),

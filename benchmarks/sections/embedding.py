@@ -115,6 +115,46 @@ EMBED = Section(
     tables=embed_tables,
 )
 
+
+def drivers_tables(figures: Figures) -> list[str]:
+    """A row for each number of actors and drivers."""
+    return table(
+        (
+            f"actors, {figures['num_pieces']} pieces, medians of {rounds_of(figures['rounds'])}",
+            "drivers",
+            "pieces/s",
+            "ms of a driver's processor, a piece",
+            "of the job's own process",
+        ),
+        (
+            (
+                f"{case['num_actors']}",
+                f"{case['num_drivers']}",
+                f"{case['pieces_per_second']:.1f}",
+                f"{case['driver_seconds'] * 1e3:.1f}",
+                f"{case['job_seconds'] * 1e3:.1f}" if case["num_drivers"] > 1 else "the same",
+            )
+            for case in figures["cases"]
+        ),
+    )
+
+
+def _job_ms(figures: Figures) -> float:
+    return next(case["job_seconds"] * 1e3 for case in figures["cases"] if case["num_drivers"] > 1)
+
+
+DRIVERS = Section(
+    claims=(
+        Claim(
+            what="the job's own processor for an embedded piece, driven by several processes",
+            of=_job_ms,
+            digits=1,
+            unit=" ms",
+        ),
+    ),
+    tables=drivers_tables,
+)
+
 SIDES = {"ours": "mmvp-ray", "theirs": "clip-retrieval"}
 
 

@@ -23,7 +23,7 @@ class EmbedConfig:
     num_actors: int | None = None
     """Encoder actors; as many as the GPUs (or the CPU threads) allow unless given."""
     num_drivers: int | None = None
-    """Processes that drive Ray Data, each with its part of the shards and the actors; one for every 64 actors unless given."""
+    """Processes that drive Ray Data, each with its part of the shards and the actors; one for every 64 actors unless given, fewer on nodes of few CPUs: each has an equal part of every node, in whole CPUs."""
     gpus_per_actor: float = 1.0
     """GPUs of an encoder actor; a fraction lets several share one."""
 

@@ -28,10 +28,26 @@ MAX_DRIVERS_LOST = 3
 """How often a driver's process may die before the run ends."""
 
 
-def split_work(work: Sequence[ShardWork], num_actors: int, num_drivers: int | None) -> list[tuple[ShardWork, ...]]:
-    """The shards of each driver: as many drivers as asked for, else one for each ACTORS_PER_DRIVER; none without an actor or a shard."""
-    wanted = num_drivers or -(-num_actors // ACTORS_PER_DRIVER)
-    count = max(1, min(wanted, num_actors, len(work)))
+MIN_GRANTED = 0.75
+"""Share of a cluster's CPUs that drivers must leave of use: Ray grants each an equal part of every node, in whole CPUs."""
+
+
+def num_drivers(num_actors: int, node_cpus: Sequence[float]) -> int:
+    """Drivers for so many actors: one for each ACTORS_PER_DRIVER, and fewer where the nodes are too small to be shared by so many.
+
+    Args:
+        num_actors: Encoder actors of all drivers.
+        node_cpus: CPUs of each node.
+    """
+    count = max(1, -(-num_actors // ACTORS_PER_DRIVER))
+    while count > 1 and sum(cpus // count * count for cpus in node_cpus) < MIN_GRANTED * sum(node_cpus):
+        count -= 1
+    return count
+
+
+def split_work(work: Sequence[ShardWork], count: int) -> list[tuple[ShardWork, ...]]:
+    """The shards of each of so many drivers, or of as many as there are shards."""
+    count = min(count, len(work))
     # By turns: neighbours in the listing are alike, and so every driver has as much to do.
     return [tuple(work[start::count]) for start in range(count)]
 

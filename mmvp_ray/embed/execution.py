@@ -72,6 +72,9 @@ def run_execution(job: EmbedJob, work: Sequence[ShardWork], share: Share) -> Gen
     # What goes wrong comes as an exception; Ray Data would print its stack as well, before the one line that the user needs.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
+    # Ray grants each of several executions an equal part of every node, rounded down: of one GPU, none, so that a pool would not grow. The
+    # least that a pool asks for it has without a grant.
+    min_actors = 1 if share.limits is None else share.num_actors
     items = [{"work": work_to_json(one)} for one in work]
     rows = (
         ray.data.from_items(items, override_num_blocks=min(len(items), MAX_READS))
@@ -95,7 +98,9 @@ def run_execution(job: EmbedJob, work: Sequence[ShardWork], share: Share) -> Gen
             fn_constructor_args=(job,),
             num_cpus=share.cpus_per_actor,
             num_gpus=share.gpus_per_actor,
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=share.num_actors, max_tasks_in_flight_per_actor=2),
+            compute=ray.data.ActorPoolStrategy(
+                min_size=min_actors, max_size=share.num_actors, max_tasks_in_flight_per_actor=2
+            ),
         )
     )
     yield from rows.iter_rows()

@@ -11,7 +11,7 @@ from typing import Any
 from mmvp_ray.cluster import Resources, Session
 from mmvp_ray.embed.attempts import forget_loads, forget_tries, open_loads
 from mmvp_ray.embed.config import DEFAULT_BATCH_SIZE, EmbedConfig
-from mmvp_ray.embed.drivers import run_drivers, split_work
+from mmvp_ray.embed.drivers import num_drivers, run_drivers, split_work
 from mmvp_ray.embed.execution import ACTORS_SHARE, Share, run_execution
 from mmvp_ray.embed.plan import Plan, ShardWork, plan_work
 from mmvp_ray.embed.stages import EmbedJob
@@ -69,14 +69,14 @@ def embed_corpora(
         stuck_seconds=config.stuck_seconds,
         run=uuid.uuid4().hex,
     )
-    parts = split_work(plan.work, size, config.num_drivers)
+    parts = split_work(plan.work, min(size, config.num_drivers or num_drivers(size, have.node_cpus)))
     shares = share_out(have, [len(part) for part in parts], num_actors=size, num_gpus=num_gpus)
     open_loads(store, job.run)
     try:
         if len(parts) == 1:
             summaries = run_execution(job, plan.work, shares[0])
         else:
-            summaries = run_drivers(job, parts, shares, left=functools.partial(_left, store, list(specs)))
+            summaries = run_drivers(job, parts, shares, left=functools.partial(_left, job))
         with contextlib.closing(summaries):
             for summary in summaries:
                 on_piece(summary)
@@ -88,8 +88,12 @@ def embed_corpora(
         forget_tries(store, {work.shard.corpus for work in plan.work})
 
 
-def _left(store: Store, encoders: Sequence[str], part: Sequence[ShardWork]) -> Sequence[ShardWork]:
-    return plan_work(store, [work.shard for work in part], encoders).work
+def _left(job: EmbedJob, part: Sequence[ShardWork]) -> Sequence[ShardWork]:
+    """What a driver that died has left to do of its part."""
+    # Its actors that were loading died with it, not of it.
+    forget_loads(job.store, job.run)
+    open_loads(job.store, job.run)
+    return plan_work(job.store, [work.shard for work in part], list(job.specs)).work
 
 
 def start_early(session: Session) -> None:

@@ -27,6 +27,8 @@ T = TypeVar("T")
 POISON = "python:tests.integration.poison_encoder:factory"
 HELD_ENCODER = "python:tests.integration.held_encoder:factory"
 CONFIG = EmbedConfig(num_threads=1, batch_size=4)
+NUM_SHARED_GPUS = 3
+"""Of one node that two drivers share."""
 NUM_GPUS = 1
 """Of the first node, where Ray is told so: nothing here needs one."""
 
@@ -265,14 +267,15 @@ def bad_loads(world: str, out: str) -> dict[str, Any]:
 
 
 def drivers(world: str, out: str) -> dict[str, Any]:
-    """Two drivers of Ray Data: one is killed and replaced, one is killed too often, and one meets an encoder that raises."""
+    """Two drivers of Ray Data, three logical GPUs: one is killed and replaced, one is killed too often, and one meets an encoder that raises."""
     from unittest.mock import patch
 
     import psutil
+    import ray
 
     from mmvp_ray.errors import MmvpError
 
-    config = dataclasses.replace(CONFIG, num_actors=2, num_drivers=2)
+    config = dataclasses.replace(CONFIG, num_actors=3, num_drivers=2)
     held = Path(os.environ[HELD])
 
     def running() -> list[Any]:
@@ -282,30 +285,39 @@ def drivers(world: str, out: str) -> dict[str, Any]:
                 found += [process] if "ray::_drive" in " ".join(process.cmdline()) else []
         return found
 
-    def kill_one(store: str, seen: list[int]) -> None:
-        deadline = time.monotonic() + 240
-        while len(list(Path(store).rglob(f"embeddings/**/*{DONE}"))) < NUM_TABLES and time.monotonic() < deadline:
+    def kill_one(store: str, seen: list[float]) -> None:
+        deadline = time.monotonic() + 60
+        while len(list(Path(store).rglob(f"embeddings/**/*{DONE}"))) < NUM_TABLES or (
+            ray.available_resources().get("GPU", 0.0) and time.monotonic() < deadline
+        ):
             time.sleep(0.02)
-        seen.append(len(found := running()))
+        seen += [len(found := running()), NUM_SHARED_GPUS - ray.available_resources().get("GPU", 0.0)]
         found[0].kill()
         # The others may go on.
         held.unlink()
 
     found: dict[str, Any] = {}
-    with Session() as session:
-        session.start()
+    patiently(lambda: ray.init(address="local", num_cpus=2, num_gpus=NUM_SHARED_GPUS, log_to_driver=False))
+    with Session():
         for name, max_lost in (("replaced", MAX_DRIVERS_LOST), ("too_often", 0)):
             held.symlink_to(f"{out}/{name}")
-            seen: list[int] = []
+            seen: list[float] = []
             thread = threading.Thread(target=kill_one, args=(f"{out}/{name}", seen))
             thread.start()
             with patch("mmvp_ray.embed.drivers.MAX_DRIVERS_LOST", max_lost):
                 try:
-                    found[name] = embed(world, f"{out}/{name}", lambda: None, encoders=[HELD_ENCODER], config=config)
+                    found[name] = embed(
+                        world,
+                        f"{out}/{name}",
+                        lambda: None,
+                        encoders=[HELD_ENCODER],
+                        config=config,
+                        gpus_per_actor=1.0,
+                    )
                 except MmvpError as error:
                     found[name] = {"error": f"{type(error).__name__}: {error}"}
             thread.join()
-            found[name]["num_drivers"] = seen[0]
+            found[name]["num_drivers"], found[name]["num_gpus"] = seen
         try:
             embed(f"{world}/raises", f"{out}/raises", lambda: None, encoders=[POISON], config=config)
         except MmvpError as error:

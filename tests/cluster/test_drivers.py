@@ -8,6 +8,7 @@ import pytest
 
 from mmvp_ray.miniature.shards import WorldConfig, write_shards
 from mmvp_ray.store.verify import verify
+from tests.cluster.scenarios import NUM_SHARED_GPUS
 from tests.cluster.test_clusters import run_scenario
 from tests.conftest import write_tar
 from tests.integration.held_encoder import HELD
@@ -37,6 +38,7 @@ def test_a_killed_driver_is_replaced_and_its_tables_are_those_of_one_driver(
     found = run_scenario("drivers", world, out)
 
     assert found["replaced"]["num_drivers"] == 2
+    assert found["replaced"]["num_gpus"] == NUM_SHARED_GPUS, "Ray grants each of two drivers one GPU of three"
     assert found["replaced"]["num_complete_shards"] == found["one"]["num_complete_shards"] > 2
     assert 0 < found["replaced"]["num_read"] <= found["one"]["num_read"] == WORLD.num_images + sum(WORLD.flaw_counts)
     assert verify(str(out / "replaced")).problems == []

@@ -224,6 +224,23 @@ RAW: dict[str, dict[str, Any]] = {
         ],
         "ratios": {"embeddings": 1.5, "images": 1.5},
     },
+    "drivers": {
+        "machine": MACHINE,
+        "num_pieces": 500,
+        "pieces_per_second": 6.0,
+        "rounds": [[]],
+        "cases": [
+            {
+                "num_actors": actors,
+                "num_drivers": drivers,
+                "actors_seen": actors,
+                "pieces_per_second": 5.5,
+                "job_seconds": 0.0011 if drivers > 1 else seconds,
+                "driver_seconds": seconds,
+            }
+            for actors, drivers, seconds in ((2, 1, 0.016), (48, 1, 0.028), (48, 2, 0.025))
+        ],
+    },
     "copies": {
         "machine": MACHINE,
         "rows": [

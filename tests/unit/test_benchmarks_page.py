@@ -91,6 +91,7 @@ SAID = {
     ],
     "search_growth": ["1.04 | at most 1.6 | yes", "1.30 % | at most 5 % | yes", "**0.98000** | at least 0.99", "0.069 | at most 0.1 | yes"],
     "copies": ["0.99950 | at least 0.999 | yes", "46,308, 5,000"],
+    "drivers": ["several processes | 1.1 ms |", "| 48 | 2 | 5.5 | 25.0 | 1.1 |", "| 48 | 1 | 5.5 | 28.0 | the same |"],
     "passes": ["1.50 times as fast", "| ids of images tables, read whole | 119 | 98 | 3 | 240 | 360 | 1.50 |"],
     "hygiene": ["**5.00 GiB** | at most 4 GiB | **no**", "| hygiene | 52.1 | 1.00 | 2.0 | left 18,293,363 |"],
     "mof": ["1.04 | at least 0.9 | yes", "2,700 (2,500 to 2,800)"],

@@ -22,6 +22,7 @@ from benchmarks.scaling_model import (
     model,
     published_specs,
 )
+from mmvp_ray.embed.drivers import ACTORS_PER_DRIVER
 from mmvp_ray.pipeline.cost import FILE_BYTES, ROW_BYTES, START_SECONDS
 from mmvp_ray.pipeline.encoder_flop import flop_per_image
 from mmvp_ray.pipeline.unit_costs import CORES_PER_GPU, Hardware, UnitCosts, table_costs
@@ -33,6 +34,7 @@ COSTS = Costs(
     read_bytes=100_000.0,
     commit_seconds=0.05,
     driver_seconds=0.02,
+    job_seconds=0.001,
     census_seconds=1e-6,
     hygiene_seconds=7e-6,
     pass_seconds=0.03,
@@ -53,7 +55,6 @@ SCALING: dict[str, Any] = {
         "read_bytes": 100_000.0,
         "written_bytes": 3900.0,
         "commit_seconds": 0.02,
-        "driver_seconds": 0.01,
     },
 }
 GPU: dict[str, Any] = {
@@ -82,7 +83,8 @@ def test_one_gpu_equals_sums_by_hand() -> None:
         "decode": images / (100.0 * CORES_PER_GPU),
         "encode and commit": images * flop / 3e14 + pieces * (0.05 + REQUESTS_IN_A_ROW * REQUEST_SECONDS),
         "write tables": written / NODE_BYTES_PER_SECOND,
-        "driver": pieces * 0.02,
+        "drivers": pieces * 0.02,
+        "count pieces": pieces * 0.001,
         "read ids": pieces * 0.03 / min(MAX_TASKS, CORES_PER_GPU),
         "census": images * 1e-6,
         "read blocks": 2 * images * (2 * 768 + 16) / NODE_BYTES_PER_SECOND,
@@ -92,7 +94,7 @@ def test_one_gpu_equals_sums_by_hand() -> None:
     found = model(COSTS, 1, images)
     assert found.num_pieces == pieces
     assert {stage.name: stage.hours * 3600 for stage in found.stages} == pytest.approx(seconds)
-    embed = max(seconds[name] for name in ("read images", "decode", "encode and commit", "write tables", "driver"))
+    embed = max(seconds[name] for name in ("read images", "decode", "encode and commit", "write tables", "drivers"))
     assert found.embed_hours * 3600 == pytest.approx(embed + START_SECONDS)
     rest = sum(seconds[name] for name in ("read ids", "census", "read blocks", "multiply", "hygiene"))
     assert found.hours * 3600 == pytest.approx(embed + START_SECONDS + rest)
@@ -140,8 +142,24 @@ def test_work_of_gpus_is_divided_and_that_of_one_process_is_not() -> None:
     eight, many = hours(COSTS, 8, 10**9), hours(COSTS, 512, 10**9)
     for name in ("read images", "decode", "encode and commit", "write tables", "read blocks", "multiply"):
         assert eight[name] == pytest.approx(64 * many[name]), name
-    for name in ("driver", "census", "hygiene"):
+    for name in ("census", "hygiene"):
         assert eight[name] == many[name], name
+
+
+def test_a_driver_looks_after_so_many_gpus_and_the_job_counts_what_several_did() -> None:
+    one, two, many = (hours(COSTS, num_gpus, 10**9) for num_gpus in (ACTORS_PER_DRIVER, ACTORS_PER_DRIVER + 1, 512))
+    assert one["drivers"] == 2 * two["drivers"] == 8 * many["drivers"] == pytest.approx(488_282 * 0.02 / 3600)
+    assert one["count pieces"] == two["count pieces"] == many["count pieces"] == pytest.approx(488_282 * 0.001 / 3600)
+
+
+def test_drivers_come_from_their_own_benchmark() -> None:
+    cases = [
+        {"num_actors": 48, "num_drivers": 1, "driver_seconds": 0.03, "job_seconds": 0.03},
+        {"num_actors": 48, "num_drivers": 2, "driver_seconds": 0.025, "job_seconds": 0.002},
+        {"num_actors": 2, "num_drivers": 1, "driver_seconds": 0.01, "job_seconds": 0.01},
+    ]
+    costs = costs_from({"scaling": SCALING, "drivers": {"cases": cases}})
+    assert (costs.driver_seconds, costs.job_seconds) == (0.03, 0.002)
 
 
 def test_gpus_of_one_node_share_its_network() -> None:
@@ -161,7 +179,7 @@ def test_what_bounds_a_run_follows_the_costs() -> None:
     assert model(COSTS, 8).bound.name == "encode and commit"
     slow = dataclasses.replace(COSTS.rates, decode_images_per_second=1.0)
     assert model(dataclasses.replace(COSTS, rates=slow), 8).bound.name == "decode"
-    assert model(dataclasses.replace(COSTS, driver_seconds=10.0), 512).bound.name == "driver"
+    assert model(dataclasses.replace(COSTS, driver_seconds=10.0), 512).bound.name == "drivers"
     assert model(COSTS, 8, 10**9).bound.phase == JOIN
 
 

@@ -297,7 +297,7 @@ PLAN = Plan(
     num_images_total=3,
 )
 SESSION: Any = SimpleNamespace(
-    resources=lambda: SimpleNamespace(num_cpus=2.0, num_gpus=0.0, smallest_node_cpus=2.0),
+    resources=lambda: SimpleNamespace(num_cpus=2.0, num_gpus=0.0, smallest_node_cpus=2.0, node_cpus=(2.0,)),
 )
 
 

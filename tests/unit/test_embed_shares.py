@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mmvp_ray.cluster import Resources
 from mmvp_ray.embed import EmbedConfig, ShardWork
-from mmvp_ray.embed.drivers import ACTORS_PER_DRIVER, split_work
+from mmvp_ray.embed.drivers import ACTORS_PER_DRIVER, num_drivers, split_work
 from mmvp_ray.embed.run import OBJECTS_SHARE, share_out
 from mmvp_ray.errors import ConfigError
 from mmvp_ray.sources.piece import Shard
@@ -41,19 +39,19 @@ def cluster(num_cpus: float = 16.0, num_gpus: float = 0.0, smallest: float = 16.
 @given(
     num_shards=st.integers(1, 300),
     num_actors=st.integers(1, 1000),
-    num_drivers=st.none() | st.integers(1, 40),
+    drivers=st.none() | st.integers(1, 40),
     num_gpus=st.sampled_from([0.0, 0.5, 1.0]),
 )
 def test_every_shard_and_every_actor_belongs_to_one_driver(
-    num_shards: int, num_actors: int, num_drivers: int | None, num_gpus: float
+    num_shards: int, num_actors: int, drivers: int | None, num_gpus: float
 ) -> None:
     work = shards(num_shards)
-    parts = split_work(work, num_actors, num_drivers)
+    wanted = min(num_actors, drivers or num_drivers(num_actors, [64.0]))
+    parts = split_work(work, wanted)
     assert sorted(one.shard.uri for part in parts for one in part) == sorted(one.shard.uri for one in work)
     sizes = [len(part) for part in parts]
     assert min(sizes) >= 1 and max(sizes) - min(sizes) <= 1
-    wanted = num_drivers or math.ceil(num_actors / ACTORS_PER_DRIVER)
-    assert len(parts) == min(wanted, num_actors, num_shards)
+    assert len(parts) == min(wanted, num_shards)
 
     have = cluster(num_gpus=num_actors * num_gpus)
     shares = share_out(have, sizes, num_actors=num_actors, num_gpus=num_gpus)
@@ -81,9 +79,18 @@ def test_a_cluster_that_is_yet_to_grow_limits_nobody_to_what_it_has_now() -> Non
 
 
 def test_what_one_driver_can_look_after_is_driven_by_the_job_itself() -> None:
-    assert len(split_work(shards(500), ACTORS_PER_DRIVER, None)) == 1
-    assert len(split_work(shards(500), ACTORS_PER_DRIVER + 1, None)) == 2
-    assert len(split_work(shards(500), 512, None)) == 8
+    assert num_drivers(1, [2.0]) == num_drivers(ACTORS_PER_DRIVER, [64.0]) == 1
+    assert num_drivers(ACTORS_PER_DRIVER + 1, [64.0]) == 2
+    assert num_drivers(512, [112.0] * 64) == num_drivers(512, [16.0] * 512) == 8
+
+
+def test_no_more_drivers_than_can_share_a_node() -> None:
+    # Ray would grant 0 of 4 CPUs to each of 8, and 1 of 7 to each of 5.
+    assert num_drivers(512, [4.0] * 512) == 4
+    assert num_drivers(512, [1.0] * 512) == 1
+    assert num_drivers(320, [7.0] * 320) == 3
+    # A small node beside large ones loses nothing that counts.
+    assert num_drivers(512, [2.0, *[112.0] * 64]) == 8
 
 
 def test_fewer_than_one_driver_is_refused() -> None:
