@@ -37,8 +37,8 @@ CENSUS_SECONDS = 876 / 1e9
 HYGIENE_SECONDS = (52 + 535 + 94) / 1e8
 """A near pair: counts, copies, hubs, sorting and hygiene of 1e8 on one process (likewise); the images tables were read in it as well."""
 DRIVER_SECONDS, JOB_SECONDS = 0.028, 0.0011
-"""Of a core for a piece: of the process that drives Ray Data for 48 actors, and of the job's own where several processes do (likewise,
-benchmarks.drivers)."""
+"""Of a core for a piece: of the process that drives Ray Data for 48 actors, and of the job's own where several processes do
+(docs/performance_notes.md, "What driving many actors costs"; benchmarks.drivers measures both)."""
 PASS_SECONDS = 0.0090 + 3 * 0.0038
 """Of a core for a piece on S3: a census reads ids of its vectors, blind pairs and what is shown those of its images table, the counts its
 marker (measured by benchmarks.passes)."""

@@ -10,26 +10,25 @@ from typing import Any
 from mmvp_ray.embed.execution import Share, run_execution
 from mmvp_ray.embed.plan import ShardWork
 from mmvp_ray.embed.stages import EmbedJob
+from mmvp_ray.errors import ResourceError
+from mmvp_ray.images.reasons import one_line
 from mmvp_ray.task_errors import task_error
 
 log = logging.getLogger(__name__)
 
 ACTORS_PER_DRIVER = 64
 """What a piece costs its driver grows with the actors that it looks after: 16 ms of a core's time with 2 of them, 28 with 48. A GPU takes some
-three seconds for a piece of 2,048 images and both encoders, so that 64 of them leave about half of the core (docs/performance.md, Scaling)."""
-
-DRIVER_CPUS = 0.1
-"""Logical CPUs of a driver: enough to keep it off a head that takes no work, and too little to keep work off its node."""
+three seconds for a piece of 2,048 images and both encoders, so that 64 of them leave a third of the core (docs/performance.md, Driving many
+actors)."""
 
 SENT_SECONDS = 1.0
-"""Numbers of pieces wait so long for those that come after them: hundreds of pieces a second reach the one process that counts them."""
+"""A driver sends numbers of pieces so often at most, and with a piece: hundreds of pieces a second reach the one process that counts them."""
 
 MAX_DRIVERS_LOST = 3
-"""How often a driver's process may die before the run ends."""
-
+"""Drivers of one part that may die in a row, none of which told of a piece."""
 
 MIN_GRANTED = 0.75
-"""Share of a cluster's CPUs that drivers must leave of use: Ray grants each an equal part of every node, in whole CPUs."""
+"""Share of a cluster's CPUs that drivers must be able to use: Ray grants each an equal part of every node, in whole CPUs."""
 
 
 def num_drivers(num_actors: int, node_cpus: Sequence[float]) -> int:
@@ -40,9 +39,14 @@ def num_drivers(num_actors: int, node_cpus: Sequence[float]) -> int:
         node_cpus: CPUs of each node.
     """
     count = max(1, -(-num_actors // ACTORS_PER_DRIVER))
-    while count > 1 and sum(cpus // count * count for cpus in node_cpus) < MIN_GRANTED * sum(node_cpus):
+    while granted(count, node_cpus) < MIN_GRANTED:
         count -= 1
     return count
+
+
+def granted(count: int, node_cpus: Sequence[float]) -> float:
+    """Share of the CPUs of all nodes that so many drivers can use; all of them for one."""
+    return 1.0 if count == 1 else sum(cpus // count * count for cpus in node_cpus) / (sum(node_cpus) or 1.0)
 
 
 def split_work(work: Sequence[ShardWork], count: int) -> list[tuple[ShardWork, ...]]:
@@ -71,40 +75,53 @@ def run_drivers(
             told of are in no numbers; they are in the store.
 
     Raises:
-        Exception: what an execution raised, with Ray's wrappers around it. ResourceError: processes of one part died MAX_DRIVERS_LOST times.
+        Exception: what an execution raised, with Ray's wrappers around it. ResourceError: more than MAX_DRIVERS_LOST drivers of one part died in
+            a row.
     """
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    drive = ray.remote(num_cpus=DRIVER_CPUS, max_retries=0, num_returns="streaming", scheduling_strategy="SPREAD")(
-        _drive
-    )
-    running: dict[Any, int] = {
+    # Where the job is: it is lost with that node anyway, while drivers elsewhere would be lost with theirs. And Ray Data keeps actors that all
+    # its executions on a cluster ask beside the first driver.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    remote: Any = ray.remote(num_cpus=0, max_retries=0, num_returns="streaming")(_drive)
+    drive = remote.options(scheduling_strategy=here)
+    streams: dict[Any, int] = {
         drive.remote(job, part, share): number for number, (part, share) in enumerate(zip(parts, shares, strict=True))
     }
     num_lost = [0] * len(parts)
     try:
-        while running:
-            ready: Any = ray.wait(list(running), num_returns=1)[0][0]
-            number = running[ready]
+        while streams:
+            stream: Any = ray.wait(list(streams), num_returns=1)[0][0]
+            number = streams[stream]
             try:
-                yield from ray.get(next(ready))
+                summaries = ray.get(next(stream))
             except StopIteration:
-                del running[ready]
+                del streams[stream]
             except ray.exceptions.RayTaskError:
                 raise
             except ray.exceptions.RayError as error:
-                del running[ready]
+                # If it is but its answer that was lost, it must not go on beside the next one.
+                ray.cancel(stream, force=True)
+                del streams[stream]
                 num_lost[number] += 1
+                died = f"driver {number + 1} of {len(parts)} died ({one_line(str(error), max_chars=200)})"
                 if num_lost[number] > MAX_DRIVERS_LOST:
-                    raise
-                log.warning("driver %d of %d died (%s): another one goes on", number + 1, len(parts), task_error(error))
+                    raise ResourceError(
+                        f"expected drivers that outlive their part of the work, found that {died}, as did {MAX_DRIVERS_LOST} before it; see whether "
+                        "the job's node has the memory for them, and Ray's logs: the same command goes on"
+                    ) from error
+                log.warning("%s: another one goes on", died)
                 if rest := left(parts[number]):
-                    running[drive.remote(job, rest, shares[number])] = number
+                    streams[drive.remote(job, rest, shares[number])] = number
+            else:
+                num_lost[number] = 0
+                yield from summaries
     finally:
         # A generator that nobody reads to its end may be closed after the session is: a call would then start Ray anew.
         if ray.is_initialized():
-            for ref in running:
-                ray.cancel(ref, force=True)
+            for stream in streams:
+                ray.cancel(stream, force=True)
 
 
 def _drive(job: EmbedJob, work: Sequence[ShardWork], share: Share) -> Iterator[list[dict[str, Any]]]:

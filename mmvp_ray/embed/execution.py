@@ -17,15 +17,15 @@ DECODE_SHARE = 0.8
 ACTORS_SHARE = 0.1
 """Logical CPUs on a node of two or more: as many decodes as cores, beside reads and actors that mostly wait. All actors together never hold
 more than a part of the smallest node: after the loss of a node they may all come up on one that is left, and must leave room for the tasks
-that rebuild lost blocks, or the run hangs (research/ray.md, seen)."""
+that rebuild lost blocks, or the run hangs (seen)."""
 
 BLOCK_BYTES = 1 << 20
 """Ray Data's target size of a block. Every row is a piece and far larger, so each is a block of its own and moves on at once."""
 
-MAX_READS = 2_048
+MAX_READS = 8_192
 """Tasks that read, in all of an execution. Ray Data takes some 2 ms to take in the input of each before anything begins, and sends what it
-knows of all of them to its statistics every five seconds: with 100,000 that would be minutes, and most of the driver's time ever after.
-Where shards are more, a task reads several, one after the other."""
+knows of all of them to its statistics every five seconds: with 100,000 that would be minutes, and a good part of the driver's time ever
+after. Where shards are more, a task reads several, one after the other; all of them again, when a node is lost with a piece of theirs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +56,7 @@ def run_execution(job: EmbedJob, work: Sequence[ShardWork], share: Share) -> Gen
         Exception: what a stage raised, with Ray's wrappers around it (task_errors.py).
     """
     import ray.data
-    from ray.data import ExecutionResources
+    from ray.data import ExecutionOptions, ExecutionResources
 
     context = ray.data.DataContext.get_current()
     context.target_max_block_size = BLOCK_BYTES
@@ -64,11 +64,13 @@ def run_execution(job: EmbedJob, work: Sequence[ShardWork], share: Share) -> Gen
     context.print_on_execution_start = False
     # Else an exception of a stage comes wrapped in one of Ray Data's, and loses itself when that travels to the driver.
     context.raise_original_map_exception = True
+    num_cpus, num_bytes = share.limits or (None, None)
+    # Also where there are none: this process may have driven another execution.
+    limits = ExecutionResources.for_limits(cpu=num_cpus, object_store_memory=num_bytes)
+    context.execution_options = ExecutionOptions(resource_limits=limits)
     if share.limits is not None:
-        num_cpus, num_bytes = share.limits
-        context.execution_options.resource_limits = ExecutionResources.for_limits(
-            cpu=num_cpus, object_store_memory=num_bytes
-        )
+        # Its actors may wait for GPUs as long as others have them.
+        context.execution_no_progress_timeout_s = -1
     # What goes wrong comes as an exception; Ray Data would print its stack as well, before the one line that the user needs.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from mmvp_ray.cluster import Resources, Session
 from mmvp_ray.embed.attempts import forget_loads, forget_tries, open_loads
 from mmvp_ray.embed.config import DEFAULT_BATCH_SIZE, EmbedConfig
-from mmvp_ray.embed.drivers import num_drivers, run_drivers, split_work
+from mmvp_ray.embed.drivers import MIN_GRANTED, granted, num_drivers, run_drivers, split_work
 from mmvp_ray.embed.execution import ACTORS_SHARE, Share, run_execution
 from mmvp_ray.embed.plan import Plan, ShardWork, plan_work
 from mmvp_ray.embed.stages import EmbedJob
@@ -19,6 +20,8 @@ from mmvp_ray.encoders import EncoderSpec
 from mmvp_ray.errors import ResourceError
 from mmvp_ray.store import Store
 from mmvp_ray.task_errors import task_error
+
+log = logging.getLogger(__name__)
 
 CORES_PER_READ = 4
 """A core decodes some 150 images a second; one read brings several times that, and holds a whole piece in memory."""
@@ -58,6 +61,17 @@ def embed_corpora(
     have = session.resources()
     num_gpus = gpus_per_actor if gpus_per_actor is not None else config.gpus_per_actor if device == "cuda" else 0.0
     size = config.num_actors or num_actors(have, num_gpus=num_gpus, num_threads=config.num_threads)
+    # A pool of one execution grows with its work; those of several begin at their full size.
+    useful = min(size, plan.num_pieces_left)
+    count = min(useful, config.num_drivers or num_drivers(useful, have.node_cpus))
+    if count > 1:
+        size = useful
+        if granted(count, have.node_cpus) < MIN_GRANTED:
+            log.warning(
+                "%d drivers can use %.0f %% of the CPUs: each has an equal part of every node, in whole CPUs; use fewer (--num-drivers)",
+                count,
+                100 * granted(count, have.node_cpus),
+            )
     job = EmbedJob(
         store=store,
         specs=specs,
@@ -69,7 +83,7 @@ def embed_corpora(
         stuck_seconds=config.stuck_seconds,
         run=uuid.uuid4().hex,
     )
-    parts = split_work(plan.work, min(size, config.num_drivers or num_drivers(size, have.node_cpus)))
+    parts = split_work(plan.work, count)
     shares = share_out(have, [len(part) for part in parts], num_actors=size, num_gpus=num_gpus)
     open_loads(store, job.run)
     try:

@@ -267,23 +267,37 @@ def bad_loads(world: str, out: str) -> dict[str, Any]:
 
 
 def drivers(world: str, out: str) -> dict[str, Any]:
-    """Two drivers of Ray Data, three logical GPUs: one is killed and replaced, one is killed too often, and one meets an encoder that raises."""
+    """Two drivers of Ray Data, three logical GPUs: one is killed and replaced, one is killed too often; one meets an encoder that raises; a run is
+    left when its first pieces are done."""
     from unittest.mock import patch
 
     import psutil
     import ray
 
-    from mmvp_ray.errors import MmvpError
+    from mmvp_ray.embed.run import _left
+    from mmvp_ray.errors import MmvpError, ResourceError
 
     config = dataclasses.replace(CONFIG, num_actors=3, num_drivers=2)
     held = Path(os.environ[HELD])
 
-    def running() -> list[Any]:
+    def running(*titles: str) -> list[Any]:
         found = []
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
-                found += [process] if "ray::_drive" in " ".join(process.cmdline()) else []
+                found += [process] if any(title in " ".join(process.cmdline()) for title in titles) else []
         return found
+
+    def none_left() -> bool:
+        """Whether drivers and actors are gone, and the GPUs with them, in three minutes: one that imports ends when it has."""
+        deadline = time.monotonic() + 180
+        while running("ray::_drive", "EmbedActor") or ray.available_resources().get("GPU", 0.0) < NUM_SHARED_GPUS:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.1)
+        return True
+
+    def leave() -> None:
+        raise ResourceError("left")
 
     def kill_one(store: str, seen: list[float]) -> None:
         deadline = time.monotonic() + 60
@@ -291,7 +305,7 @@ def drivers(world: str, out: str) -> dict[str, Any]:
             ray.available_resources().get("GPU", 0.0) and time.monotonic() < deadline
         ):
             time.sleep(0.02)
-        seen += [len(found := running()), NUM_SHARED_GPUS - ray.available_resources().get("GPU", 0.0)]
+        seen += [len(found := running("ray::_drive")), NUM_SHARED_GPUS - ray.available_resources().get("GPU", 0.0)]
         found[0].kill()
         # The others may go on.
         held.unlink()
@@ -304,7 +318,10 @@ def drivers(world: str, out: str) -> dict[str, Any]:
             seen: list[float] = []
             thread = threading.Thread(target=kill_one, args=(f"{out}/{name}", seen))
             thread.start()
-            with patch("mmvp_ray.embed.drivers.MAX_DRIVERS_LOST", max_lost):
+            with (
+                patch("mmvp_ray.embed.drivers.MAX_DRIVERS_LOST", max_lost),
+                patch("mmvp_ray.embed.run._left", side_effect=_left) as left,
+            ):
                 try:
                     found[name] = embed(
                         world,
@@ -318,16 +335,16 @@ def drivers(world: str, out: str) -> dict[str, Any]:
                     found[name] = {"error": f"{type(error).__name__}: {error}"}
             thread.join()
             found[name]["num_drivers"], found[name]["num_gpus"] = seen
-        try:
-            embed(f"{world}/raises", f"{out}/raises", lambda: None, encoders=[POISON], config=config)
-        except MmvpError as error:
-            found["raises"] = f"{type(error).__name__}: {error}"
-        deadline = time.monotonic() + 60
-        while left := running():
-            if time.monotonic() > deadline:
-                break
-            time.sleep(0.1)
-        found["num_left"] = len(left)
+            found[name]["parts"] = [len(call.args[1]) for call in left.call_args_list]
+            found[name]["none_left"] = none_left()
+        for name, shards, encoder, on_piece in (
+            ("raises", f"{world}/raises", POISON, lambda: None),
+            ("left", world, HELD_ENCODER, leave),
+        ):
+            try:
+                embed(shards, f"{out}/{name}", on_piece, encoders=[encoder], config=config, gpus_per_actor=1.0)
+            except MmvpError as error:
+                found[name] = {"error": f"{type(error).__name__}: {error}", "none_left": none_left()}
         with patch("mmvp_ray.embed.execution.MAX_READS", 3):
             found["one"] = embed(world, f"{out}/one", lambda: None, encoders=[HELD_ENCODER])
     return found

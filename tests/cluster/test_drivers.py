@@ -44,8 +44,15 @@ def test_a_killed_driver_is_replaced_and_its_tables_are_those_of_one_driver(
     assert verify(str(out / "replaced")).problems == []
     assert files(out / "replaced") == files(out / "one")
 
+    assert len(found["replaced"]["parts"]) == 1, "one other driver, for one part"
+    assert found["replaced"]["parts"][0] < found["one"]["num_complete_shards"]
+    assert found["too_often"]["parts"] == []
+
     assert found["too_often"]["num_drivers"] == 2
-    assert found["too_often"]["error"].startswith("ResourceError: expected processes that outlive their tasks, found")
-    assert found["raises"].startswith("DataError: expected vectors from encoder"), found["raises"]
-    assert "\n" not in found["raises"]
-    assert found["num_left"] == 0
+    assert found["too_often"]["error"].startswith("ResourceError: expected drivers that outlive their part of the work")
+    assert found["raises"]["error"].startswith("DataError: expected vectors from encoder")
+    assert found["left"]["error"] == "ResourceError: left"
+    assert all("\n" not in found[name]["error"] for name in ("too_often", "raises", "left"))
+    for name in ("replaced", "too_often", "raises", "left"):
+        assert found[name]["none_left"], name
+        assert list((out / name).rglob("attempts/**/p-*")) == [], name
