@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
+import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
@@ -128,6 +130,7 @@ def _drive(job: EmbedJob, work: Sequence[ShardWork], share: Share) -> Iterator[l
     """The task: the numbers of the pieces that were finished since it last gave some."""
     found: list[dict[str, Any]] = []
     sent_at = time.monotonic()
+    failure: BaseException | None = None
     try:
         for summary in run_execution(job, work, share):
             found.append(summary)
@@ -135,5 +138,11 @@ def _drive(job: EmbedJob, work: Sequence[ShardWork], share: Share) -> Iterator[l
                 yield found
                 found, sent_at = [], time.monotonic()
     except Exception as error:
-        raise task_error(error) from error
+        failure = task_error(error).with_traceback(None)
+        failure.__cause__ = failure.__context__ = None
+        traceback.clear_frames(error.__traceback__)
+    # Ray keeps this process for other tasks, and while frames or cycles in it hold the execution, its actors keep their GPUs (seen).
+    gc.collect()
+    if failure is not None:
+        raise failure
     yield found
