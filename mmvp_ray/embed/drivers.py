@@ -20,8 +20,8 @@ log = logging.getLogger(__name__)
 
 ACTORS_PER_DRIVER = 64
 """What a piece costs its driver grows with the actors that it looks after: 16 ms of a core's time with 2 of them, 28 with 48. A GPU takes some
-three seconds for a piece of 2,048 images and both encoders, so that 64 of them leave a third of the core (docs/performance.md, Driving many
-actors)."""
+three seconds for a piece of 2,048 images and both encoders (assumed), so that 64 of them leave a third of the core
+(docs/performance_notes.md, "What driving many actors costs"; 64 is beyond what was measured)."""
 
 SENT_SECONDS = 1.0
 """A driver sends numbers of pieces so often at most, and with a piece: hundreds of pieces a second reach the one process that counts them."""
